@@ -1,0 +1,1 @@
+//! The HTTP endpoints (contract §9).

@@ -1,0 +1,102 @@
+//! What is listened to, and where it goes (`config/contracts.toml` and `abi/`).
+
+use std::sync::Arc;
+
+use alloy::{
+    dyn_abi::DynSolEvent,
+    json_abi::Event as AbiEvent,
+    primitives::{Address, B256},
+};
+
+/// All active entries, in the order of the file.
+#[derive(Debug, Default)]
+pub struct Registry {
+    listeners: Vec<Listener>,
+}
+
+/// One event of one contract entry.
+#[derive(Debug)]
+pub struct Listener {
+    /// The entry's name.
+    pub contract: Arc<str>,
+    /// The one contract that is meant; `None` means any.
+    pub address: Option<Address>,
+    /// First block of interest.
+    pub start_block: Option<u64>,
+    /// The event as the ABI states it.
+    pub event: AbiEvent,
+    /// Keccak-256 of its signature.
+    pub topic0: B256,
+    /// The handler's name.
+    pub handler: Arc<str>,
+    /// Where the handler sends.
+    pub target: SinkTarget,
+    /// Whether only tracked tokens pass.
+    pub token_filter: bool,
+    /// How it is decoded.
+    pub shape: Shape,
+}
+
+/// How an event is decoded.
+#[derive(Debug)]
+pub enum Shape {
+    /// The ERC-20 Transfer, by fixed layout.
+    Erc20Transfer,
+    /// Anything else, by its ABI.
+    Other(DynSolEvent),
+}
+
+/// Where a handler sends.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum SinkTarget {
+    /// Standard output, one JSON object a line.
+    Stdout,
+    /// An SQS queue.
+    Sqs {
+        /// Queue URL.
+        url: String,
+    },
+}
+
+impl Registry {
+    /// The registry of these entries.
+    #[must_use]
+    pub fn new(listeners: Vec<Listener>) -> Self {
+        Self { listeners }
+    }
+
+    /// All entries, in the order of the file.
+    #[must_use]
+    pub fn listeners(&self) -> &[Listener] {
+        &self.listeners
+    }
+
+    /// The entries that may match a log, in the order of the file. Whether one does match depends on the log's shape
+    /// too, which decoding finds out.
+    pub fn candidates(&self, address: Address, topic0: B256, block: u64) -> impl Iterator<Item = &Listener> {
+        self.listeners.iter().filter(move |listener| {
+            listener.topic0 == topic0
+                && listener.address.is_none_or(|one| one == address)
+                && listener.start_block.is_none_or(|first| first <= block)
+        })
+    }
+
+    /// The first topics to ask nodes for.
+    #[must_use]
+    pub fn topics(&self) -> Vec<B256> {
+        let mut topics: Vec<B256> = self.listeners.iter().map(|listener| listener.topic0).collect();
+        topics.sort_unstable();
+        topics.dedup();
+        topics
+    }
+
+    /// The addresses to ask nodes for; empty where some entry listens to any address.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<Address> {
+        let mut addresses: Vec<Address> =
+            self.listeners.iter().map(|listener| listener.address).collect::<Option<_>>().unwrap_or_default();
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses
+    }
+}

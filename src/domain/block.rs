@@ -1,0 +1,45 @@
+//! A block is a number *and* a hash; a number alone names a height, which a reorganisation may give to another block.
+
+use std::fmt;
+
+use alloy::primitives::B256;
+
+/// Block numbers at or above this are refused as invalid input: Lua, JSON and JavaScript hold integers exactly only
+/// below 2^53 (protocol §3.4).
+pub const MAX_BLOCK_NUMBER: u64 = (1 << 53) - 1;
+
+/// One particular block: its height and its hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlockRef {
+    /// Height, below 2^53.
+    pub number: u64,
+    /// Keccak-256 of the header, as the node states it.
+    pub hash: B256,
+}
+
+impl fmt::Display for BlockRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.number, self.hash)
+    }
+}
+
+/// The part of a block header that the listener needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Height, below 2^53.
+    pub number: u64,
+    /// Hash of this block.
+    pub hash: B256,
+    /// Hash of the block before it.
+    pub parent: B256,
+    /// Seconds since the Unix epoch, as the chain states them.
+    pub timestamp: u64,
+}
+
+impl Header {
+    /// This block's number and hash.
+    #[must_use]
+    pub fn block(&self) -> BlockRef {
+        BlockRef { number: self.number, hash: self.hash }
+    }
+}

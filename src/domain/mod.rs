@@ -1,0 +1,25 @@
+//! The words of the domain, as types. Pure: no I/O, no clocks, nothing of ours imported.
+//!
+//! | word | type |
+//! | --- | --- |
+//! | block, head | [`BlockRef`], [`Header`] |
+//! | range | [`BlockRange`] |
+//! | gap | [`IntervalSet`] |
+//! | safe, finalized, confirmation depth | [`DeliveryMode`], [`Heights`] |
+//! | log | [`RawLog`] |
+//! | event | [`Event`], [`Args`] |
+//! | token | [`Token`], [`TokenList`] |
+
+mod block;
+mod event;
+mod finality;
+mod gaps;
+mod range;
+mod token;
+
+pub use block::{BlockRef, Header, MAX_BLOCK_NUMBER};
+pub use event::{Args, Digest, Event, RawLog, Track};
+pub use finality::{DeliveryMode, Heights};
+pub use gaps::IntervalSet;
+pub use range::BlockRange;
+pub use token::{Token, TokenList};

@@ -1,0 +1,16 @@
+//! chaintap listens to EVM chains and never loses an event.
+
+pub mod domain;
+
+pub mod pipeline;
+
+pub mod rpc;
+pub mod sinks;
+pub mod store;
+pub mod tokens;
+
+pub mod api;
+pub mod cli;
+pub mod config;
+pub mod devchain;
+pub mod telemetry;

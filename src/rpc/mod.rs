@@ -1,0 +1,101 @@
+//! The chain's edge: heads, headers and logs from EVM nodes.
+//!
+//! [`ChainSource`] is what the pipeline sees. Everything it returns is validated: a log belongs to the block or range
+//! that was asked for, and a range is complete up to a header that came in the same answer.
+
+use alloy::primitives::{Address, B256};
+use async_trait::async_trait;
+use futures_util::stream::BoxStream;
+
+use crate::domain::{BlockRange, BlockRef, Header, RawLog};
+
+/// Which block to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum At {
+    /// The newest block.
+    Latest,
+    /// The newest block that the node calls safe.
+    Safe,
+    /// The newest block that the node calls finalized.
+    Finalized,
+    /// The canonical block of this height.
+    Number(u64),
+    /// The block with this hash, canonical or not.
+    Hash(B256),
+}
+
+/// Which logs to ask for: any of the addresses (none = all) with any of the topics as first topic.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogFilter {
+    /// Emitting contracts; empty means any.
+    pub addresses: Vec<Address>,
+    /// First topics; never empty, or everything would be asked for.
+    pub topics: Vec<B256>,
+}
+
+/// The logs of a range, proven complete up to the header of its last block.
+#[derive(Clone, Debug)]
+pub struct RangeLogs {
+    /// Ordered by block and log index, without duplicates.
+    pub logs: Vec<RawLog>,
+    /// Header of the range's first block, from the same batch.
+    pub first: Header,
+    /// Header of the range's last block, from the same batch.
+    pub last: Header,
+}
+
+/// A chain that can be listened to.
+///
+/// # Errors
+///
+/// Every method answers with the [`RpcError`] that says what the caller should do.
+#[async_trait]
+pub trait ChainSource: Send + Sync {
+    /// The chain's id, asked of the node.
+    async fn chain_id(&self) -> Result<u64, RpcError>;
+
+    /// A header; `None` where the node does not have that block, or not that tag.
+    async fn header(&self, at: At) -> Result<Option<Header>, RpcError>;
+
+    /// The matching logs of one block, asked for by its hash.
+    async fn block_logs(&self, block: BlockRef, timestamp: u64, filter: &LogFilter) -> Result<Vec<RawLog>, RpcError>;
+
+    /// The matching logs of a range; [`RpcError::TooLarge`] where the node wants a smaller one.
+    async fn range_logs(&self, range: BlockRange, filter: &LogFilter) -> Result<RangeLogs, RpcError>;
+
+    /// A stream that yields once for every sign of a new head. A sign is a tap on the shoulder and carries nothing: the
+    /// head itself is always read with [`header`](Self::header). `None` where the source cannot push; the stream
+    /// ends when its connection does.
+    async fn heads(&self) -> Result<Option<BoxStream<'static, ()>>, RpcError>;
+}
+
+/// What went wrong with a node, by what the caller should do.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum RpcError {
+    /// Try again after a pause, elsewhere if there is an elsewhere.
+    #[error("{0}")]
+    Transient(String),
+    /// The node asks for fewer requests: wait, at least as long as it says.
+    #[error("rate limited: {message}")]
+    Throttled {
+        /// The node's words.
+        message: String,
+        /// `Retry-After`, where the node gave it.
+        retry_after: Option<std::time::Duration>,
+    },
+    /// Ask for a smaller range.
+    #[error("answer too large: {0}")]
+    TooLarge(String),
+    /// The node does not have this block yet: ask again later; never shrink, never take it as empty.
+    #[error("node is behind: {0}")]
+    Behind(String),
+    /// The block has left the chain.
+    #[error("block left the chain: {0}")]
+    Orphaned(String),
+    /// The answer is not what was asked for: never use it.
+    #[error("invalid answer: {0}")]
+    Invalid(String),
+    /// This endpoint will never serve the request.
+    #[error("{0}")]
+    Fatal(String),
+}

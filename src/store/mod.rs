@@ -1,0 +1,375 @@
+//! The state's edge: the delivery protocol's scripts as one trait, with two homes: Redis (shared by replicas) and an
+//! embedded file (one process).
+//!
+//! Every operation is atomic and idempotent: a reply that was lost is repaired by asking again. What each one does is
+//! written in full in `docs/protocol.md`; the numbers of its sections appear here as "protocol §". Both homes pass
+//! one contract test suite, `tests/store_contract.rs`.
+//!
+//! The store knows the identity of its process (`owner`: host and boot id); callers do not pass it.
+
+use std::time::Duration;
+
+use alloy::primitives::B256;
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::domain::{BlockRange, BlockRef, Digest, Event, IntervalSet, Track};
+
+pub mod embedded;
+pub mod keys;
+mod packed;
+pub mod redis;
+
+/// Time to live of a claim. Operators rely on 5 minutes (contract §3).
+pub const CLAIM_TTL: Duration = Duration::from_mins(5);
+/// Time to live of a process's heartbeat; a dead owner's claims are taken over after it.
+pub const HEARTBEAT_TTL: Duration = Duration::from_secs(10);
+/// How often the heartbeat is renewed.
+pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(3);
+/// Most blocks in one claim.
+pub const MAX_CLAIM_BLOCKS: u64 = 100;
+/// Most events in one part of a journal entry.
+pub const MAX_PART_EVENTS: usize = 1_000;
+/// Most disjoint intervals kept above the watermark; beyond it no new range is opened above the holes.
+pub const MAX_DONE_INTERVALS: usize = 10_000;
+/// Markers `block:{n}` are kept for this many blocks below the newest one.
+pub const MARKER_BLOCKS: u64 = 10_000;
+/// At this many refused messages a sink counts as down.
+pub const MAX_REFUSED: u64 = 100_000;
+/// Undecodable logs kept for an operator to see, the newest.
+pub const MAX_UNDECODABLE: u64 = 10_000;
+
+/// Where to begin on an empty store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// The first block to deliver.
+    At(u64),
+    /// The head at this moment is the first block to deliver; the caller read it.
+    Latest(u64),
+}
+
+/// The truth, as one consistent reading.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Every block at or below it is delivered; -1 before block 0.
+    pub watermark: i64,
+    /// The highest delivered block.
+    pub tip: i64,
+    /// Every block at or below it is final and needs no journal; -1 at first.
+    pub sealed: i64,
+    /// Canonical hash at `sealed`, once something was sealed.
+    pub sealed_hash: Option<B256>,
+    /// Raised whenever blocks are taken back or delivered again; the source of versions.
+    pub epoch: u64,
+    /// Version of the token list and contracts that events are filtered with.
+    pub filter_version: u64,
+    /// Why nothing may be delivered, where that is so.
+    pub frozen: Option<String>,
+    /// The service name written into the views.
+    pub service: String,
+}
+
+/// What the planner reads: progress and what is done above the watermark.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The truth.
+    pub progress: Progress,
+    /// Committed intervals above the watermark.
+    pub done: IntervalSet,
+}
+
+/// What INIT found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Initialised {
+    /// The state to go on from.
+    pub progress: Progress,
+    /// Whether the store was empty of truth and this call began it.
+    pub fresh: bool,
+    /// What an operator's edit of a view changed, in words for the log; empty where nothing was edited.
+    pub edits: Vec<String>,
+}
+
+/// Proof of a claim, compared by the store before anything is released or renewed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The claimed blocks.
+    pub range: BlockRange,
+    /// `owner:fence`, the value of the claim's keys.
+    pub token: String,
+    /// Epoch at the time of the claim.
+    pub epoch: u64,
+    /// Sealed height at the time of the claim.
+    pub sealed: i64,
+    /// Filter version at the time of the claim.
+    pub filter_version: u64,
+    /// Live journal entries in `[from - 1, to + 1]`.
+    pub live: Vec<BlockRef>,
+}
+
+/// Answer of CLAIM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClaimReply {
+    /// The range is ours (granted, granted again, or taken over from a dead owner).
+    Granted(Grant),
+    /// Some block of the range is delivered already: plan anew.
+    Done,
+    /// Someone else has some of it. Held is not done: look again after the given time.
+    Held {
+        /// The blocks, within the asked range, that are held.
+        blocks: BlockRange,
+        /// Until the claim may be free: the lower of the claim's and its owner's heartbeat's time to live.
+        retry_after: Duration,
+    },
+    /// Nothing may be claimed; the reason.
+    Frozen(String),
+}
+
+/// One part of a block's events, to be journaled before it is sent.
+#[derive(Clone, Debug)]
+pub struct Intent<'a> {
+    /// The block.
+    pub block: BlockRef,
+    /// Hash of the block before it.
+    pub parent: B256,
+    /// Epoch of the claim.
+    pub epoch: u64,
+    /// Filter version of the caller's token list.
+    pub filter_version: u64,
+    /// 0 for the first part, then ascending.
+    pub part: u32,
+    /// Digest of all parts up to and including this one.
+    pub digest: Digest,
+    /// The part's events, at most [`MAX_PART_EVENTS`], possibly none.
+    pub events: &'a [Event],
+}
+
+/// Answer of INTENT.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IntentReply {
+    /// Journaled, and a barrier vouches for it: it may be sent.
+    Journaled,
+    /// The block is delivered already.
+    Done,
+    /// The epoch moved on: claim again.
+    Stale,
+    /// The filter moved on: refresh, then claim again.
+    OldList,
+    /// At or below the sealed height and without an entry: use the final path.
+    Sealed,
+    /// A delivered or journaled neighbour contradicts the block: a reorganisation; says which.
+    Conflict(String),
+    /// The block contradicts the sealed chain.
+    Deep(String),
+    /// The entry holds other events than the caller's: read it, merge, append.
+    More,
+}
+
+/// One block to commit through its journal entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockCommit {
+    /// The block.
+    pub block: BlockRef,
+    /// Epoch it was journaled in.
+    pub epoch: u64,
+    /// Filter version of the caller's token list.
+    pub filter_version: u64,
+    /// Digest of everything that was acknowledged.
+    pub digest: Digest,
+}
+
+/// A range at or below the final height, to commit without a journal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FinalCommit {
+    /// The blocks.
+    pub range: BlockRange,
+    /// Epoch of the claim.
+    pub epoch: u64,
+    /// Sealed height at the time of the claim.
+    pub sealed: i64,
+    /// Hash of the block before the range.
+    pub parent: B256,
+    /// Hash of the range's last block.
+    pub hash: B256,
+    /// Canonical blocks at the heights of the live entries that the claim returned.
+    pub confirmed: Vec<BlockRef>,
+    /// Filter version of the caller's token list.
+    pub filter_version: u64,
+}
+
+/// Answer of COMMIT and `COMMIT_FINAL`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CommitReply {
+    /// Done, in one step: journal, done, watermark, views, marker, claim.
+    Committed {
+        /// The new watermark.
+        watermark: i64,
+        /// The new tip.
+        tip: i64,
+        /// A view was edited by an operator and left as it is; the edit is applied at the next start.
+        edited: bool,
+    },
+    /// The entry is gone or is being taken back.
+    Fenced,
+    /// The epoch moved on: claim and send again.
+    Stale,
+    /// The filter moved on: refresh, then claim again.
+    OldList,
+    /// The entry holds more than was acknowledged: read it, send the rest, commit again.
+    More,
+    /// A live entry contradicts the range: a reorganisation; says which.
+    Conflict(String),
+}
+
+/// A live journal entry, without its events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JournalEntry {
+    /// The block.
+    pub block: BlockRef,
+    /// Hash of the block before it.
+    pub parent: B256,
+    /// Epoch it was journaled in.
+    pub epoch: u64,
+    /// Whether it was committed (otherwise it is being sent).
+    pub done: bool,
+}
+
+/// Answer of SEAL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SealReply {
+    /// Sealed up to the asked height; `true` where more committed entries wait to be dropped: call again.
+    Sealed {
+        /// Call again to drop the rest.
+        more: bool,
+    },
+    /// The run tops are not the caller's: read the journal again.
+    Refused,
+}
+
+/// Answer of REPLAY and SKIP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReplayReply {
+    /// Done; the new progress.
+    Done(Progress),
+    /// The epoch moved on: read again.
+    Stale,
+}
+
+/// Why something is among the dead letters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeadKind {
+    /// A sink will never take the message.
+    Refused,
+    /// A log of a tracked contract could not be decoded.
+    Undecodable,
+}
+
+/// Something that could not be delivered, kept for an operator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeadLetter {
+    /// `{event id}|{handler}`: burying the same one again overwrites it.
+    pub key: String,
+    /// Why it is here.
+    pub kind: DeadKind,
+    /// The sink's or the decoder's words.
+    pub reason: String,
+    /// The handler it was meant for.
+    pub handler: String,
+    /// Height of its block.
+    pub block_number: u64,
+    /// Hash of its block.
+    pub block_hash: B256,
+    /// The message (refused), or the log as JSON (undecodable).
+    pub body: String,
+    /// Milliseconds since the Unix epoch at which it was buried.
+    pub buried_at: u64,
+}
+
+/// Durable state of one chain.
+///
+/// # Errors
+///
+/// Every method answers with the [`StoreError`] that says what the caller should do. [`StoreError::Vanished`] comes
+/// from every method but [`init`](Self::init) where the truth is gone.
+#[async_trait]
+pub trait StateStore: Send + Sync {
+    /// Opens the chain's state, or begins it; applies an operator's edits. The first caller on an empty store wins.
+    async fn init(&self, start: Start) -> Result<Initialised, StoreError>;
+
+    /// Whether the store holds truth for this chain, without creating any; `None` where it is empty.
+    async fn peek(&self) -> Result<Option<Snapshot>, StoreError>;
+
+    /// Progress and done intervals, read at one moment.
+    async fn snapshot(&self) -> Result<Snapshot, StoreError>;
+
+    /// Says that this process lives; every [`HEARTBEAT_EVERY`].
+    async fn heartbeat(&self) -> Result<(), StoreError>;
+
+    /// CLAIM: the right to work on a range of at most [`MAX_CLAIM_BLOCKS`] blocks. All or nothing.
+    async fn claim(&self, range: BlockRange) -> Result<ClaimReply, StoreError>;
+
+    /// RENEW: `false` where any of the claim's blocks is no longer ours.
+    async fn renew(&self, grant: &Grant) -> Result<bool, StoreError>;
+
+    /// RELEASE: gives back whatever is still ours.
+    async fn release(&self, grant: &Grant) -> Result<(), StoreError>;
+
+    /// Releases every claim of this process (at the end of a shutdown).
+    async fn retire(&self) -> Result<(), StoreError>;
+
+    /// INTENT with its barrier, before the part is sent.
+    async fn intent(&self, intent: Intent<'_>) -> Result<IntentReply, StoreError>;
+
+    /// The journaled events of an entry, in the order of their parts.
+    async fn journaled(&self, block: BlockRef, epoch: u64) -> Result<Vec<Event>, StoreError>;
+
+    /// The live entries at or below `up_to`, ascending.
+    async fn journal(&self, up_to: u64) -> Result<Vec<JournalEntry>, StoreError>;
+
+    /// COMMIT one block after every sink acknowledged every event of it.
+    async fn commit(&self, commit: BlockCommit, track: Track, grant: &Grant) -> Result<CommitReply, StoreError>;
+
+    /// `COMMIT_FINAL` a range after every sink acknowledged every event of it.
+    async fn commit_final(&self, commit: FinalCommit, track: Track, grant: &Grant) -> Result<CommitReply, StoreError>;
+
+    /// SEAL: `at` is the canonical block at the final height, `tops` the canonical top of every run at or below it.
+    async fn seal(&self, at: BlockRef, tops: &[BlockRef]) -> Result<SealReply, StoreError>;
+
+    /// REPLAY: deliver again from `to + 1`, with the same ids and higher versions.
+    async fn replay(&self, to: i64, epoch: u64) -> Result<ReplayReply, StoreError>;
+
+    /// SKIP: the operator knows that blocks up to `to` will not be delivered by this store.
+    async fn skip(&self, to: u64, epoch: u64) -> Result<ReplayReply, StoreError>;
+
+    /// Keeps dead letters durably. `false` where there is no room for more refused messages: the block stays missing.
+    /// Of undecodable logs the oldest make room.
+    async fn bury(&self, letters: &[DeadLetter]) -> Result<bool, StoreError>;
+
+    /// Number of dead letters.
+    async fn dead_letters_len(&self) -> Result<u64, StoreError>;
+
+    /// Up to `limit` dead letters after the key `after`, by key.
+    async fn dead_letters(&self, after: Option<&str>, limit: usize) -> Result<Vec<DeadLetter>, StoreError>;
+
+    /// Removes dead letters by key; how many there were.
+    async fn exhume(&self, keys: &[String]) -> Result<u64, StoreError>;
+
+    /// What makes acknowledged writes survive, in words for the start and `/health`: `WAIT 1`, `appendfsync always`,
+    /// `one host`.
+    fn durability(&self) -> String;
+}
+
+/// What went wrong with the store, by what the caller should do.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// It did not answer, or not in time; what was asked may or may not have happened: ask again.
+    #[error("state store unavailable: {0}")]
+    Transient(String),
+    /// The truth is gone while running (flushed, evicted, another database): stop and let someone look.
+    #[error("state vanished: {0}")]
+    Vanished(String),
+    /// The store is not usable for this chain until someone mends it; says what and how.
+    #[error("{0}")]
+    Fatal(String),
+}

@@ -1,0 +1,6 @@
+//! The real servers that tests run against, each started on a free loopback port and ended with its guard.
+//!
+//! `make test` installs them (`tests/support/install.sh`); a test whose server is missing fails and says so.
+#![allow(dead_code, unreachable_pub, missing_docs, clippy::missing_panics_doc, clippy::must_use_candidate)]
+
+pub mod process;
