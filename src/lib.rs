@@ -12,5 +12,6 @@ pub mod tokens;
 pub mod api;
 pub mod cli;
 pub mod config;
+pub mod crypto;
 pub mod devchain;
 pub mod telemetry;

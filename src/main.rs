@@ -1,1 +1,3 @@
+//! The binary: command line in, exit code out.
+
 fn main() {}
