@@ -1,6 +1,9 @@
 //! What the process tells of itself: logs, metrics, error reports, and the vitals behind `/health`.
 
+pub mod health;
 pub mod metrics;
 pub mod vitals;
 
-pub use vitals::Vitals;
+pub use health::{Check, Health, Status};
+pub use metrics::Metrics;
+pub use vitals::{Edge, Profile, Vitals};
