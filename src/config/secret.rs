@@ -23,6 +23,22 @@ impl SecretUrl {
         Ok(Self { shown, value: text.into() })
     }
 
+    /// stub
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.shown.clone()
+    }
+    /// stub
+    #[must_use]
+    pub fn is_socket(&self) -> bool {
+        self.shown.starts_with("ws")
+    }
+    /// stub
+    #[must_use]
+    pub fn http_twin(&self) -> Self {
+        Self::parse(&self.expose().replacen("ws", "http", 1).replace("/ws/", "/")).unwrap_or_else(|_| self.clone())
+    }
+
     /// The whole URL, for the client that connects with it and for nobody else.
     #[must_use]
     pub fn expose(&self) -> &str {

@@ -17,14 +17,14 @@ use crate::{
 
 /// The right to work on a range, until its deadline.
 #[derive(Clone, Debug)]
-pub struct Claim {
+pub(super) struct Claim {
     pub(super) grant: Grant,
     deadline: Instant,
 }
 
 /// What came of asking for a range.
 #[derive(Debug)]
-pub enum Acquired {
+pub(super) enum Acquired {
     /// It is ours.
     Ours(Claim),
     /// Some of it is delivered already.

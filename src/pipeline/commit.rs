@@ -9,16 +9,14 @@ use tracing::{debug, warn};
 
 use super::{Claim, Context, Delivered, Proof, StageError, View, persist};
 use crate::{
-    domain::{BlockRange, BlockRef, Track},
+    domain::{BlockRef, Track},
     rpc::At,
     store::{CommitReply, JournalEntry, SealReply},
     telemetry::metrics,
 };
 
 /// Commits what was delivered.
-pub(super) async fn advance(
-    ctx: &Context, track: Track, claim: Claim, delivered: Delivered,
-) -> Result<BlockRange, StageError> {
+pub(super) async fn advance(ctx: &Context, track: Track, claim: Claim, delivered: Delivered) -> Result<(), StageError> {
     let grant = &claim.grant;
     let reply = match delivered.proof {
         Proof::Journaled(commit) => persist(ctx, Duration::MAX, || ctx.store.commit(commit, track, grant)).await?,
@@ -30,9 +28,9 @@ pub(super) async fn advance(
         CommitReply::Committed { watermark, tip, edited } => {
             debug!(range = %grant.range, events = delivered.events, watermark, tip, "committed");
             metrics::blocks_processed(track, grant.range.blocks());
-            metrics::events_delivered(track, delivered.events);
+            metrics::events_matched(delivered.events);
             note_edit(ctx, edited);
-            Ok(grant.range)
+            Ok(())
         }
         CommitReply::Fenced => Err(StageError::Again("the journal entry was taken back")),
         CommitReply::Stale => Err(StageError::Again("the epoch moved on")),

@@ -6,16 +6,12 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use alloy::{
-    dyn_abi::EventExt,
-    sol,
-    sol_types::SolEvent,
-};
+use alloy::{sol, sol_types::SolEvent};
 
 use crate::{
     config::{Listener, Registry, Shape},
     domain::{Args, Event, RawLog},
-    sinks::message,
+    sinks::args_json,
 };
 
 sol! {
@@ -29,7 +25,7 @@ const TRANSFER_DATA: usize = 32;
 
 /// What became of a batch of logs.
 #[derive(Debug, Default)]
-pub struct Decoded {
+pub(super) struct Decoded {
     /// In the order of their logs.
     pub candidates: Vec<Candidate>,
     /// How many logs matched an entry but are not that event, by reason.
@@ -40,7 +36,7 @@ pub struct Decoded {
 
 /// An event that someone wants if its token is tracked, or in any case.
 #[derive(Clone, Debug)]
-pub struct Candidate {
+pub(super) struct Candidate {
     /// The event.
     pub event: Event,
     /// Whether only tracked tokens pass.
@@ -49,7 +45,7 @@ pub struct Candidate {
 
 /// A log that an entry asks for but that is not what its ABI says.
 #[derive(Clone, Debug)]
-pub struct Undecodable {
+pub(super) struct Undecodable {
     /// The log.
     pub log: RawLog,
     /// The handler that it would have gone to.
@@ -62,7 +58,7 @@ pub struct Undecodable {
 
 /// Decodes logs by every entry that matches; for one sink the first entry in the file wins (contract §7).
 #[must_use]
-pub fn events(registry: &Registry, logs: Vec<RawLog>) -> Decoded {
+pub(super) fn events(registry: &Registry, logs: Vec<RawLog>) -> Decoded {
     let mut decoded = Decoded::default();
     for log in logs {
         decode_one(registry, log, &mut decoded);
@@ -110,7 +106,7 @@ fn arguments(listener: &Listener, log: &RawLog) -> Result<Args, &'static str> {
         Shape::Other(event) => {
             let decoded =
                 event.decode_log_parts(log.topics.iter().copied(), &log.data).map_err(|_| reject::MALFORMED)?;
-            Ok(Args::Json(message::arguments(&listener.event, &decoded).into()))
+            Ok(Args::Json(args_json(&listener.event, &decoded).into()))
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     domain::{BlockRef, Digest, Event, Header},
     sinks::{Message, Outcome, Sink},
     store::{BlockCommit, DeadKind, DeadLetter, FinalCommit, Intent, IntentReply, MAX_PART_EVENTS},
-    telemetry::{metrics, vitals::Edge},
+    telemetry::{Edge, metrics},
 };
 
 /// Longest pause between two tries of a sink.
@@ -23,7 +23,7 @@ const SINK_PAUSE: Duration = Duration::from_secs(10);
 
 /// Proof that every event of a block or range was acknowledged; only this file makes one.
 #[derive(Debug)]
-pub struct Delivered {
+pub(super) struct Delivered {
     pub(super) proof: Proof,
     pub(super) events: u64,
     _only_here: (),
@@ -40,7 +40,10 @@ pub(super) enum Proof {
 
 /// Journals and sends one unsealed block, part by part.
 pub(super) async fn journaled(
-    ctx: &Context, claim: &Claim, header: &Header, wanted: Wanted,
+    ctx: &Context,
+    claim: &Claim,
+    header: &Header,
+    wanted: Wanted,
 ) -> Result<Delivered, StageError> {
     bury_undecodable(ctx, wanted.undecodable).await?;
     let mut entry = Entry { ctx, claim, header, digest: Digest::default(), part: 0 };
@@ -58,6 +61,11 @@ pub(super) async fn journaled(
             }
             send(ctx, claim, part).await?;
         }
+    }
+    if !wanted.events.is_empty() {
+        metrics::delivery_latency_seconds(
+            wall_clock().saturating_sub(Duration::from_secs(header.timestamp)).as_secs_f64(),
+        );
     }
     let commit = BlockCommit {
         block: header.block(),
@@ -79,7 +87,11 @@ pub(super) async fn part(ctx: &Context, claim: &Claim, wanted: Wanted) -> Result
 
 /// All parts of a final range were sent: `first` and `last` are the headers of its ends.
 pub(super) fn finished(
-    claim: &Claim, first: &Header, last: &Header, confirmed: Vec<BlockRef>, events: u64,
+    claim: &Claim,
+    first: &Header,
+    last: &Header,
+    confirmed: Vec<BlockRef>,
+    events: u64,
 ) -> Delivered {
     let commit = FinalCommit {
         range: claim.grant.range,
@@ -113,7 +125,9 @@ enum Appended {
 impl Entry<'_> {
     async fn append(&mut self, events: &[Event]) -> Result<Appended, StageError> {
         let mut digest = self.digest;
-        events.iter().for_each(|event| digest.add(event));
+        for event in events {
+            digest.add(event);
+        }
         let intent = Intent {
             block: self.header.block(),
             parent: self.header.parent,
@@ -164,9 +178,17 @@ impl Entry<'_> {
     }
 }
 
+/// What waits for one sink, in the order of the logs.
+struct Queue<'a> {
+    sink: Arc<dyn Sink>,
+    messages: Vec<Message>,
+    /// The event behind each message.
+    events: Vec<&'a Event>,
+}
+
 /// Hands events to their sinks; the sinks work side by side, each in the order of the logs.
 async fn send(ctx: &Context, claim: &Claim, events: &[Event]) -> Result<(), StageError> {
-    let mut queues: BTreeMap<&str, (Arc<dyn Sink>, Vec<(Message, &Event)>)> = BTreeMap::new();
+    let mut queues: BTreeMap<&str, Queue<'_>> = BTreeMap::new();
     for event in events {
         let sink = ctx.sinks.get(&*event.handler).ok_or_else(|| {
             StageError::Halt(format!(
@@ -175,27 +197,27 @@ async fn send(ctx: &Context, claim: &Claim, events: &[Event]) -> Result<(), Stag
             ))
         })?;
         let message = Message::apply(event, ctx.chain.id, claim.grant.epoch);
-        queues.entry(sink.name()).or_insert_with(|| (sink.clone(), Vec::new())).1.push((message, event));
+        let queue =
+            queues.entry(sink.name()).or_insert_with(|| Queue { sink: sink.clone(), messages: vec![], events: vec![] });
+        queue.messages.push(message);
+        queue.events.push(event);
     }
-    let handing_over = queues.into_values().map(|(sink, queue)| hand_over(ctx, sink, queue));
+    let handing_over = queues.into_values().map(|queue| hand_over(ctx, queue));
     futures_util::future::try_join_all(handing_over).await.map(|_| ())
 }
 
 /// One sink's messages, until each is acknowledged or buried.
-async fn hand_over(ctx: &Context, sink: Arc<dyn Sink>, queue: Vec<(Message, &Event)>) -> Result<(), StageError> {
-    let (mut pending, mut events): (Vec<Message>, Vec<&Event>) = queue.into_iter().unzip();
+async fn hand_over(ctx: &Context, queue: Queue<'_>) -> Result<(), StageError> {
+    let Queue { sink, messages: mut pending, mut events } = queue;
     let mut backoff = Backoff::new(SINK_PAUSE);
     while !pending.is_empty() {
         ctx.vitals.queued(sink.name(), pending.len());
         let begun = Instant::now();
         let sent = timeout(ctx.limits.sink_timeout, sink.send(&pending)).await;
-        metrics::sink_send_seconds(sink.name(), begun.elapsed());
+        metrics::sink_send_seconds(sink.name(), begun.elapsed().as_secs_f64());
         let outcomes = sent.unwrap_or_else(|_| vec![timed_out(ctx.limits.sink_timeout); pending.len()]);
         let tried = Tried::of(&pending, &events, outcomes);
         metrics::sink_messages(sink.name(), "acknowledged", tried.acknowledged);
-        for event in &tried.delivered {
-            metrics::delivery_latency(event.timestamp);
-        }
         if !tried.refused.is_empty() {
             metrics::sink_messages(sink.name(), "refused", tried.refused.len() as u64);
             bury(ctx, &tried.refused).await?;
@@ -209,7 +231,11 @@ async fn hand_over(ctx: &Context, sink: Arc<dyn Sink>, queue: Vec<(Message, &Eve
                 backoff.reset();
             }
             Some((reason, throttled)) => {
-                metrics::sink_retry(sink.name(), if throttled { "throttled" } else { "failed" });
+                metrics::sink_messages(
+                    sink.name(),
+                    if throttled { "throttled" } else { "retry" },
+                    tried.keep.len() as u64,
+                );
                 ctx.vitals.edge(Edge::Sink(sink.name().into()), Err(&reason));
                 warn!(sink = sink.name(), reason, pending = pending.len(), "sink did not take everything");
                 if tried.acknowledged > 0 && !throttled {
@@ -224,26 +250,21 @@ async fn hand_over(ctx: &Context, sink: Arc<dyn Sink>, queue: Vec<(Message, &Eve
 }
 
 /// What one call of a sink came to.
-struct Tried<'a> {
+struct Tried {
     acknowledged: u64,
-    delivered: Vec<&'a Event>,
     refused: Vec<DeadLetter>,
     keep: Vec<usize>,
     retry: Option<(String, bool)>,
 }
 
-impl<'a> Tried<'a> {
-    fn of(pending: &[Message], events: &[&'a Event], outcomes: Vec<Outcome>) -> Self {
-        let mut tried =
-            Self { acknowledged: 0, delivered: vec![], refused: vec![], keep: vec![], retry: None };
+impl Tried {
+    fn of(pending: &[Message], events: &[&Event], outcomes: Vec<Outcome>) -> Self {
+        let mut tried = Self { acknowledged: 0, refused: vec![], keep: vec![], retry: None };
         let missing = pending.len().saturating_sub(outcomes.len());
         let outcomes = outcomes.into_iter().chain(std::iter::repeat_n(Outcome::Held, missing));
         for (index, ((message, event), outcome)) in pending.iter().zip(events).zip(outcomes).enumerate() {
             match outcome {
-                Outcome::Acknowledged => {
-                    tried.acknowledged += 1;
-                    tried.delivered.push(event);
-                }
+                Outcome::Acknowledged => tried.acknowledged += 1,
                 Outcome::Refused(reason) => tried.refused.push(refused(message, event, reason)),
                 Outcome::Held => tried.keep.push(index),
                 Outcome::Retry { reason, throttled } => {
@@ -277,7 +298,7 @@ fn refused(message: &Message, event: &Event, reason: String) -> DeadLetter {
         block_number: event.block.number,
         block_hash: event.block.hash,
         body: message.body.clone(),
-        buried_at: wall_clock_millis(),
+        buried_at: u64::try_from(wall_clock().as_millis()).unwrap_or(u64::MAX),
     }
 }
 
@@ -296,7 +317,7 @@ async fn bury_undecodable(ctx: &Context, logs: Vec<Undecodable>) -> Result<(), S
                 "transactionHash": log.transaction_hash, "logIndex": log.log_index,
             })
             .to_string(),
-            buried_at: wall_clock_millis(),
+            buried_at: u64::try_from(wall_clock().as_millis()).unwrap_or(u64::MAX),
         })
         .collect();
     if letters.is_empty() { Ok(()) } else { bury(ctx, &letters).await }
@@ -307,10 +328,11 @@ async fn bury(ctx: &Context, letters: &[DeadLetter]) -> Result<(), StageError> {
     let mut backoff = Backoff::new(SINK_PAUSE);
     for letter in letters {
         error!(key = letter.key, reason = letter.reason, "kept as a dead letter");
-        metrics::dead_letter(match letter.kind {
+        let kind = match letter.kind {
             DeadKind::Refused => "refused",
             DeadKind::Undecodable => "undecodable",
-        });
+        };
+        metrics::dead_letters_buried(kind, 1);
     }
     while !persist(ctx, Duration::MAX, || ctx.store.bury(letters)).await? {
         let reason = "no room for more dead letters: redrive or drop some (chaintap dlq)";
@@ -322,8 +344,7 @@ async fn bury(ctx: &Context, letters: &[DeadLetter]) -> Result<(), StageError> {
     Ok(())
 }
 
-/// For display only.
-fn wall_clock_millis() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+/// Time since the Unix epoch; for display only.
+fn wall_clock() -> Duration {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
 }

@@ -6,6 +6,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use alloy::primitives::Address;
 use tokio::{
     sync::watch,
     time::{sleep, timeout},
@@ -17,7 +18,7 @@ use crate::{
     backoff::Backoff,
     config::Limits,
     domain::{Event, TokenList},
-    telemetry::{Vitals, metrics, vitals::Edge},
+    telemetry::{Edge, Vitals},
     tokens::{Loaded, TokenDirectory},
 };
 
@@ -39,7 +40,7 @@ pub enum Tokens {
 
 /// What passed the filter.
 #[derive(Debug, Default)]
-pub struct Wanted {
+pub(super) struct Wanted {
     /// Events to deliver, in the order of their logs, with what is known of their tokens.
     pub events: Vec<Event>,
     /// Logs of tracked contracts that could not be decoded.
@@ -53,13 +54,13 @@ pub(super) fn by_token(tokens: &Tokens, decoded: Decoded) -> Result<Wanted, Stag
         Tokens::Waiting => return Err(StageError::Again("the token list was not read yet")),
         Tokens::Tracked(list) => Some(list),
     };
-    let token = |address| list.and_then(|list| list.get(address));
+    let token = |address: Address| list.and_then(|list| list.get(&address)).cloned();
     let wanted = |candidate: Candidate| {
-        let token = token(&candidate.event.address).cloned();
+        let token = token(candidate.event.address);
         let passes = token.is_some() || !candidate.token_filter || list.is_none();
         passes.then_some(Event { token, ..candidate.event })
     };
-    let tracked = |log: &Undecodable| log.by_address || token(&log.log.address).is_some();
+    let tracked = |log: &Undecodable| log.by_address || token(log.log.address).is_some();
     Ok(Wanted {
         events: decoded.candidates.into_iter().filter_map(wanted).collect(),
         undecodable: decoded.undecodable.into_iter().filter(tracked).collect(),
@@ -68,7 +69,10 @@ pub(super) fn by_token(tokens: &Tokens, decoded: Decoded) -> Result<Wanted, Stag
 
 /// Reads the directory at the start, every few minutes, and whenever it says that it changed; never returns.
 pub async fn keep_fresh(
-    directory: Arc<dyn TokenDirectory>, publish: watch::Sender<Tokens>, limits: Limits, vitals: Arc<Vitals>,
+    directory: Arc<dyn TokenDirectory>,
+    publish: watch::Sender<Tokens>,
+    limits: Limits,
+    vitals: Arc<Vitals>,
 ) {
     let mut backoff = Backoff::new(Duration::from_secs(10));
     loop {
@@ -82,7 +86,6 @@ pub async fn keep_fresh(
             Ok(tracked) => {
                 vitals.edge(Edge::Tokens, Ok(()));
                 vitals.tokens(Some(tracked));
-                metrics::tokens_tracked(tracked);
                 backoff.reset();
                 tokio::select! {
                     () = sleep(limits.token_refresh) => {}
@@ -91,7 +94,6 @@ pub async fn keep_fresh(
             }
             Err(reason) => {
                 warn!(reason, "token list not refreshed; the last good one stays in use");
-                metrics::token_refresh_failed();
                 vitals.edge(Edge::Tokens, Err(&reason));
                 backoff.wait(None).await;
             }
@@ -109,7 +111,9 @@ fn accept(loaded: Loaded, publish: &watch::Sender<Tokens>, limits: &Limits) -> R
     }
     let tracked = loaded.tokens.len();
     if tracked == 0 && !limits.allow_empty_tokens {
-        return Err("the directory holds no valid token for this chain; set ALLOW_EMPTY_TOKENS=true if that is meant".into());
+        return Err(
+            "the directory holds no valid token for this chain; set ALLOW_EMPTY_TOKENS=true if that is meant".into()
+        );
     }
     publish.send_if_modified(|current| {
         if matches!(current, Tokens::Tracked(list) if **list == loaded.tokens) {
@@ -124,8 +128,6 @@ fn accept(loaded: Loaded, publish: &watch::Sender<Tokens>, limits: &Limits) -> R
 
 #[cfg(test)]
 mod tests {
-    use alloy::primitives::Address;
-
     use super::*;
     use crate::domain::Token;
 

@@ -17,7 +17,7 @@ use crate::{
     backoff::Backoff,
     domain::{Header, Heights},
     rpc::{At, RpcError},
-    telemetry::{metrics, vitals::Edge},
+    telemetry::Edge,
 };
 
 /// A socket that is silent for this long, or for three block times, is not trusted any more (R14).
@@ -71,7 +71,6 @@ async fn open(ctx: &Context) -> Option<BoxStream<'static, ()>> {
         Ok(signs) => {
             if signs.is_some() {
                 info!("heads come over the WebSocket");
-                metrics::heads_subscribed();
             }
             signs
         }
@@ -110,7 +109,6 @@ async fn look(ctx: &Context, publish: &watch::Sender<Option<View>>, tags: &mut T
     let show = |tags: &Tags| {
         let view = View { head, heights: Heights { head: head.number, safe: tags.safe, finalized: tags.finalized } };
         ctx.vitals.head(&head, view.heights.deliverable(ctx.deliver, ctx.chain.finality_depth));
-        metrics::head(&head, tags.finalized);
         publish.send_if_modified(|current| {
             let new = current.as_ref() != Some(&view);
             *current = Some(view);

@@ -20,7 +20,7 @@ use crate::{
     rpc::{ChainSource, LogFilter, RpcError},
     sinks::Sink,
     store::{StateStore, StoreError},
-    telemetry::{Vitals, metrics, vitals::Edge},
+    telemetry::{Edge, Vitals, metrics},
 };
 
 mod claim;
@@ -90,7 +90,7 @@ pub enum StageError {
 #[derive(Debug)]
 enum Processed {
     /// Delivered and committed.
-    Committed(BlockRange),
+    Committed,
     /// Delivered by someone else.
     AlreadyDone,
     /// Someone else has some of it, until then.
@@ -99,7 +99,10 @@ enum Processed {
 
 /// One range through all stages. Dropping it at any await is safe: whatever was sent is sent again.
 async fn process(
-    ctx: &Context, track: Track, range: BlockRange, final_height: Option<u64>,
+    ctx: &Context,
+    track: Track,
+    range: BlockRange,
+    final_height: Option<u64>,
 ) -> Result<Processed, StageError> {
     let claim = match timed("claim", claim::acquire(ctx, range)).await? {
         Acquired::Ours(claim) => claim,
@@ -122,7 +125,7 @@ async fn process(
         debug!(%range, %error, "range not finished");
         claim::release(ctx, &lease).await;
     }
-    outcome.map(Processed::Committed)
+    outcome.map(|()| Processed::Committed)
 }
 
 /// A block that may still leave the chain: by hash, journaled before it is sent.
@@ -158,7 +161,7 @@ fn wanted(ctx: &Context, logs: Vec<RawLog>) -> Result<Wanted, StageError> {
     metrics::logs_received(logs.len() as u64);
     let begun = Instant::now();
     let decoded = decode::events(&ctx.registry, logs);
-    metrics::stage_seconds("decode", begun.elapsed());
+    metrics::stage_seconds("decode", begun.elapsed().as_secs_f64());
     for (reason, count) in &decoded.rejected {
         metrics::logs_rejected(reason, *count);
     }
@@ -188,7 +191,7 @@ where
 async fn timed<R>(stage: &'static str, work: impl Future<Output = R>) -> R {
     let begun = Instant::now();
     let outcome = work.await;
-    metrics::stage_seconds(stage, begun.elapsed());
+    metrics::stage_seconds(stage, begun.elapsed().as_secs_f64());
     outcome
 }
 

@@ -20,7 +20,7 @@ use crate::{
     domain::{BlockRange, IntervalSet, Track},
     rpc::{At, RpcError},
     store::{HEARTBEAT_EVERY, MAX_DONE_INTERVALS, Snapshot, Start, StoreError},
-    telemetry::{metrics, vitals::Edge},
+    telemetry::{Edge, metrics},
 };
 
 /// The loop looks at least this often, whatever happens.
@@ -56,21 +56,19 @@ pub async fn run(ctx: Arc<Context>, start: Option<u64>, until: Option<u64>, stop
         () = stop.cancelled() => Err(Ended::Stopped),
         begun = begin(&ctx, start) => begun,
     };
-    let ended = match begun {
-        Err(ended) => ended,
-        Ok(()) => {
-            keepers.spawn(async move { beat(&beat_ctx).await });
-            ctx.vitals.started();
-            let mut tracks = Tracks::new(ctx.clone(), views, until);
-            let ended = tokio::select! {
-                biased;
-                ended = tracks.turn(stop) => ended,
-                Some(died) = keepers.join_next() => Ended::Broken(format!("a keeper ended: {died:?}")),
-            };
-            tracks.drain().await;
-            ended
-        }
+    if let Err(ended) = begun {
+        keepers.shutdown().await;
+        return ended;
+    }
+    keepers.spawn(async move { beat(&beat_ctx).await });
+    ctx.vitals.started();
+    let mut tracks = Tracks::new(ctx.clone(), views, until);
+    let ended = tokio::select! {
+        biased;
+        ended = tracks.turn(stop) => ended,
+        Some(died) = keepers.join_next() => Ended::Broken(format!("a keeper ended: {died:?}")),
     };
+    tracks.drain().await;
     keepers.shutdown().await;
     ended
 }
@@ -122,12 +120,14 @@ async fn verified_head(ctx: &Context) -> Result<u64, RpcError> {
 /// Says every few seconds that this process lives, so that its claims are taken over soon after it died.
 async fn beat(ctx: &Context) {
     loop {
-        let outcome = ctx.store.heartbeat().await;
-        if let Err(error) = &outcome {
-            metrics::heartbeat_failed();
-            warn!(%error, "heartbeat not written");
+        match ctx.store.heartbeat().await {
+            Ok(()) => ctx.vitals.edge(Edge::Store, Ok(())),
+            Err(error) => {
+                metrics::heartbeat_failed();
+                warn!(%error, "heartbeat not written");
+                ctx.vitals.edge(Edge::Store, Err(&error.to_string()));
+            }
         }
-        ctx.vitals.edge(Edge::Store, outcome.as_ref().map(|()| ()).map_err(ToString::to_string).as_ref().map(|()| ()).map_err(String::as_str));
         sleep(HEARTBEAT_EVERY).await;
     }
 }
@@ -324,21 +324,21 @@ impl Tracks {
         self.in_flight.retain(|other| *other != work);
         match outcome {
             Ok(processed) => {
-                self.succeeded(work, processed);
+                self.succeeded(work, processed.as_ref());
                 None
             }
-            Err(error) => self.failed(work, error),
+            Err(error) => self.failed(work, &error),
         }
     }
 
-    fn succeeded(&mut self, work: Work, processed: Option<Processed>) {
+    fn succeeded(&mut self, work: Work, processed: Option<&Processed>) {
         let Work::Range(track, range) = work else { return };
         match processed {
             Some(Processed::Held(blocks, until)) => {
-                metrics::claim_held();
-                self.held.push((blocks, until));
+                metrics::claim_busy();
+                self.held.push((*blocks, *until));
             }
-            Some(Processed::Committed(_)) if track == Track::Historical => {
+            Some(Processed::Committed) if track == Track::Historical => {
                 self.historical.succeeded();
                 self.pace.answered();
                 self.ctx.vitals.historical_done(range);
@@ -347,12 +347,12 @@ impl Tracks {
         }
     }
 
-    fn failed(&mut self, work: Work, error: StageError) -> Option<Ended> {
-        let wait = match &error {
+    fn failed(&mut self, work: Work, error: &StageError) -> Option<Ended> {
+        let wait = match error {
             StageError::Rpc(RpcError::Throttled { retry_after, .. }) => *retry_after,
             _ => None,
         };
-        match &error {
+        match error {
             StageError::Halt(reason) => {
                 self.halt(reason);
                 return None;
@@ -367,7 +367,7 @@ impl Tracks {
         }
         match work {
             Work::Range(Track::Historical, _) => {
-                if matches!(&error, StageError::Rpc(RpcError::Throttled { .. } | RpcError::Transient(_))) {
+                if matches!(error, StageError::Rpc(RpcError::Throttled { .. } | RpcError::Transient(_))) {
                     self.pace.pressed();
                 }
                 self.historical.failed(wait);
@@ -392,7 +392,6 @@ impl Tracks {
         self.sealed = progress.sealed;
         self.ctx.vitals.edge(Edge::Store, Ok(()));
         self.ctx.vitals.progress(progress.watermark, progress.tip, &snapshot.done);
-        metrics::progress(progress.watermark, progress.tip, &snapshot.done);
     }
 
     fn wake_at(&self) -> Instant {

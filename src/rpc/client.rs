@@ -162,7 +162,7 @@ impl Node {
         let begun = tokio::time::Instant::now();
         let answer = timeout(self.timeout, call).await.unwrap_or_else(|_| Err(timed_out()));
         let outcome = answer.as_ref().map_or_else(RpcError::kind, |_| "ok");
-        metrics::rpc_request(&self.name, method, outcome, begun.elapsed());
+        metrics::rpc_request(&self.name, method, outcome, begun.elapsed().as_secs_f64());
         answer
     }
 }

@@ -139,7 +139,7 @@ fn of_class(class: Class, message: &str, retry_after: Option<Duration>) -> RpcEr
 
 /// Control characters and length come from outside and end here.
 fn shorten(message: &str) -> String {
-    crate::telemetry::scrub::urls(message).chars().filter(|c| !c.is_control()).take(MESSAGE_CHARS).collect()
+    crate::telemetry::scrub(message).chars().filter(|c| !c.is_control()).take(MESSAGE_CHARS).collect()
 }
 
 #[cfg(test)]
