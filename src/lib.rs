@@ -14,4 +14,5 @@ pub mod cli;
 pub mod config;
 pub mod crypto;
 pub mod devchain;
+pub mod shutdown;
 pub mod telemetry;
