@@ -1,5 +1,6 @@
 //! chaintap listens to EVM chains and never loses an event.
 
+pub mod backoff;
 pub mod domain;
 
 pub mod pipeline;

@@ -1,5 +1,7 @@
 //! The command line: commands, flags, exit codes.
 
+pub mod devchain;
+
 use std::process::ExitCode;
 
 /// Why a command ended without doing its work; the exit code is one of sysexits(3).

@@ -104,10 +104,8 @@ impl Digest {
         hasher.update(event.log_index.to_be_bytes());
         hasher.update(event.handler.as_bytes());
         let hash = hasher.finalize();
-        let mut low = [0; 16];
-        low.copy_from_slice(&hash[..16]);
         self.count += 1;
-        self.mix ^= u128::from_be_bytes(low);
+        self.mix ^= hash.iter().take(16).fold(0, |mix, &byte| (mix << 8) | u128::from(byte));
     }
 
     /// The digest of these deliveries.

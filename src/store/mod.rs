@@ -321,8 +321,8 @@ pub trait StateStore: Send + Sync {
     /// INTENT with its barrier, before the part is sent.
     async fn intent(&self, intent: Intent<'_>) -> Result<IntentReply, StoreError>;
 
-    /// The journaled events of an entry, in the order of their parts.
-    async fn journaled(&self, block: BlockRef, epoch: u64) -> Result<Vec<Event>, StoreError>;
+    /// The journaled events of an entry, in the order of their parts, and the number of parts.
+    async fn journaled(&self, block: BlockRef, epoch: u64) -> Result<(Vec<Event>, u32), StoreError>;
 
     /// The live entries at or below `up_to`, ascending.
     async fn journal(&self, up_to: u64) -> Result<Vec<JournalEntry>, StoreError>;

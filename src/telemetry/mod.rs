@@ -1,6 +1,11 @@
 //! What the process tells of itself: logs, metrics, error reports, and the vitals behind `/health`.
 
+pub mod health;
 pub mod metrics;
+pub mod scrub;
 pub mod vitals;
 
-pub use vitals::Vitals;
+pub use health::{Check, Health, Status};
+pub use metrics::Metrics;
+pub use scrub::scrub;
+pub use vitals::{Edge, Profile, Vitals};

@@ -1,0 +1,289 @@
+//! The chain's state: which block stands at which height now, and what a reorganisation took away.
+//!
+//! The newest blocks are the *tip* and can be reorganised; older ones are immutable and live in the [`Archive`]. Only
+//! headers are kept: a body is a function of its block and is made when somebody asks.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+
+use alloy::{
+    consensus::{Header, Sealed},
+    primitives::B256,
+};
+use tokio::sync::broadcast;
+
+use super::{
+    Error, MAX_REORG_DEPTH, Options,
+    archive::{Archive, SEGMENT},
+    body::Body,
+    generator::{Generator, Place},
+    recording::Recording,
+    timetable::{Reorgs, Timetable},
+};
+
+/// Blocks that stay reorganisable at least.
+const TIP: usize = 1_024;
+const _: () = assert!(TIP as u64 > MAX_REORG_DEPTH, "what can be reorganised must be in the tip");
+/// Notices that a subscriber may lag behind before it is dropped.
+const NOTICES: usize = 4096;
+
+/// One version of one height, without its body.
+#[derive(Debug)]
+pub(super) struct Block {
+    /// The header under the hash that the chain knows it by.
+    pub(super) header: Sealed<Header>,
+    /// Which version of its height.
+    pub(super) fork: u32,
+}
+
+/// What subscribers are told, in the order in which it happened.
+#[derive(Clone, Debug)]
+pub(super) enum Notice {
+    /// A block became the head or part of the new branch.
+    Added(Arc<Block>),
+    /// A block left the chain. Newest first, before the blocks that replace it.
+    Removed(Arc<Block>),
+}
+
+/// Makes any block from its number, fork and parent.
+#[derive(Debug)]
+pub(super) struct Maker {
+    pub(super) generator: Generator,
+    pub(super) timetable: Timetable,
+    pub(super) reorgs: Option<Reorgs>,
+}
+
+impl Maker {
+    /// The block at this place on top of `parent`.
+    pub(super) fn block(&self, number: u64, fork: u32, parent: B256) -> Block {
+        let timestamp = self.timetable.time_of(number).as_secs();
+        let roots = self.generator.body(number, fork).roots();
+        Block { header: self.generator.header(Place { number, fork, timestamp }, parent, &roots), fork }
+    }
+
+    /// The fork that the schedule alone puts at `number` once the head is at `head`.
+    pub(super) fn scheduled_fork(&self, number: u64, head: u64) -> u32 {
+        self.reorgs.is_some_and(|reorgs| reorgs.replaced(number, head)).into()
+    }
+}
+
+#[derive(Debug)]
+enum Source {
+    Generated(Box<Maker>, Archive),
+    Recorded(Recording),
+}
+
+/// One canonical chain and the orphans that are still remembered.
+#[derive(Debug)]
+pub(super) struct Chain {
+    source: Source,
+    state: RwLock<State>,
+    notices: broadcast::Sender<Notice>,
+    keep_orphans: usize,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Number of the first block in `tip`.
+    first: u64,
+    /// Never empty once the chain is built.
+    tip: VecDeque<Arc<Block>>,
+    /// Tip and orphans by hash.
+    by_hash: HashMap<B256, Arc<Block>>,
+    orphans: VecDeque<B256>,
+    /// Reorganisations asked for so far.
+    asked: u32,
+}
+
+impl State {
+    fn head(&self) -> u64 {
+        self.first + (self.tip.len() as u64).saturating_sub(1)
+    }
+
+    fn push(&mut self, block: Arc<Block>) {
+        self.by_hash.insert(block.header.hash(), Arc::clone(&block));
+        self.tip.push_back(block);
+    }
+
+    fn get(&self, number: u64) -> Option<Arc<Block>> {
+        self.tip.get(usize::try_from(number.checked_sub(self.first)?).ok()?).cloned()
+    }
+}
+
+impl Chain {
+    /// Builds a generated chain up to block `head`.
+    pub(super) fn generated(options: &Options, timetable: Timetable, head: u64) -> Self {
+        let generator = Generator::new(options);
+        let maker = Maker { generator, timetable, reorgs: options.reorgs };
+        let chain = Self::of(Source::Generated(Box::new(maker), Archive::default()), State::default(), options);
+        chain.build(head);
+        chain
+    }
+
+    /// The chain of recorded blocks.
+    pub(super) fn recorded(recording: Recording, blocks: Vec<Block>, options: &Options) -> Self {
+        let mut state = State { first: blocks.first().map_or(0, |block| block.header.number), ..State::default() };
+        for block in blocks {
+            state.push(Arc::new(block));
+        }
+        Self::of(Source::Recorded(recording), state, options)
+    }
+
+    fn of(source: Source, state: State, options: &Options) -> Self {
+        let (notices, _) = broadcast::channel(NOTICES);
+        Self { source, state: RwLock::new(state), notices, keep_orphans: options.limits.orphans }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Height of the head.
+    pub(super) fn head(&self) -> u64 {
+        self.read().head()
+    }
+
+    /// Height of the lowest block that this node has.
+    pub(super) fn lowest(&self) -> u64 {
+        match &self.source {
+            Source::Generated(..) => 0,
+            Source::Recorded(_) => self.read().first,
+        }
+    }
+
+    /// Everything that happens from now on.
+    pub(super) fn subscribe(&self) -> broadcast::Receiver<Notice> {
+        self.notices.subscribe()
+    }
+
+    /// The canonical block of this height.
+    pub(super) fn block(&self, number: u64) -> Option<Arc<Block>> {
+        self.blocks(number, number).pop()
+    }
+
+    /// The canonical blocks `from..=to` as far as they exist, ascending, all of one and the same branch.
+    pub(super) fn blocks(&self, from: u64, to: u64) -> Vec<Arc<Block>> {
+        // The tip may change while the archive is read, but the archive is below every fork.
+        let (first, tip) = {
+            let state = self.read();
+            let to = to.min(state.head());
+            let tip: Vec<_> = (from.max(state.first)..=to).filter_map(|number| state.get(number)).collect();
+            (state.first, tip)
+        };
+        let Source::Generated(maker, archive) = &self.source else { return tip };
+        let below = from..first.min(to.saturating_add(1));
+        below.filter_map(|number| archive.block(number, maker)).chain(tip).collect()
+    }
+
+    /// The block with this hash, canonical or a remembered orphan.
+    pub(super) fn find(&self, hash: &B256) -> Option<Arc<Block>> {
+        let known = self.read().by_hash.get(hash).cloned();
+        known.or_else(|| match &self.source {
+            Source::Generated(maker, archive) => archive.find(hash, maker),
+            Source::Recorded(_) => None,
+        })
+    }
+
+    /// The newest `count` blocks, newest first: where transactions are looked up.
+    pub(super) fn newest(&self, count: usize) -> Vec<Arc<Block>> {
+        self.read().tip.iter().rev().take(count).cloned().collect()
+    }
+
+    /// What is in a block.
+    pub(super) fn body(&self, block: &Block) -> Body {
+        match &self.source {
+            Source::Generated(maker, _) => maker.generator.body(block.header.number, block.fork),
+            Source::Recorded(recording) => recording.body(&block.header.hash()),
+        }
+    }
+
+    /// Mines up to `head`, one block after the other, with the reorganisations that the schedule has on the way.
+    pub(super) fn mine_to(&self, head: u64) -> Result<(), Error> {
+        let Source::Generated(maker, _) = &self.source else { return Err(Error::Recorded) };
+        while self.head() < head {
+            let mut state = self.write();
+            let next = state.head() + 1;
+            if let Some(reorgs) = maker.reorgs.filter(|reorgs| reorgs.before(next)) {
+                self.replace(&mut state, reorgs.depth, 1)?;
+            }
+            self.add(&mut state, next, 0);
+        }
+        Ok(())
+    }
+
+    /// Replaces the newest `depth` blocks by as many others.
+    pub(super) fn reorganise(&self, depth: u64) -> Result<(), Error> {
+        let mut state = self.write();
+        let fork = 2 + state.asked;
+        self.replace(&mut state, depth, fork)?;
+        state.asked += 1;
+        Ok(())
+    }
+
+    fn replace(&self, state: &mut State, depth: u64, fork: u32) -> Result<(), Error> {
+        let head = state.head();
+        let most = MAX_REORG_DEPTH.min(head);
+        if !(1..=most).contains(&depth) {
+            return Err(Error::Depth { depth, most });
+        }
+        if matches!(self.source, Source::Recorded(_)) {
+            return Err(Error::Recorded);
+        }
+        for _ in 0..depth {
+            let Some(orphan) = state.tip.pop_back() else { break };
+            state.orphans.push_back(orphan.header.hash());
+            self.tell(Notice::Removed(orphan));
+        }
+        while state.orphans.len() > self.keep_orphans {
+            state.orphans.pop_front().map(|hash| state.by_hash.remove(&hash));
+        }
+        (head - depth + 1..=head).for_each(|number| self.add(state, number, fork));
+        Ok(())
+    }
+
+    /// Adds one block on top and moves what has become immutable into the archive.
+    fn add(&self, state: &mut State, number: u64, fork: u32) {
+        let Source::Generated(maker, archive) = &self.source else { return };
+        let parent = state.tip.back().map_or(B256::ZERO, |block| block.header.hash());
+        let block = Arc::new(maker.block(number, fork, parent));
+        state.push(Arc::clone(&block));
+        self.tell(Notice::Added(block));
+        archive_oldest(state, maker, archive);
+    }
+
+    /// The chain as the schedule leaves it at `head`, without telling anybody: all of this is history.
+    fn build(&self, head: u64) {
+        let Source::Generated(maker, archive) = &self.source else { return };
+        let mut state = self.write();
+        let mut parent = B256::ZERO;
+        for number in 0..=head {
+            let block = maker.block(number, maker.scheduled_fork(number, head), parent);
+            parent = block.header.hash();
+            state.push(Arc::new(block));
+            archive_oldest(&mut state, maker, archive);
+        }
+    }
+
+    fn tell(&self, notice: Notice) {
+        // An error means that nobody listens.
+        drop(self.notices.send(notice));
+    }
+}
+
+fn archive_oldest(state: &mut State, maker: &Maker, archive: &Archive) {
+    if state.tip.len() < TIP + SEGMENT {
+        return;
+    }
+    let segment: Vec<_> = state.tip.drain(..SEGMENT).collect();
+    state.first += SEGMENT as u64;
+    archive.push(&segment, |number| maker.scheduled_fork(number, u64::MAX));
+    for block in segment {
+        state.by_hash.remove(&block.header.hash());
+    }
+}
