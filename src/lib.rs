@@ -15,4 +15,5 @@ pub mod cli;
 pub mod config;
 pub mod crypto;
 pub mod devchain;
+pub mod shutdown;
 pub mod telemetry;

@@ -4,6 +4,9 @@ pub mod devchain;
 
 use std::process::ExitCode;
 
+pub mod healthcheck;
+pub mod status;
+
 /// Why a command ended without doing its work; the exit code is one of sysexits(3).
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {

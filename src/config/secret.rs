@@ -40,26 +40,25 @@ impl SecretUrl {
         })
     }
 
-    /// stub
-    #[must_use]
-    pub fn name(&self) -> String {
-        self.shown.clone()
-    }
-    /// stub
-    #[must_use]
-    pub fn is_socket(&self) -> bool {
-        self.shown.starts_with("ws")
-    }
-    /// stub
-    #[must_use]
-    pub fn http_twin(&self) -> Self {
-        Self::parse(&self.expose().replacen("ws", "http", 1).replace("/ws/", "/")).unwrap_or_else(|_| self.clone())
-    }
-
     /// The whole URL, for the client that connects with it and for nobody else.
     #[must_use]
     pub fn expose(&self) -> &str {
         self.value.expose_secret()
+    }
+
+    /// Whether it is a WebSocket address.
+    #[must_use]
+    pub fn is_socket(&self) -> bool {
+        matches!(self.scheme(), "ws" | "wss")
+    }
+
+    /// The HTTP address beside a WebSocket one: same host and path, without Infura's `/ws/` (contract §2).
+    #[must_use]
+    pub fn http_twin(&self) -> Self {
+        // Whatever its case, the scheme begins with these two letters.
+        let after = |url: &str| url.get("ws".len()..).unwrap_or_default().to_owned();
+        let twin = format!("http{}", after(self.expose()).replacen("/ws/", "/", 1));
+        Self { shown: format!("http{}", after(&self.shown)), value: twin.into(), ..self.clone() }
     }
 
     /// The scheme: `wss`.

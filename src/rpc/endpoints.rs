@@ -49,9 +49,8 @@ impl Endpoints {
     pub fn new(chain_id: u64, urls: Vec<SecretUrl>, limits: Limits) -> Self {
         let by_preference = urls
             .into_iter()
-            .enumerate()
-            .map(|(index, url)| Endpoint {
-                name: if index == 0 { url.name() } else { format!("{}#{}", url.name(), index + 1) },
+            .map(|url| Endpoint {
+                name: url.name().to_owned(),
                 url,
                 node: OnceCell::new(),
                 errors: AtomicU64::new(0),

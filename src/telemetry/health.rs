@@ -1,43 +1,14 @@
-//! Judges the facts: the body of `/health`, the checks of `/readyz`, the answer of `/livez` (contract §9). Pure: facts
-//! and a moment in, a verdict out.
-//!
-//! `fail` wakes someone: nothing is delivered and will not be before a server comes back or a person acts. `degraded`
-//! is odd, and nothing is lost. Each verdict comes with its reasons, as sentences for the operator who is woken.
-
-use std::time::Duration;
+//! The body of `/health` (contract §9): the facts at one moment, in the words and the form that operators rely on.
+//! What they amount to is judged in [`verdict`](super::verdict).
 
 use alloy::primitives::B256;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::vitals::{Edge, EdgeFacts, Facts, Profile};
-
-/// An edge that was unusable for longer than this is a failure.
-const FAIL_AFTER: Duration = Duration::from_secs(30);
-/// An edge that was unusable for longer than this makes the process unready.
-const UNREADY_AFTER: Duration = Duration::from_secs(10);
-/// The store is written to every 3 s (its heartbeat): silence means that something hangs.
-const STORE_SILENCE: Duration = Duration::from_secs(10);
-/// The loop stands still where it has not turned for this long, or for [`SLOW_BLOCKS`] block times if that is longer.
-const STILL_AFTER: Duration = Duration::from_mins(1);
-/// A head, a provider or the loop may be this many block times late.
-const SLOW_BLOCKS: u32 = 10;
-/// Up to this many blocks behind is the normal case of the realtime track (contract §4).
-const USUAL_LAG: u64 = 5;
-/// A token list that missed this many refreshes is stale.
-const MISSED_REFRESHES: u32 = 3;
-
-/// The verdict.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Status {
-    /// Nothing to see.
-    Ok,
-    /// Odd, nothing lost.
-    Degraded,
-    /// Nothing is delivered until a server comes back or someone acts.
-    Fail,
-}
+use super::{
+    verdict::{self, EdgeState, Status},
+    vitals::{Edge, EdgeFacts, Facts, Profile},
+};
 
 /// The body of `/health`. Members may be added, never renamed.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -134,40 +105,12 @@ pub struct SinkHealth {
     pub failed: u64,
 }
 
-/// Whether an edge is usable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum EdgeState {
-    /// It answered when it was last asked.
-    Ok,
-    /// It failed when it was last asked.
-    Failing,
-    /// It should have been heard of long ago.
-    Silent,
-    /// It was not asked yet.
-    Unknown,
-}
-
-/// One line of `/readyz?verbose`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Check {
-    /// What was looked at.
-    pub name: String,
-    /// Why it is not as it should be.
-    pub outcome: Result<(), String>,
-}
-
-pub(super) fn judge(profile: &Profile, facts: &Facts, now: Instant) -> Health {
-    let (failures, oddities) = (failures(profile, facts, now), oddities(profile, facts, now));
-    let status = match (failures.is_empty(), oddities.is_empty()) {
-        (false, _) => Status::Fail,
-        (true, false) => Status::Degraded,
-        (true, true) => Status::Ok,
-    };
+pub(super) fn body(profile: &Profile, facts: &Facts, now: Instant) -> Health {
+    let (status, reasons) = verdict::status(profile, facts, now);
     let progress = facts.progress;
     Health {
         status,
-        reasons: failures.into_iter().chain(oddities).collect(),
+        reasons,
         chain_id: profile.chain_id,
         service: profile.service.clone(),
         version: env!("CARGO_PKG_VERSION"),
@@ -175,7 +118,7 @@ pub(super) fn judge(profile: &Profile, facts: &Facts, now: Instant) -> Health {
         head: facts.head.map(|head| Head {
             number: head.header.number,
             hash: head.header.hash,
-            age_seconds: head_age(facts, now).unwrap_or_default().as_secs(),
+            age_seconds: verdict::head_age(facts, now).unwrap_or_default().as_secs(),
         }),
         deliverable_head: facts.deliverable,
         processed: progress.map(|progress| progress.tip),
@@ -191,195 +134,6 @@ pub(super) fn judge(profile: &Profile, facts: &Facts, now: Instant) -> Health {
         reorgs: facts.reorgs,
         dead_letters: facts.dead_letters,
     }
-}
-
-pub(super) fn readiness(profile: &Profile, facts: &Facts, now: Instant) -> Vec<Check> {
-    let check = |name: &str, outcome: Result<(), String>| Check { name: name.to_owned(), outcome };
-    let flag = |wrong: bool, why: &str| if wrong { Err(why.to_owned()) } else { Ok(()) };
-    let mut checks = vec![
-        check("started", flag(!facts.started, "starting")),
-        check("draining", flag(facts.draining, "stopping: no new work is taken")),
-        check("delivering", facts.halted.clone().map_or(Ok(()), Err)),
-    ];
-    let mut providers = Vec::new();
-    for (edge, known) in &facts.edges {
-        let outcome = reachable(profile, edge, known, now);
-        match edge {
-            Edge::Store => checks.push(check("state store", outcome)),
-            Edge::Sink(name) => checks.push(check(&format!("sink {name}"), outcome)),
-            Edge::Provider(name) => providers.push(outcome.map_err(|why| format!("{name} {why}"))),
-            Edge::Tokens => {}
-        }
-    }
-    let one_usable = if providers.iter().any(Result::is_ok) {
-        Ok(())
-    } else {
-        Err(providers.into_iter().filter_map(Result::err).collect::<Vec<_>>().join("; "))
-    };
-    checks.push(check("providers", one_usable));
-    let missing = profile.token_refresh.is_some() && facts.tokens.is_none();
-    checks.push(check("tokens", flag(missing, "the token list is not loaded yet")));
-    checks
-}
-
-pub(super) fn alive(profile: &Profile, facts: &Facts, now: Instant) -> Result<(), String> {
-    let limit = STILL_AFTER.max(profile.block_time * SLOW_BLOCKS);
-    // Before the first round there is nothing that could stand still.
-    let still = facts.beat.map_or(Duration::ZERO, |beat| now.duration_since(beat));
-    if still <= limit { Ok(()) } else { Err(format!("the loop has stood still for {} s", still.as_secs())) }
-}
-
-// ── reasons ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-/// Reasons for `fail`.
-fn failures(profile: &Profile, facts: &Facts, now: Instant) -> Vec<String> {
-    let mut reasons = Vec::new();
-    reasons.extend(facts.halted.iter().map(|why| format!("nothing is delivered until a restart: {why}")));
-    for (edge, known) in &facts.edges {
-        let down = unusable(profile, edge, known, now).filter(|down| *down > FAIL_AFTER);
-        match (edge, down) {
-            (Edge::Store, Some(down)) => reasons.push(sentence("the state store is unusable", down, known)),
-            (Edge::Sink(name), Some(down)) => {
-                reasons.push(sentence(&format!("the sink {name} is unusable"), down, known));
-            }
-            _ => {}
-        }
-    }
-    reasons.extend(no_provider(profile, facts, now));
-    if profile.token_refresh.is_some() && facts.tokens.is_none() {
-        let why = edge(facts, &Edge::Tokens).map_or("", |known| known.reason.as_str());
-        let colon = if why.is_empty() { "" } else { ": " };
-        reasons.push(format!("there is no token list, and nothing is delivered without one{colon}{why}"));
-    }
-    reasons
-}
-
-fn no_provider(profile: &Profile, facts: &Facts, now: Instant) -> Option<String> {
-    let providers = facts.edges.iter().filter(|(edge, _)| matches!(edge, Edge::Provider(_)));
-    let mut shortest: Option<(Duration, &EdgeFacts)> = None;
-    for (edge, known) in providers {
-        let down = unusable(profile, edge, known, now)?;
-        if shortest.is_none_or(|(least, _)| down < least) {
-            shortest = Some((down, known));
-        }
-    }
-    let (down, known) = shortest?;
-    (down > FAIL_AFTER).then(|| sentence("no answer from any provider", down, known))
-}
-
-/// Reasons for `degraded`.
-fn oddities(profile: &Profile, facts: &Facts, now: Instant) -> Vec<String> {
-    let mut reasons = Vec::new();
-    if !facts.started {
-        reasons.push("starting".to_owned());
-    }
-    if facts.draining {
-        reasons.push("stopping".to_owned());
-    }
-    for (edge, known) in &facts.edges {
-        let Some(down) = unusable(profile, edge, known, now) else { continue };
-        match edge {
-            Edge::Provider(name) => {
-                reasons.push(sentence(&format!("the provider {name} does not answer"), down, known));
-            }
-            // Longer than that is a failure, told there.
-            Edge::Store if down <= FAIL_AFTER => reasons.push(sentence("the state store does not answer", down, known)),
-            Edge::Sink(name) if down <= FAIL_AFTER => {
-                reasons.push(sentence(&format!("the sink {name} takes no messages"), down, known));
-            }
-            _ => {}
-        }
-    }
-    reasons.extend(old_head(profile, facts, now));
-    reasons.extend(behind(facts));
-    reasons.extend(old_tokens(profile, facts, now));
-    reasons.extend(facts.notes.values().cloned());
-    reasons
-}
-
-fn old_head(profile: &Profile, facts: &Facts, now: Instant) -> Option<String> {
-    let age = head_age(facts, now)?;
-    let expected = profile.block_time;
-    (age > STILL_AFTER.max(expected * SLOW_BLOCKS)).then(|| {
-        let (age, expected) = (age.as_secs(), humantime::format_duration(expected));
-        format!(
-            "the newest block is {age} s old, and one is expected every {expected}: the chain has halted, the \
-                 providers are stuck, or this machine's clock is wrong"
-        )
-    })
-}
-
-fn behind(facts: &Facts) -> Option<String> {
-    let progress = facts.progress?;
-    if let Some(lowest) = progress.lowest_gap {
-        let (missing, gaps) = (progress.missing, progress.gaps);
-        return Some(format!("backfill: {missing} blocks missing in {gaps} gaps, the lowest is {lowest}"));
-    }
-    let lag = facts.lag().filter(|lag| *lag > USUAL_LAG)?;
-    Some(format!("{lag} blocks behind the head"))
-}
-
-fn old_tokens(profile: &Profile, facts: &Facts, now: Instant) -> Option<String> {
-    let (refresh, (_, loaded)) = (profile.token_refresh?, facts.tokens?);
-    let failing = edge(facts, &Edge::Tokens).filter(|known| known.failing_since.is_some());
-    let age = now.duration_since(loaded);
-    if failing.is_none() && age <= refresh * MISSED_REFRESHES {
-        return None;
-    }
-    let why = failing.map_or_else(String::new, |known| format!(": {}", known.reason));
-    Some(format!("the token list is {} s old and could not be read again; it stays in use{why}", age.as_secs()))
-}
-
-fn sentence(what: &str, down: Duration, known: &EdgeFacts) -> String {
-    let why = if known.failing_since.is_some() { format!(": {}", known.reason) } else { String::new() };
-    format!("{what} for {} s{why}", down.as_secs())
-}
-
-// ── facts in other words ─────────────────────────────────────────────────────────────────────────────────────────────
-
-/// How long an edge has been of no use; `None` while it is, and before it was asked.
-fn unusable(profile: &Profile, edge: &Edge, known: &EdgeFacts, now: Instant) -> Option<Duration> {
-    if let Some(since) = known.failing_since {
-        return Some(now.duration_since(since));
-    }
-    let silence = now.duration_since(known.answered?);
-    (silence > silence_limit(profile, edge)?).then_some(silence)
-}
-
-/// How long nothing may be heard of an edge that answered. A sink is only asked when there is something to send.
-fn silence_limit(profile: &Profile, edge: &Edge) -> Option<Duration> {
-    match edge {
-        Edge::Store => Some(STORE_SILENCE),
-        Edge::Provider(_) => Some(FAIL_AFTER.max(profile.block_time * SLOW_BLOCKS)),
-        Edge::Sink(_) | Edge::Tokens => None,
-    }
-}
-
-fn reachable(profile: &Profile, edge: &Edge, known: &EdgeFacts, now: Instant) -> Result<(), String> {
-    if known.answered.is_none() {
-        return Err(if known.reason.is_empty() { "not reached yet".to_owned() } else { known.reason.clone() });
-    }
-    match unusable(profile, edge, known, now) {
-        Some(down) if down > UNREADY_AFTER => Err(sentence("unusable", down, known)),
-        _ => Ok(()),
-    }
-}
-
-fn state(profile: &Profile, edge: &Edge, known: &EdgeFacts, now: Instant) -> EdgeState {
-    match (known.failing_since, known.answered, unusable(profile, edge, known, now)) {
-        (Some(_), _, _) => EdgeState::Failing,
-        (None, None, _) => EdgeState::Unknown,
-        (None, Some(_), Some(_)) => EdgeState::Silent,
-        (None, Some(_), None) => EdgeState::Ok,
-    }
-}
-
-fn edge<'a>(facts: &'a Facts, edge: &Edge) -> Option<&'a EdgeFacts> {
-    facts.edges.iter().find(|(known, _)| known == edge).map(|(_, known)| known)
-}
-
-fn head_age(facts: &Facts, now: Instant) -> Option<Duration> {
-    facts.head.map(|head| head.age + now.duration_since(head.at))
 }
 
 /// `gap = head - realtime_processed_block - 1`, where head is the highest deliverable block (contract §4).
@@ -411,7 +165,7 @@ fn providers(profile: &Profile, facts: &Facts, now: Instant) -> Vec<ProviderHeal
         let head = facts.provider_heads.get(name).zip(facts.head);
         Some(ProviderHealth {
             name: name.clone(),
-            state: state(profile, edge, known, now),
+            state: verdict::edge_state(profile, edge, known, now),
             head_lag: head.map(|(own, best)| best.header.number.saturating_sub(*own)),
             errors: known.errors,
         })
@@ -424,7 +178,7 @@ fn sinks(profile: &Profile, facts: &Facts, now: Instant) -> Vec<SinkHealth> {
         let Edge::Sink(name) = edge else { return None };
         Some(SinkHealth {
             name: name.clone(),
-            state: state(profile, edge, known, now),
+            state: verdict::edge_state(profile, edge, known, now),
             queued: facts.queued.get(name).copied().unwrap_or_default(),
             failed: known.errors,
         })
@@ -433,12 +187,16 @@ fn sinks(profile: &Profile, facts: &Facts, now: Instant) -> Vec<SinkHealth> {
 }
 
 fn store(profile: &Profile, facts: &Facts, now: Instant) -> StoreHealth {
-    let known = edge(facts, &Edge::Store).cloned().unwrap_or_default();
-    StoreHealth { store: profile.store, state: state(profile, &Edge::Store, &known, now), errors: known.errors }
+    let known = verdict::known(facts, &Edge::Store).cloned().unwrap_or_default();
+    StoreHealth {
+        store: profile.store,
+        state: verdict::edge_state(profile, &Edge::Store, &known, now),
+        errors: known.errors,
+    }
 }
 
 fn tokens(profile: &Profile, facts: &Facts, now: Instant) -> TokensHealth {
-    let is_stale = old_tokens(profile, facts, now).is_some();
+    let is_stale = verdict::old_tokens(profile, facts, now).is_some();
     let state = match (profile.token_refresh, facts.tokens) {
         (None, _) => "off",
         (Some(_), None) => "missing",

@@ -400,3 +400,152 @@ fn float(number: impl TryInto<i64>) -> f64 {
 fn unix_seconds() -> f64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs_f64()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+
+    /// Records each metric once, as the process would.
+    fn record_everything() {
+        begin();
+        blocks_processed(Track::Realtime, 1);
+        logs_received(3);
+        logs_rejected("erc721", 1);
+        events_matched(2);
+        STAGES.into_iter().for_each(|stage| stage_seconds(stage, 0.002));
+        stage_error("fetch");
+        claims_held(2);
+        claim_busy();
+        claim_taken_over();
+        heartbeat_failed();
+        store_request("commit", "ok", 0.001);
+        rpc_request("node.example", "eth_getLogs", "ok", 0.2);
+        sink_messages("sqs:transfers", "acknowledged", 10);
+        sink_send_seconds("sqs:transfers", 0.03);
+        delivery_latency_seconds(1.5);
+        dead_letters_buried("refused", 1);
+        head(100, 1_700_000_000, Some(98));
+        progress(90, 98);
+        gaps(1, 5);
+        lag(8);
+        store_healthy(true);
+        provider_healthy("node.example", false);
+        provider_head("node.example", 99);
+        sink_healthy("sqs:transfers", true);
+        sink_queued("sqs:transfers", 4);
+        token_refresh_failed();
+        tokens(150);
+        dead_letters(1);
+        reorg(2);
+    }
+
+    fn rendered() -> String {
+        let (recorder, metrics) = recorder(8453, "base_mainnet").unwrap();
+        ::metrics::with_local_recorder(&recorder, record_everything);
+        metrics.upkeep();
+        metrics.render()
+    }
+
+    /// The page is also what pins the names: renaming a metric breaks dashboards and alerts.
+    #[test]
+    fn the_documentation_is_the_declared_table() {
+        let page = include_str!("../../docs/metrics.md");
+        let documented: Vec<&str> = page.lines().filter(|line| line.starts_with("| `chaintap_")).collect();
+        let declared: Vec<String> = DECLARED.iter().map(row).collect();
+        assert_eq!(documented, declared, "docs/metrics.md should hold exactly:\n{}\n", declared.join("\n"));
+    }
+
+    fn row(metric: &Declared) -> String {
+        let kind = match metric.kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram(_) => "histogram",
+        };
+        let labels = metric.labels.iter().map(|label| format!("`{label}`")).collect::<Vec<_>>().join(", ");
+        format!("| `{}` | {kind} | {labels} | {} |", metric.name, metric.help)
+    }
+
+    #[test]
+    fn declarations_follow_the_naming_rules_of_prometheus() {
+        for Declared { name, kind, labels, help } in DECLARED {
+            assert!(name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'), "{name}");
+            assert_eq!(name.ends_with("_total"), *kind == Kind::Counter, "{name}: _total is for counters, all of them");
+            assert!(help.ends_with('.') && help.len() < 120, "{name}: one sentence of help");
+            for unit in ["_ms", "_millis", "_minutes", "_percent", "_per_second", "_age_seconds"] {
+                assert!(!name.contains(unit), "{name}: base units, timestamps, no rates");
+            }
+            for label in *labels {
+                let bounded = [
+                    "version",
+                    "track",
+                    "reason",
+                    "stage",
+                    "operation",
+                    "outcome",
+                    "provider",
+                    "method",
+                    "sink",
+                    "kind",
+                ];
+                assert!(bounded.contains(label), "{name}: is the label {label} bounded?");
+            }
+            if let Kind::Histogram(buckets) = kind {
+                assert!(buckets.is_sorted_by(|a, b| a < b) && buckets.len() <= 15, "{name}: ascending, few buckets");
+                assert!(name.ends_with("_seconds") || name.ends_with("_blocks"), "{name}: unit in the name");
+            }
+        }
+        let distinct: BTreeSet<&str> = DECLARED.iter().map(|metric| metric.name).collect();
+        assert_eq!(distinct.len(), DECLARED.len(), "a name stands twice");
+    }
+
+    /// Every rule that promtool's linter has and that applies to text from a program.
+    #[test]
+    fn every_declared_metric_is_rendered_with_help_type_and_constant_labels() {
+        let text = rendered();
+        let mut types = BTreeMap::new();
+        let mut helps = BTreeSet::new();
+        for line in text.lines().filter(|line| !line.is_empty()) {
+            if let Some((name, help)) = line.strip_prefix("# HELP ").and_then(|rest| rest.split_once(' ')) {
+                assert!(!help.is_empty() && helps.insert(name), "{name}: HELP once");
+            } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ')) {
+                assert!(types.insert(name, kind).is_none(), "{name}: TYPE once");
+            } else {
+                assert!(line.contains(r#"chain_id="8453""#) && line.contains(r#"chain="base_mainnet""#), "{line}");
+                let (_, value) = line.rsplit_once(' ').unwrap();
+                assert!(value.parse::<f64>().is_ok_and(f64::is_finite), "{line}");
+            }
+        }
+        for Declared { name, kind, labels, .. } in DECLARED {
+            let expected = match kind {
+                Kind::Counter => "counter",
+                Kind::Gauge => "gauge",
+                Kind::Histogram(_) => "histogram",
+            };
+            assert_eq!(types.get(name), Some(&expected), "{name}");
+            assert!(helps.contains(name), "{name}: no HELP");
+            let sample = text.lines().find(|line| line.starts_with(name)).unwrap();
+            assert!(labels.iter().all(|label| sample.contains(&format!("{label}=\""))), "{sample}");
+        }
+        assert_eq!(types.len(), DECLARED.len(), "something is rendered that was not declared");
+    }
+
+    #[test]
+    fn counters_with_known_labels_begin_at_zero() {
+        let (recorder, metrics) = recorder(1, "ethereum_mainnet").unwrap();
+        ::metrics::with_local_recorder(&recorder, begin);
+        let text = metrics.render();
+        for series in [
+            r#"chaintap_blocks_processed_total{chain_id="1",chain="ethereum_mainnet",track="historical"} 0"#,
+            r#"chaintap_reorgs_total{chain_id="1",chain="ethereum_mainnet"} 0"#,
+        ] {
+            assert!(text.contains(series), "{series} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_long_name_is_cut_before_it_becomes_a_label() {
+        assert_eq!(label(&"x".repeat(500)).len(), MAX_LABEL);
+    }
+}

@@ -3,7 +3,7 @@
 //! Invariants: writing takes a lock for a moment and never waits on anything else; ages are measured with a monotonic
 //! clock, so that a corrected wall clock neither raises nor silences an alarm; every text is cut, so that the answers
 //! stay small whatever a server sends as an error. Where a fact has a gauge, it is set here too, so that `/metrics`
-//! tells the same story. What the facts mean is judged in [`health`](super::health).
+//! tells the same story. What the facts mean is judged in [`verdict`](super::verdict).
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -14,7 +14,11 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{health, metrics};
+use super::{
+    health::{self, Health},
+    metrics,
+    verdict::{self, Check},
+};
 use crate::domain::{BlockRange, Header, IntervalSet};
 
 /// Historical speed is measured over this time.
@@ -330,16 +334,16 @@ impl Vitals {
 
     /// What `/health` answers.
     #[must_use]
-    pub fn health(&self) -> health::Health {
+    pub fn health(&self) -> Health {
         let now = (self.clock)();
-        health::judge(&self.profile, &self.facts(), now)
+        health::body(&self.profile, &self.facts(), now)
     }
 
     /// What `/readyz` looks at, one check for each thing that must be usable.
     #[must_use]
-    pub fn readiness(&self) -> Vec<health::Check> {
+    pub fn readiness(&self) -> Vec<Check> {
         let now = (self.clock)();
-        health::readiness(&self.profile, &self.facts(), now)
+        verdict::readiness(&self.profile, &self.facts(), now)
     }
 
     /// Whether the loop still turns.
@@ -349,7 +353,7 @@ impl Vitals {
     /// A sentence that says for how long it has stood still.
     pub fn alive(&self) -> Result<(), String> {
         let now = (self.clock)();
-        health::alive(&self.profile, &self.facts(), now)
+        verdict::alive(&self.profile, &self.facts(), now)
     }
 
     fn facts(&self) -> MutexGuard<'_, Facts> {
