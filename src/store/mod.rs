@@ -38,6 +38,10 @@ pub const MARKER_BLOCKS: u64 = 10_000;
 pub const MAX_REFUSED: u64 = 100_000;
 /// Undecodable logs kept for an operator to see, the newest.
 pub const MAX_UNDECODABLE: u64 = 10_000;
+/// Journaled bytes of unsealed blocks beyond which no new entry is begun (protocol §3.3).
+const JOURNAL_CAP: u64 = 32 << 20;
+/// Journal entries that one SEAL drops (protocol §3.4).
+const SEAL_DROPS: usize = 200;
 
 /// Where to begin on an empty store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

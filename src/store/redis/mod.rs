@@ -11,8 +11,8 @@ use async_trait::async_trait;
 use self::{barrier::Barrier, connection::Link, reply::Reply, scripts::Lua, scripts::Scripts};
 use super::{
     BlockCommit, CLAIM_TTL, ClaimReply, CommitReply, DeadKind, DeadLetter, FinalCommit, Grant, HEARTBEAT_TTL,
-    Initialised, Intent, IntentReply, JournalEntry, MARKER_BLOCKS, MAX_DONE_INTERVALS, MAX_REFUSED, MAX_UNDECODABLE,
-    ReplayReply, SealReply, Snapshot, Start, StateStore, StoreError, keys::Keys, packed,
+    Initialised, Intent, IntentReply, JOURNAL_CAP, JournalEntry, MARKER_BLOCKS, MAX_DONE_INTERVALS, MAX_REFUSED,
+    MAX_UNDECODABLE, ReplayReply, SEAL_DROPS, SealReply, Snapshot, Start, StateStore, StoreError, keys::Keys, packed,
 };
 use crate::{
     config::{Durability, SecretUrl},
@@ -24,10 +24,6 @@ mod connection;
 mod reply;
 mod scripts;
 
-/// Journaled bytes of unsealed blocks beyond which no new entry is begun (protocol §3.3).
-const JOURNAL_CAP: u64 = 32 << 20;
-/// Entries that one SEAL drops (protocol §3.4).
-const SEAL_DROPS: u64 = 200;
 /// Never tell a caller to look again sooner: a claim may be about to expire.
 const MIN_RETRY: Duration = Duration::from_millis(50);
 /// Keys that one SCAN step looks at.
