@@ -2,10 +2,12 @@
 
 pub mod health;
 pub mod metrics;
+pub mod scrub;
 pub mod verdict;
 pub mod vitals;
 
 pub use health::Health;
 pub use metrics::Metrics;
+pub use scrub::scrub;
 pub use verdict::{Check, Status};
 pub use vitals::{Edge, Profile, Vitals};
