@@ -33,20 +33,11 @@ struct Cli {
 enum Command {
     /// Listen to the chain and deliver
     Run(run::RunArgs),
-    /// Say whether the configuration is right, and with --connect whether every server answers
-    Check(operate::CheckArgs),
-    /// Show what is listened to, and where it goes
-    Contracts,
-    /// Print the first topic of an event: 'Transfer(address,address,uint256)'
-    Topic(operate::TopicArgs),
     /// Show where the listener stands, from the state store
     Status(status::StatusArgs),
     /// List and change the tokens whose transfers are delivered
     #[command(subcommand)]
     Tokens(tokens::TokensCommand),
-    /// Look at, send again or drop what no sink would take
-    #[command(subcommand)]
-    Dlq(dlq::DlqCommand),
     /// Deliver again from the block after N, with the same ids and higher versions
     Rewind(operate::MoveArgs),
     /// Knowingly leave out every block up to N that is not delivered yet
@@ -133,7 +124,6 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
     let Cli { overrides, command } = cli;
     match command {
         Command::Run(args) => run::run(&args, &overrides),
-        Command::Topic(args) => operate::topic(&args),
         other => run::runtime()?.block_on(operate::operate(other, &overrides)),
     }
 }

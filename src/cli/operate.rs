@@ -4,52 +4,109 @@ use std::{io::Write, sync::Arc};
 
 use clap::Args;
 
-use super::{Command, Failure, Overrides, devchain, dlq, healthcheck, status, tokens};
+use super::{Command, Failure, Overrides, devchain, healthcheck, status, tokens};
 use crate::{
     app,
     config::{self, Purpose, Settings},
-    store::{ReplayReply, Snapshot, StateStore, StoreError},
-    telemetry::logging,
+    store::{ReplayReply, StateStore},
 };
 
 /// Flags of `rewind` and `skip`.
 #[derive(Debug, Args)]
 pub(super) struct MoveArgs {
-    /// The last block below which nothing changes (rewind), or the last one that is left out (skip)
+    /// The last block that stays as it is (rewind), or the last one that is left out (skip)
     #[arg(long, value_name = "N")]
     to: u64,
-    /// Only say what would be done
-    #[arg(long)]
-    dry_run: bool,
-    /// Do it; without this it is only said
+    /// Do it; without this it is only said what would be done
     #[arg(long)]
     yes: bool,
 }
 
-/// Does the commands that need settings or a server.
+/// Does the commands that need a runtime.
 pub(super) async fn operate(command: Command, overrides: &Overrides) -> Result<(), Failure> {
+    let out = &mut std::io::stdout();
     match command {
-        Command::Devchain(args) => {
-            logging::for_commands();
-            return devchain::run(args).await;
-        }
+        Command::Devchain(args) => return devchain::run(args).await,
         Command::Healthcheck(args) => return healthcheck::run(&args).await,
-        Command::Check(args) => return super::check::check(&args, overrides).await,
         _ => {}
     }
     let sources = overrides.sources(Purpose::Operate);
     let settings = config::load(&sources).await.map_err(|error| Failure::Config(error.to_string()))?;
-    logging::for_commands();
-    let out = &mut std::io::stdout();
     match command {
-        Command::Contracts => super::check::contracts(&settings, out),
         Command::Status(args) => status::run(&args, settings.chain.id, app::open_store(&settings).await, out).await,
         Command::Tokens(command) => {
             tokens::run(&command, &settings.tokens, settings.chain.id, out, &mut std::io::stderr()).await
         }
-        Command::Dlq(command) => dead_letters(&command, &settings, out).await,
-        Command::Rewind(args) => move_progress(&args, &settings, Direction::Rewind, out).await,
-        Command::Skip(args) => move_progress(&args, &settings, Direction::Skip, out).await,
-        _ => Err(Failure::Internal("the command has no settings".into())),
+        Command::Rewind(args) => rewind(&args, &settings, out).await,
+        Command::Skip(args) => skip(&args, &settings, out).await,
+        _ => Err(Failure::Internal("not a command that operates on a deployment".into())),
     }
+}
+
+/// Sets the state back, so that blocks are delivered again.
+async fn rewind(args: &MoveArgs, settings: &Settings, out: &mut impl Write) -> Result<(), Failure> {
+    let (store, progress) = opened(settings).await?;
+    let to = i64::try_from(args.to).unwrap_or(i64::MAX);
+    if to >= progress.tip {
+        return Err(Failure::Data(format!("block {to} is not below the highest delivered block, {}", progress.tip)));
+    }
+    let begins = to + 1;
+    say(
+        out,
+        &format!(
+            "blocks {begins} to {} will be delivered again, with the same ids and higher versions (watermark {}, tip {})",
+            progress.tip, progress.watermark, progress.tip
+        ),
+    )?;
+    if !confirmed(args, out)? {
+        return Ok(());
+    }
+    finished(store.replay(to, progress.epoch).await.map_err(|error| app::store_failure(&error))?, out)
+}
+
+/// Marks blocks as done that were not delivered.
+async fn skip(args: &MoveArgs, settings: &Settings, out: &mut impl Write) -> Result<(), Failure> {
+    let (store, progress) = opened(settings).await?;
+    if i64::try_from(args.to).unwrap_or(i64::MAX) <= progress.watermark {
+        let watermark = progress.watermark;
+        return Err(Failure::Data(format!("every block up to {} is delivered: the watermark is {watermark}", args.to)));
+    }
+    say(
+        out,
+        &format!(
+            "blocks {} to {} that are not delivered yet will NEVER be delivered by this deployment",
+            progress.watermark + 1,
+            args.to
+        ),
+    )?;
+    if !confirmed(args, out)? {
+        return Ok(());
+    }
+    finished(store.skip(args.to, progress.epoch).await.map_err(|error| app::store_failure(&error))?, out)
+}
+
+async fn opened(settings: &Settings) -> Result<(Arc<dyn StateStore>, crate::store::Progress), Failure> {
+    let store = app::open_store(settings).await.map_err(|error| app::store_failure(&error))?;
+    let snapshot = store.peek().await.map_err(|error| app::store_failure(&error))?;
+    let nothing = || Failure::No("the store holds nothing of this chain yet: `chaintap run` begins it".into());
+    let progress = snapshot.ok_or_else(nothing)?.progress;
+    Ok((store, progress))
+}
+
+fn confirmed(args: &MoveArgs, out: &mut impl Write) -> Result<bool, Failure> {
+    if !args.yes {
+        say(out, "nothing was changed; say --yes to do it")?;
+    }
+    Ok(args.yes)
+}
+
+fn finished(reply: ReplayReply, out: &mut impl Write) -> Result<(), Failure> {
+    match reply {
+        ReplayReply::Done(now) => say(out, &format!("done: watermark {}, tip {}", now.watermark, now.tip)),
+        ReplayReply::Stale => Err(Failure::Temporary("the state changed meanwhile; look again and repeat".into())),
+    }
+}
+
+fn say(out: &mut impl Write, line: &str) -> Result<(), Failure> {
+    writeln!(out, "{line}").map_err(|error| Failure::Internal(format!("cannot write: {error}")))
 }

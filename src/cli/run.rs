@@ -10,9 +10,8 @@ use tracing::info;
 use super::{Failure, Overrides};
 use crate::{
     app::{self, RunOptions},
-    config::{self, Purpose, Settings, Sources},
+    config::{self, Purpose, Sources},
     devchain, shutdown,
-    telemetry::{logging, sentry},
 };
 
 /// How often a summary is logged.
@@ -45,7 +44,7 @@ pub(super) fn run(args: &RunArgs, overrides: &Overrides) -> Result<(), Failure> 
         (overrides.sources(Purpose::Listen), SUMMARY_EVERY)
     };
     let settings = runtime.block_on(config::load(&sources)).map_err(|error| Failure::Config(error.to_string()))?;
-    let _reports = observe(&settings)?;
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(&settings.log.filter).init();
     let options = RunOptions { until: args.until, summary_every };
     let listened = runtime.block_on(async {
         let asked = shutdown::on_signals().map_err(|error| Failure::Internal(error.to_string()))?;
@@ -56,13 +55,6 @@ pub(super) fn run(args: &RunArgs, overrides: &Overrides) -> Result<(), Failure> 
     // Nothing that matters runs any more; whatever is blocked in a system call must not hold up the end.
     runtime.shutdown_timeout(Duration::from_secs(1));
     listened
-}
-
-/// Logs and error reports, as the settings say; the guard sends what is left when it is dropped.
-fn observe(settings: &Settings) -> Result<impl Drop + use<>, Failure> {
-    let reports = sentry::init(settings.sentry_dsn.as_ref(), settings.chain.id);
-    logging::init(&settings.log).map_err(|error| Failure::Config(error.to_string()))?;
-    Ok(reports)
 }
 
 /// A runtime for everything that talks to a server.
