@@ -6,8 +6,9 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::{
+    facts::{EdgeFacts, Facts},
     verdict::{self, EdgeState, Status},
-    vitals::{Edge, EdgeFacts, Facts, Profile},
+    vitals::{Edge, Profile},
 };
 
 /// The body of `/health`. Members may be added, never renamed.
