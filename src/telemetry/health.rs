@@ -1,5 +1,5 @@
 //! The body of `/health` (contract §9): the facts at one moment, in the words and the form that operators rely on.
-//! What they amount to is judged in [`verdict`](super::verdict).
+//! What they amount to is judged in [`verdict`].
 
 use alloy::primitives::B256;
 use serde::Serialize;

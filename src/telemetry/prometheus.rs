@@ -1,4 +1,4 @@
-//! Collects what [`metrics`](super::metrics) records and renders it for Prometheus. There is no listener here: the text
+//! Collects what [`metrics`] records and renders it for Prometheus. There is no listener here: the text
 //! is one of the answers of the HTTP endpoints.
 
 use ::metrics::Recorder;

@@ -3,7 +3,7 @@
 //! Invariants: writing takes a lock for a moment and never waits on anything else; ages are measured with a monotonic
 //! clock, so that a corrected wall clock neither raises nor silences an alarm; every text is scrubbed and cut, so that
 //! the answers stay small and hold no secret, whatever a server sends as an error. Where a fact has a gauge, it is set here too, so that `/metrics`
-//! tells the same story. What the facts mean is judged in [`verdict`](super::verdict).
+//! tells the same story. What the facts mean is judged in [`verdict`].
 
 use std::{
     fmt,
