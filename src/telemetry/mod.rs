@@ -2,9 +2,13 @@
 
 mod facts;
 pub mod health;
+pub mod logging;
 pub mod metrics;
+mod outlet;
+mod panics;
 pub mod prometheus;
 pub mod scrub;
+pub mod sentry;
 pub mod verdict;
 pub mod vitals;
 
