@@ -308,7 +308,7 @@ async fn probe(sink: Arc<dyn Sink>, vitals: Arc<Vitals>) {
     loop {
         ticks.tick().await;
         let there = sink.check().await.map_err(|error| error.to_string());
-        vitals.edge(Edge::Sink(sink.name().to_owned()), there.as_ref().map(|()| ()).map_err(String::as_str));
+        vitals.edge(Edge::Sink(sink.name().to_owned()), there.as_ref().copied().map_err(String::as_str));
     }
 }
 

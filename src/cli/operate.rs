@@ -4,7 +4,7 @@ use std::{io::Write, sync::Arc};
 
 use clap::Args;
 
-use super::{Command, Failure, Overrides, devchain, healthcheck, status, tokens};
+use super::{Command, Failure, Overrides, devchain, healthcheck, run::logs, status, tokens};
 use crate::{
     app,
     config::{self, Purpose, Settings},
@@ -26,10 +26,14 @@ pub(super) struct MoveArgs {
 pub(super) async fn operate(command: Command, overrides: &Overrides) -> Result<(), Failure> {
     let out = &mut std::io::stdout();
     match command {
-        Command::Devchain(args) => return devchain::run(args).await,
+        Command::Devchain(args) => {
+            let _logs = logs("info", None)?;
+            return devchain::run(args).await;
+        }
         Command::Healthcheck(args) => return healthcheck::run(&args).await,
         _ => {}
     }
+    let _logs = logs("warn", None)?;
     let sources = overrides.sources(Purpose::Operate);
     let settings = config::load(&sources).await.map_err(|error| Failure::Config(error.to_string()))?;
     match command {
