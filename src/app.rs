@@ -17,7 +17,7 @@ use crate::{
     api,
     backoff::Backoff,
     cli::Failure,
-    config::{self, Durability, Settings, SinkTarget, StartBlock, StoreSettings, TokenSettings},
+    config::{Durability, Settings, SinkTarget, StartBlock, StoreSettings, TokenSettings},
     pipeline::{self, Context, Ended, Span, Tokens},
     rpc::{Endpoints, LogFilter},
     sinks::{
@@ -25,7 +25,11 @@ use crate::{
         sqs::{AwsAccess, SqsSink},
         stdout::StdoutSink,
     },
-    store::{Identity, StateStore, StoreError, embedded::EmbeddedStore, redis::RedisStore},
+    store::{
+        StateStore, StoreError,
+        embedded::Embedded,
+        redis::{Identity, RedisStore},
+    },
     telemetry::{Edge, Metrics, Profile, Vitals},
     tokens::{FixedList, MongoDirectory, TokenDirectory, TokenError},
 };
@@ -64,7 +68,7 @@ pub async fn run(settings: Settings, options: RunOptions, stop: CancellationToke
     let serving = CancellationToken::new();
     let router = api::router(vitals.clone(), metrics.clone());
     let server = tokio::spawn(api::serve(listener, router, metrics, serving.clone()));
-    let listened = tokio::select! {
+    let ended = tokio::select! {
         biased;
         () = stop.cancelled() => Ok(()),
         wired = wire(&settings, &vitals, &mut keepers) => match wired {
@@ -77,7 +81,7 @@ pub async fn run(settings: Settings, options: RunOptions, stop: CancellationToke
     if let Err(error) = server.await {
         warn!(%error, "the HTTP server ended badly");
     }
-    listened
+    ended
 }
 
 /// Everything that the pipeline works with, once it can be reached.
@@ -115,7 +119,11 @@ async fn wire(settings: &Settings, vitals: &Arc<Vitals>, keepers: &mut JoinSet<(
 }
 
 async fn listen(
-    settings: Settings, context: Context, options: RunOptions, stop: CancellationToken, keepers: &mut JoinSet<()>,
+    settings: Settings,
+    context: Context,
+    options: RunOptions,
+    stop: CancellationToken,
+    keepers: &mut JoinSet<()>,
 ) -> Result<(), Failure> {
     wait_for_tokens(&context, &stop).await;
     announce(&settings, &context);
@@ -138,15 +146,17 @@ async fn listen(
 ///
 /// [`StoreError`]: transient where it may come up, fatal where someone must act.
 pub async fn open_store(settings: &Settings) -> Result<Arc<dyn StateStore>, StoreError> {
-    let identity = Identity {
-        chain_id: settings.chain.id,
-        redis_db: settings.chain.redis_db,
-        service: settings.service.clone(),
-        owner: owner(),
-    };
     Ok(match &settings.store {
-        StoreSettings::Redis { url, durability } => Arc::new(RedisStore::connect(url, identity, *durability).await?),
-        StoreSettings::Embedded { dir } => Arc::new(EmbeddedStore::open(dir, identity).await?),
+        StoreSettings::Redis { url, durability } => {
+            let identity = Identity {
+                chain_id: settings.chain.id,
+                redis_db: settings.chain.redis_db,
+                service: settings.service.clone(),
+                owner: owner(),
+            };
+            Arc::new(RedisStore::connect(url, identity, *durability).await?)
+        }
+        StoreSettings::Embedded { dir } => Arc::new(Embedded::open(dir, settings.chain.id, &settings.service)?),
     })
 }
 
@@ -215,7 +225,9 @@ pub async fn token_directory(settings: &Settings) -> Result<Option<Arc<dyn Token
 
 /// The token list as it changes, kept fresh by a task of its own.
 async fn token_lists(
-    settings: &Settings, vitals: &Arc<Vitals>, keepers: &mut JoinSet<()>,
+    settings: &Settings,
+    vitals: &Arc<Vitals>,
+    keepers: &mut JoinSet<()>,
 ) -> Result<watch::Receiver<Tokens>, Failure> {
     let Some(directory) = patiently(vitals, Edge::Tokens, || token_directory(settings)).await? else {
         info!("token filtering is off: no MONGODB_URI and no TOKENS_FILE");
@@ -301,15 +313,8 @@ async fn probe(sink: Arc<dyn Sink>, vitals: Arc<Vitals>) {
 }
 
 fn profile(settings: &Settings) -> Profile {
-    let sinks: std::collections::BTreeSet<String> = settings
-        .registry
-        .listeners()
-        .iter()
-        .map(|listener| match &listener.target {
-            SinkTarget::Stdout => "stdout".to_owned(),
-            SinkTarget::Sqs { url } => format!("sqs:{}", url.rsplit('/').next().unwrap_or_default()),
-        })
-        .collect();
+    let sinks: std::collections::BTreeSet<String> =
+        settings.registry.listeners().iter().map(|listener| listener.target.sink_name()).collect();
     Profile {
         chain_id: settings.chain.id,
         service: settings.service.clone(),
@@ -341,7 +346,7 @@ fn announce(settings: &Settings, context: &Context) {
         Tokens::Tracked(list) => Some(list.len()),
         Tokens::Off | Tokens::Waiting => None,
     };
-    for line in config::contracts::active(&settings.registry, tracked).lines() {
+    for line in settings.registry.summary(tracked).lines() {
         info!("{line}");
     }
 }

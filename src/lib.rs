@@ -11,6 +11,7 @@ pub mod store;
 pub mod tokens;
 
 pub mod api;
+pub mod app;
 pub mod cli;
 pub mod config;
 pub mod crypto;

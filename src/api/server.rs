@@ -22,9 +22,9 @@ use tracing::{debug, warn};
 use crate::telemetry::Metrics;
 
 /// Connections at once; more wait in the listen queue.
-const MAX_CONNECTIONS: usize = 64;
+const MAX_CONNECTIONS: usize = 256;
 /// The head of a request must be here within this; an idle connection is closed after it.
-const HEADER_TIME: Duration = Duration::from_secs(10);
+const HEADER_TIME: Duration = Duration::from_secs(5);
 /// A connection may last this long; then it is closed after the answer being given.
 const CONNECTION_TIME: Duration = Duration::from_mins(2);
 /// An answer being given may take this long once its connection has to end.

@@ -2,7 +2,6 @@
 
 use std::{io::Write as _, net::IpAddr, path::PathBuf, time::Duration};
 
-use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -113,21 +112,6 @@ impl Args {
             limits,
         }
     }
-
-    /// The tokens as documents of the collection `tokens`.
-    fn token_documents(&self) -> serde_json::Value {
-        let chain_id = self.chain_id.unwrap_or(Options::CHAIN_ID);
-        let document = |token: crate::domain::Token| {
-            json!({
-                "address": token.address.to_checksum(None),
-                "name": token.name,
-                "symbol": token.symbol,
-                "decimals": token.decimals,
-                "chainId": chain_id,
-            })
-        };
-        devchain::tokens(self.seed, self.tokens).into_iter().map(document).collect()
-    }
 }
 
 /// Serves until Ctrl-C or SIGTERM; or prints the tokens.
@@ -137,7 +121,7 @@ impl Args {
 /// Wrong options (64), unusable block files (65), a port that cannot be had (69).
 pub async fn run(args: Args) -> Result<(), Failure> {
     if args.print_tokens {
-        return print(&format!("{:#}", args.token_documents()));
+        return print(&format!("{:#}", devchain::token_documents(&args.options())));
     }
     let shutdown = CancellationToken::new();
     let mut serving = devchain::serve(args.options(), shutdown.clone()).await.map_err(|error| failure(&error))?;

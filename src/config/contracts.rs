@@ -60,6 +60,15 @@ pub enum SinkTarget {
 }
 
 impl SinkTarget {
+    /// The name of its sink in logs, metrics and `/health`: `stdout`, `sqs:my-queue`.
+    #[must_use]
+    pub fn sink_name(&self) -> String {
+        match self {
+            Self::Stdout => "stdout".to_owned(),
+            Self::Sqs { url } => format!("sqs:{}", Self::queue(url)),
+        }
+    }
+
     /// The queue's name: the last part of its URL's path.
     fn queue(url: &str) -> &str {
         url.trim_end_matches('/').rsplit('/').next().unwrap_or_default()

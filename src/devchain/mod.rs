@@ -41,7 +41,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 pub use timetable::Reorgs;
-pub use tokens::tokens;
+pub use tokens::{token_documents, tokens};
 
 use self::{chain::Chain, node::Node, recording::Recording, timetable::Timetable};
 
@@ -101,13 +101,23 @@ pub struct Limits {
     pub batch: usize,
     /// Subscriptions of one socket.
     pub subscriptions: usize,
+    /// How long a socket may take for one message before it is dropped.
+    pub send_timeout: Duration,
     /// How many blocks that left the chain are still answered by hash; with 0 they are unknown at once.
     pub orphans: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { range: 10_000, results: 10_000, request_bytes: 1 << 20, batch: 100, subscriptions: 100, orphans: 1_024 }
+        Self {
+            range: 10_000,
+            results: 10_000,
+            request_bytes: 1 << 20,
+            batch: 100,
+            subscriptions: 100,
+            send_timeout: Duration::from_secs(10),
+            orphans: 1_024,
+        }
     }
 }
 

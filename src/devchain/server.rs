@@ -35,9 +35,6 @@ use super::{
     subscriptions::Subscriptions,
 };
 
-/// How long a reader may take for one message before its socket is dropped.
-const SEND_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// What every request sees.
 #[derive(Clone)]
 struct Shared {
@@ -113,7 +110,7 @@ async fn converse(mut socket: WebSocket, shared: Shared) {
                 Err(RecvError::Closed) => break,
             },
         };
-        if !send(&mut socket, messages).await {
+        if !send(&mut socket, messages, shared.node.limits.send_timeout).await {
             debug!(socket = id, "socket does not take its messages, dropped");
             break;
         }
@@ -138,9 +135,9 @@ impl Shared {
 }
 
 /// Whether all messages went out in time.
-async fn send(socket: &mut WebSocket, messages: Vec<String>) -> bool {
+async fn send(socket: &mut WebSocket, messages: Vec<String>, within: Duration) -> bool {
     for message in messages {
-        if !matches!(timeout(SEND_TIMEOUT, socket.send(Message::text(message))).await, Ok(Ok(()))) {
+        if !matches!(timeout(within, socket.send(Message::text(message))).await, Ok(Ok(()))) {
             return false;
         }
     }

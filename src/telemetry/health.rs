@@ -1,13 +1,14 @@
 //! The body of `/health` (contract §9): the facts at one moment, in the words and the form that operators rely on.
-//! What they amount to is judged in [`verdict`](super::verdict).
+//! What they amount to is judged in [`verdict`].
 
 use alloy::primitives::B256;
 use serde::Serialize;
 use tokio::time::Instant;
 
 use super::{
+    facts::{EdgeFacts, Facts},
     verdict::{self, EdgeState, Status},
-    vitals::{Edge, EdgeFacts, Facts, Profile},
+    vitals::{Edge, Profile},
 };
 
 /// The body of `/health`. Members may be added, never renamed.

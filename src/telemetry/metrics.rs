@@ -7,12 +7,11 @@
 //!
 //! The gauges of head, progress, tokens and health of the edges are set by [`Vitals`](super::Vitals) as it is written,
 //! so that `/metrics` and `/health` cannot tell different stories. What is not here: CPU, memory and disk, which the
-//! platform measures better.
+//! platform measures better; how the values leave the process is in [`prometheus`](super::prometheus).
 
 use std::time::{Duration, SystemTime};
 
-use ::metrics::{Key, Label, Level, Metadata, Recorder, SharedString, with_recorder};
-use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use ::metrics::{Key, Label, Level, Metadata, SharedString, with_recorder};
 
 use crate::domain::Track;
 
@@ -274,73 +273,8 @@ pub(super) fn reorg(depth: u64) {
     observe(&REORG_DEPTH, [], float(depth));
 }
 
-// ── the recorder ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-/// The process's metrics, ready to be rendered as Prometheus text.
-#[derive(Clone, Debug)]
-pub struct Metrics {
-    handle: PrometheusHandle,
-}
-
-/// Why there are no metrics; a fault of the program.
-#[derive(Debug, thiserror::Error)]
-pub enum MetricsError {
-    /// A histogram was declared without buckets.
-    #[error("metric declared wrongly: {0}")]
-    Declaration(#[from] BuildError),
-    /// Metrics are process-wide, and there are some already.
-    #[error("metrics are installed already")]
-    Installed,
-}
-
-impl Metrics {
-    /// Installs the process-wide recorder. Whatever is recorded before is lost.
-    ///
-    /// # Errors
-    ///
-    /// [`MetricsError::Installed`] on the second call in one process.
-    pub fn install(chain_id: u64, chain: &str) -> Result<Self, MetricsError> {
-        let (recorder, metrics) = recorder(chain_id, chain)?;
-        ::metrics::set_global_recorder(recorder).map_err(|_| MetricsError::Installed)?;
-        begin();
-        Ok(metrics)
-    }
-
-    /// The Prometheus text format, version 0.0.4.
-    #[must_use]
-    pub fn render(&self) -> String {
-        self.handle.render()
-    }
-
-    /// Folds the observations since the last call into their buckets; they take memory until then. Every few seconds.
-    pub fn upkeep(&self) {
-        self.handle.run_upkeep();
-    }
-}
-
-fn recorder(chain_id: u64, chain: &str) -> Result<(PrometheusRecorder, Metrics), MetricsError> {
-    let mut builder =
-        PrometheusBuilder::new().add_global_label("chain_id", chain_id.to_string()).add_global_label("chain", chain);
-    for metric in DECLARED {
-        if let Kind::Histogram(buckets) = metric.kind {
-            builder = builder.set_buckets_for_metric(Matcher::Full(metric.name.to_owned()), buckets)?;
-        }
-    }
-    let recorder = builder.build_recorder();
-    for Declared { name, kind, help, .. } in DECLARED {
-        let (name, help) = ((*name).into(), (*help).into());
-        match kind {
-            Kind::Counter => recorder.describe_counter(name, None, help),
-            Kind::Gauge => recorder.describe_gauge(name, None, help),
-            Kind::Histogram(_) => recorder.describe_histogram(name, None, help),
-        }
-    }
-    let metrics = Metrics { handle: recorder.handle() };
-    Ok((recorder, metrics))
-}
-
 /// Counters that are known beforehand begin at 0: an alert on an increase would miss the first one otherwise.
-fn begin() {
+pub(super) fn begin() {
     set(&BUILD_INFO, [env!("CARGO_PKG_VERSION").into()], 1.0);
     set(&START, [], unix_seconds());
     for track in [Track::Realtime, Track::Historical] {
@@ -403,50 +337,9 @@ fn unix_seconds() -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeSet;
 
     use super::*;
-
-    /// Records each metric once, as the process would.
-    fn record_everything() {
-        begin();
-        blocks_processed(Track::Realtime, 1);
-        logs_received(3);
-        logs_rejected("erc721", 1);
-        events_matched(2);
-        STAGES.into_iter().for_each(|stage| stage_seconds(stage, 0.002));
-        stage_error("fetch");
-        claims_held(2);
-        claim_busy();
-        claim_taken_over();
-        heartbeat_failed();
-        store_request("commit", "ok", 0.001);
-        rpc_request("node.example", "eth_getLogs", "ok", 0.2);
-        sink_messages("sqs:transfers", "acknowledged", 10);
-        sink_send_seconds("sqs:transfers", 0.03);
-        delivery_latency_seconds(1.5);
-        dead_letters_buried("refused", 1);
-        head(100, 1_700_000_000, Some(98));
-        progress(90, 98);
-        gaps(1, 5);
-        lag(8);
-        store_healthy(true);
-        provider_healthy("node.example", false);
-        provider_head("node.example", 99);
-        sink_healthy("sqs:transfers", true);
-        sink_queued("sqs:transfers", 4);
-        token_refresh_failed();
-        tokens(150);
-        dead_letters(1);
-        reorg(2);
-    }
-
-    fn rendered() -> String {
-        let (recorder, metrics) = recorder(8453, "base_mainnet").unwrap();
-        ::metrics::with_local_recorder(&recorder, record_everything);
-        metrics.upkeep();
-        metrics.render()
-    }
 
     /// The page is also what pins the names: renaming a metric breaks dashboards and alerts.
     #[test]
@@ -498,50 +391,6 @@ mod tests {
         }
         let distinct: BTreeSet<&str> = DECLARED.iter().map(|metric| metric.name).collect();
         assert_eq!(distinct.len(), DECLARED.len(), "a name stands twice");
-    }
-
-    /// Every rule that promtool's linter has and that applies to text from a program.
-    #[test]
-    fn every_declared_metric_is_rendered_with_help_type_and_constant_labels() {
-        let text = rendered();
-        let mut types = BTreeMap::new();
-        let mut helps = BTreeSet::new();
-        for line in text.lines().filter(|line| !line.is_empty()) {
-            if let Some((name, help)) = line.strip_prefix("# HELP ").and_then(|rest| rest.split_once(' ')) {
-                assert!(!help.is_empty() && helps.insert(name), "{name}: HELP once");
-            } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ')) {
-                assert!(types.insert(name, kind).is_none(), "{name}: TYPE once");
-            } else {
-                assert!(line.contains(r#"chain_id="8453""#) && line.contains(r#"chain="base_mainnet""#), "{line}");
-                let (_, value) = line.rsplit_once(' ').unwrap();
-                assert!(value.parse::<f64>().is_ok_and(f64::is_finite), "{line}");
-            }
-        }
-        for Declared { name, kind, labels, .. } in DECLARED {
-            let expected = match kind {
-                Kind::Counter => "counter",
-                Kind::Gauge => "gauge",
-                Kind::Histogram(_) => "histogram",
-            };
-            assert_eq!(types.get(name), Some(&expected), "{name}");
-            assert!(helps.contains(name), "{name}: no HELP");
-            let sample = text.lines().find(|line| line.starts_with(name)).unwrap();
-            assert!(labels.iter().all(|label| sample.contains(&format!("{label}=\""))), "{sample}");
-        }
-        assert_eq!(types.len(), DECLARED.len(), "something is rendered that was not declared");
-    }
-
-    #[test]
-    fn counters_with_known_labels_begin_at_zero() {
-        let (recorder, metrics) = recorder(1, "ethereum_mainnet").unwrap();
-        ::metrics::with_local_recorder(&recorder, begin);
-        let text = metrics.render();
-        for series in [
-            r#"chaintap_blocks_processed_total{chain_id="1",chain="ethereum_mainnet",track="historical"} 0"#,
-            r#"chaintap_reorgs_total{chain_id="1",chain="ethereum_mainnet"} 0"#,
-        ] {
-            assert!(text.contains(series), "{series} is not in\n{text}");
-        }
     }
 
     #[test]

@@ -8,7 +8,7 @@
 use std::borrow::Cow;
 
 /// What stands where something was taken out.
-const MASK: &str = "***";
+pub const MASK: &str = "***";
 
 /// Endings of names (lower case, without `_` and `-`) whose value is a secret wherever `name=value` or `name: value`
 /// stands. Bare `token` and `key` are not among them: they are words of this domain.
@@ -38,6 +38,13 @@ pub fn scrub(text: &str) -> Cow<'_, str> {
             Cow::Owned(named) => named,
         }),
     }
+}
+
+/// Whether a value of this name is a secret, as of `MONGODB_PASSWORD` or `apiKey`.
+#[must_use]
+pub fn is_secret_name(name: &str) -> bool {
+    let name: String = name.chars().filter(|c| !matches!(c, '_' | '-')).collect::<String>().to_ascii_lowercase();
+    SECRET_NAMES.iter().any(|secret| name.ends_with(secret))
 }
 
 fn scrub_urls(text: &str) -> Cow<'_, str> {
@@ -132,13 +139,14 @@ fn secret_after<'a>(word: &str, text: &'a str) -> Option<(&'a str, &'a str)> {
         let length = value_length(value);
         return (value.len() < after.len() && length >= 16).then(|| (value, value.split_at(length).1));
     }
-    let name: String = word.chars().filter(|c| !matches!(c, '_' | '-')).collect::<String>().to_ascii_lowercase();
-    if !SECRET_NAMES.iter().any(|secret| name.ends_with(secret)) {
+    if !is_secret_name(word) {
         return None;
     }
+    let after = skip_colours(after);
     let quoted_name = opening_quote(after).is_some();
     let value = opening_quote(after).unwrap_or(after).trim_start_matches(' ');
-    let value = value.strip_prefix('=').or_else(|| value.strip_prefix(':'))?.trim_start_matches(' ');
+    let value = value.strip_prefix('=').or_else(|| value.strip_prefix(':'))?;
+    let value = skip_colours(value).trim_start_matches(' ');
     let quoted = opening_quote(value);
     if quoted_name && quoted.is_none() {
         return None; // JSON's numbers, null, arrays and objects; what is inside is looked at by itself
@@ -148,6 +156,17 @@ fn secret_after<'a>(word: &str, text: &'a str) -> Option<(&'a str, &'a str)> {
     let inner = scheme.unwrap_or(inner);
     let length = value_length(inner);
     (length > 0 && !inner.starts_with(MASK)).then(|| (inner, inner.split_at(length).1))
+}
+
+/// The text after the colour codes that it begins with: a terminal's line has them between name and value.
+fn skip_colours(mut text: &str) -> &str {
+    while let Some((code, rest)) = text.strip_prefix("\u{1b}[").and_then(|text| text.split_once('m')) {
+        if !code.chars().all(|c| c.is_ascii_digit() || c == ';') {
+            break;
+        }
+        text = rest;
+    }
+    text
 }
 
 /// The text after the quote, escaped or not, that it begins with.
@@ -222,6 +241,10 @@ mod tests {
             ("Authorization: Basic K1", "Authorization: Basic ***"),
             ("sent Bearer 0123456789abcdef.", "sent Bearer ***"),
             ("key AKIAIOSFODNN7EXAMPLE is", "key *** is"),
+            (
+                "\u{1b}[3mpassword\u{1b}[0m\u{1b}[2m=\u{1b}[0m\"K1\"",
+                "\u{1b}[3mpassword\u{1b}[0m\u{1b}[2m=\u{1b}[0m\"***\"",
+            ),
             ("password=K1 password=K2", "password=*** password=***"),
         ];
         for (text, expected) in cases {

@@ -9,7 +9,10 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::vitals::{Edge, EdgeFacts, Facts, Profile};
+use super::{
+    facts::{EdgeFacts, Facts},
+    vitals::{Edge, Profile},
+};
 
 /// An edge that was unusable for longer than this is a failure.
 const FAIL_AFTER: Duration = Duration::from_secs(30);
@@ -197,7 +200,7 @@ fn behind(facts: &Facts) -> Option<String> {
     let progress = facts.progress?;
     if let Some(lowest) = progress.lowest_gap {
         let (missing, gaps) = (progress.missing, progress.gaps);
-        return Some(format!("backfill: {missing} blocks missing in {gaps} gaps, the lowest is {lowest}"));
+        return Some(format!("backfill: missing blocks {missing}, gaps {gaps}, the lowest {lowest}"));
     }
     let lag = facts.lag().filter(|lag| *lag > USUAL_LAG)?;
     Some(format!("{lag} blocks behind the head"))

@@ -1,9 +1,12 @@
 //! A devchain in this process, and plain JSON-RPC to it or to any other node.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{collections::VecDeque, net::SocketAddr, time::Duration};
 
 use chaintap::devchain::{Options, Serving, serve};
+use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
+use tokio::{net::TcpStream, time::timeout};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, tungstenite::Message};
 use tokio_util::sync::CancellationToken;
 
 /// A running devchain; it ends with its guard.
@@ -56,14 +59,19 @@ impl Rpc {
     }
 
     /// Posts a body as it stands.
-    pub async fn post(&self, body: impl Into<reqwest::Body>) -> reqwest::Response {
-        let request = self.client.post(&self.url).header("content-type", "application/json").body(body);
-        request.send().await.unwrap()
+    pub async fn post(&self, body: impl Into<reqwest::Body>) -> reqwest::Result<reqwest::Response> {
+        self.client.post(&self.url).header("content-type", "application/json").body(body).send().await
+    }
+
+    /// The whole reply to a body, where there is one.
+    pub async fn try_reply(&self, body: &Value) -> Option<Value> {
+        let reply = self.post(body.to_string()).await.ok()?.bytes().await.ok()?;
+        serde_json::from_slice(&reply).ok()
     }
 
     /// The whole reply to a body.
     pub async fn reply(&self, body: &Value) -> Value {
-        serde_json::from_slice(&self.post(body.to_string()).await.bytes().await.unwrap()).unwrap()
+        self.try_reply(body).await.expect("a reply in JSON")
     }
 
     /// The result of a call or its `error` member.
@@ -82,5 +90,61 @@ impl Rpc {
     pub async fn code(&self, method: &str, params: Value) -> i64 {
         let result = self.try_call(method, params).await;
         result.expect_err(method)["code"].as_i64().unwrap()
+    }
+}
+
+/// A raw WebSocket to a node.
+pub struct Socket {
+    stream: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    /// What was pushed while a reply was awaited.
+    pushed: VecDeque<Value>,
+}
+
+impl Socket {
+    pub async fn connect(rpc: &Rpc) -> Self {
+        let (stream, _) = connect_async(rpc.ws_url()).await.unwrap();
+        Self { stream, pushed: VecDeque::new() }
+    }
+
+    pub async fn send(&mut self, message: &Value) {
+        self.stream.send(Message::text(message.to_string())).await.unwrap();
+    }
+
+    /// The next message of any kind; panics after ten seconds without one.
+    pub async fn receive(&mut self) -> Value {
+        loop {
+            let message = timeout(Duration::from_secs(10), self.stream.next()).await.expect("a message within 10 s");
+            if let Message::Text(text) = message.expect("the socket is open").unwrap() {
+                return serde_json::from_str(&text).unwrap();
+            }
+        }
+    }
+
+    /// The result of a call.
+    pub async fn call(&mut self, method: &str, params: Value) -> Value {
+        self.send(&json!({ "jsonrpc": "2.0", "id": 9, "method": method, "params": params })).await;
+        loop {
+            let mut message = self.receive().await;
+            if message["id"] == 9 {
+                assert!(message["error"].is_null(), "{method}: {message}");
+                return message["result"].take();
+            }
+            self.pushed.push_back(message);
+        }
+    }
+
+    /// The next notification: its subscription and its result.
+    pub async fn notified(&mut self) -> (Value, Value) {
+        let mut message = match self.pushed.pop_front() {
+            Some(pushed) => pushed,
+            None => self.receive().await,
+        };
+        assert_eq!(message["method"], "eth_subscription", "{message}");
+        (message["params"]["subscription"].take(), message["params"]["result"].take())
+    }
+
+    /// Whether the node has closed the socket, after taking what was still on its way.
+    pub async fn is_closed(&mut self) -> bool {
+        timeout(Duration::from_secs(30), async { while let Some(Ok(_)) = self.stream.next().await {} }).await.is_ok()
     }
 }
