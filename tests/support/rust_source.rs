@@ -5,16 +5,16 @@ use std::collections::BTreeSet;
 
 /// An identifier, a literal (shortened to its delimiters) or a punctuation mark; `::`, `->` and `=>` are one token.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Token {
-    pub text: String,
+pub(crate) struct Token {
+    pub(crate) text: String,
     /// The line it begins on, from 1.
-    pub line: usize,
+    pub(crate) line: usize,
     /// The line it ends on.
-    pub last_line: usize,
+    pub(crate) last_line: usize,
 }
 
 impl Token {
-    pub fn is(&self, text: &str) -> bool {
+    pub(crate) fn is(&self, text: &str) -> bool {
         self.text == text
     }
 
@@ -25,24 +25,24 @@ impl Token {
 
 /// A path as it is written, with the groups of a `use` taken apart: `use a::{b, c::d}` names `a::b` and `a::c::d`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Named {
-    pub segments: Vec<String>,
-    pub line: usize,
+pub(crate) struct Named {
+    pub(crate) segments: Vec<String>,
+    pub(crate) line: usize,
 }
 
 /// One function that has a body.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Function {
-    pub name: String,
-    pub line: usize,
+pub(crate) struct Function {
+    pub(crate) name: String,
+    pub(crate) line: usize,
     /// Parameters, `self` among them.
-    pub parameters: usize,
+    pub(crate) parameters: usize,
     /// Lines of code between its braces.
-    pub lines: usize,
+    pub(crate) lines: usize,
 }
 
 /// Takes the text apart; comments are left out.
-pub fn tokens(text: &str) -> Vec<Token> {
+pub(crate) fn tokens(text: &str) -> Vec<Token> {
     let mut rest = text;
     let mut line = 1;
     let mut found = Vec::new();
@@ -106,7 +106,8 @@ fn comment(rest: &str) -> Option<usize> {
 /// String, byte string, raw string or character; a lifetime is none of them.
 fn literal(rest: &str) -> Option<usize> {
     let prefix = ["br", "cr", "b", "c", "r", ""].into_iter().find(|prefix| {
-        rest.strip_prefix(prefix).is_some_and(|tail| tail.starts_with('"') || tail.starts_with("#\"") || tail.starts_with("##\""))
+        rest.strip_prefix(prefix)
+            .is_some_and(|tail| tail.starts_with('"') || tail.starts_with("#\"") || tail.starts_with("##\""))
     });
     if let Some(prefix) = prefix {
         let tail = rest.get(prefix.len()..)?;
@@ -142,7 +143,7 @@ fn quoted(text: &str, quote: char) -> usize {
 }
 
 /// Without the items under `#[cfg(test)]`.
-pub fn without_tests(tokens: &[Token]) -> Vec<Token> {
+pub(crate) fn without_tests(tokens: &[Token]) -> Vec<Token> {
     const MARK: [&str; 7] = ["#", "[", "cfg", "(", "test", ")", "]"];
     let mut kept = Vec::new();
     let mut at = 0;
@@ -175,12 +176,12 @@ fn end_of_item(tokens: &[Token], at: usize) -> usize {
 }
 
 /// How many lines hold code.
-pub fn code_lines(tokens: &[Token]) -> usize {
+pub(crate) fn code_lines(tokens: &[Token]) -> usize {
     tokens.iter().flat_map(|token| token.line..=token.last_line).collect::<BTreeSet<_>>().len()
 }
 
 /// Every path of two segments or more.
-pub fn paths(tokens: &[Token]) -> Vec<Named> {
+pub(crate) fn paths(tokens: &[Token]) -> Vec<Named> {
     let mut found = Vec::new();
     let mut at = 0;
     while let Some(token) = tokens.get(at) {
@@ -229,7 +230,7 @@ fn group(tokens: &[Token], mut at: usize, prefix: &[String], found: &mut Vec<Nam
 }
 
 /// Every function that has a body.
-pub fn functions(tokens: &[Token]) -> Vec<Function> {
+pub(crate) fn functions(tokens: &[Token]) -> Vec<Function> {
     tokens
         .windows(2)
         .enumerate()
