@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+pub mod check;
+
 /// Why a command ended without doing its work; the exit code is one of sysexits(3).
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
