@@ -47,7 +47,7 @@ pub(super) fn run(args: &RunArgs, overrides: &Overrides) -> Result<(), Failure> 
     } else {
         (overrides.sources(Purpose::Listen), SUMMARY_EVERY)
     };
-    let settings = runtime.block_on(config::load(&sources)).map_err(|error| Failure::Config(error.to_string()))?;
+    let settings = runtime.block_on(config::load(&sources))?;
     let _watched = observe(&settings)?;
     let options = RunOptions { until: args.until, summary_every };
     let listened = runtime.block_on(async {
