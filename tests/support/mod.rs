@@ -4,3 +4,4 @@
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::missing_panics_doc, clippy::must_use_candidate)]
 
 pub mod process;
+pub mod sqs;
