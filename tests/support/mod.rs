@@ -3,4 +3,6 @@
 //! `make test` installs them (`tests/support/install.sh`); a test whose server is missing fails and says so.
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::missing_panics_doc, clippy::must_use_candidate)]
 
+pub mod chain;
 pub mod process;
+pub mod redis;
