@@ -84,7 +84,12 @@ impl RedisStore {
                 }
                 answer => answer,
             });
-        Reply::new(fields.await?)
+        let reply = Reply::new(fields.await?);
+        if matches!(reply, Err(StoreError::Vanished(_))) {
+            // A primary that was demoted meanwhile may be empty, or behind: that is an outage, and no reason to stop.
+            self.link.check().await?;
+        }
+        reply
     }
 
     /// Every key like `pattern`, in steps that do not hold up Redis.
