@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "what fails here fails the test")]
 
 pub mod anvil;
+pub mod chain;
 pub mod chaintap;
 pub mod devchain;
 pub mod mongo;
