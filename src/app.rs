@@ -19,7 +19,7 @@ use crate::{
     cli::Failure,
     config::{Durability, Settings, SinkTarget, StartBlock, StoreSettings, TokenSettings},
     pipeline::{self, Context, Ended, Span, Tokens},
-    rpc::{Endpoints, LogFilter},
+    rpc::{At, ChainSource, Endpoints, LogFilter},
     sinks::{
         Sink, SinkError,
         sqs::{AwsAccess, SqsSink},
@@ -302,13 +302,45 @@ impl Outage for TokenError {
     }
 }
 
+/// Asks every server that the settings name: its name, and what it is or why it cannot be used.
+pub async fn reach(settings: &Settings) -> Vec<(String, Result<String, String>)> {
+    let mut answers = Vec::new();
+    for url in &settings.providers {
+        let one = Endpoints::new(settings.chain.id, vec![url.clone()], settings.limits.clone());
+        let head = one.header(At::Latest).await.map_err(|error| error.to_string());
+        let head = head.and_then(|head| head.ok_or_else(|| "no latest block".to_owned()));
+        answers.push((format!("node {}", url.name()), head.map(|head| format!("head {}", head.number))));
+    }
+    let store = open_store(settings).await.map_err(|error| error.to_string());
+    answers.push(("state store".to_owned(), store.map(|store| store.durability())));
+    match token_directory(settings).await.map_err(|error| error.to_string()) {
+        Ok(None) => {}
+        Ok(Some(directory)) => {
+            let loaded = directory.load().await.map_err(|error| error.to_string());
+            answers.push(("token list".to_owned(), loaded.map(|list| format!("{} tokens", list.tokens.len()))));
+            directory.close().await;
+        }
+        Err(reason) => answers.push(("token list".to_owned(), Err(reason))),
+    }
+    match sinks(settings).await {
+        Err(failure) => answers.push(("sinks".to_owned(), Err(failure.to_string()))),
+        Ok(sinks) => {
+            for (handler, sink) in sinks {
+                let there = sink.check().await.map_err(|error| error.to_string());
+                answers.push((format!("{handler} → {}", sink.name()), there.map(|()| "takes messages".to_owned())));
+            }
+        }
+    }
+    answers
+}
+
 /// Asks a sink every few seconds whether it is there, so that `/readyz` knows before the next event does.
 async fn probe(sink: Arc<dyn Sink>, vitals: Arc<Vitals>) {
     let mut ticks = interval(PROBE_EVERY);
     loop {
         ticks.tick().await;
         let there = sink.check().await.map_err(|error| error.to_string());
-        vitals.edge(Edge::Sink(sink.name().to_owned()), there.as_ref().map(|()| ()).map_err(String::as_str));
+        vitals.edge(Edge::Sink(sink.name().to_owned()), there.as_ref().copied().map_err(String::as_str));
     }
 }
 

@@ -4,12 +4,11 @@
 //! finishes, or gives back, what is in flight. What takes longer than the grace period is cut off: claims expire, and
 //! what was sent without a commit is sent again after the next start.
 
-use std::{future::Future, io, time::Duration};
+use std::{io, time::Duration};
 
 use tokio::{
-    pin,
     signal::unix::{SignalKind, signal},
-    time::timeout,
+    time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -43,16 +42,21 @@ pub enum Reaction {
     Exit(i32),
 }
 
+/// A signal this soon after the first one is the same, delivered twice: `timeout` and some supervisors signal the process
+/// and its group.
+const ECHO: Duration = Duration::from_millis(500);
+
 /// Remembers whether the process was asked to end.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Signals {
-    draining: bool,
+    draining_since: Option<Instant>,
 }
 
 impl Signals {
     /// Takes note of a signal.
-    pub fn received(&mut self, signal: Signal) -> Reaction {
-        if std::mem::replace(&mut self.draining, true) { Reaction::Exit(signal.exit_code()) } else { Reaction::Drain }
+    pub fn received(&mut self, signal: Signal, now: Instant) -> Reaction {
+        let first = *self.draining_since.get_or_insert(now);
+        if now.duration_since(first) < ECHO { Reaction::Drain } else { Reaction::Exit(signal.exit_code()) }
     }
 }
 
@@ -74,14 +78,17 @@ pub fn on_signals() -> io::Result<CancellationToken> {
                 Some(()) = terminate.recv() => Signal::Terminate,
                 else => return,
             };
-            match signals.received(received) {
+            match signals.received(received, Instant::now()) {
                 Reaction::Drain => {
                     info!(signal = ?received, "stopping; a second signal ends the process at once");
                     cancelled.cancel();
                 }
                 Reaction::Exit(code) => {
                     warn!(signal = ?received, "ended at once; what was in flight is done again after the next start");
-                    #[allow(clippy::exit)] // the one place that ends the process without unwinding, as asked for
+                    #[expect(
+                        clippy::exit,
+                        reason = "the one place that ends the process without unwinding, as asked for"
+                    )]
                     std::process::exit(code);
                 }
             }
@@ -90,44 +97,17 @@ pub fn on_signals() -> io::Result<CancellationToken> {
     Ok(token)
 }
 
-/// Runs `work` to its end, which may come at most `grace` after `stop` was cancelled; `None` where it was cut off.
-///
-/// # Cancel safety
-///
-/// As that of `work`, which is dropped when it is cut off.
-pub async fn within_grace<F: Future>(stop: &CancellationToken, grace: Duration, work: F) -> Option<F::Output> {
-    pin!(work);
-    tokio::select! {
-        biased;
-        output = &mut work => Some(output),
-        () = stop.cancelled() => timeout(grace, work).await.ok(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::future::pending;
-
-    use tokio::time::sleep;
-
     use super::*;
 
     #[test]
-    fn the_first_signal_drains_and_the_second_ends_the_process() {
+    fn the_first_signal_drains_and_a_later_one_ends_the_process() {
         for (second, code) in [(Signal::Interrupt, 130), (Signal::Terminate, 143)] {
-            let mut signals = Signals::default();
-            assert_eq!(signals.received(Signal::Terminate), Reaction::Drain);
-            assert_eq!(signals.received(second), Reaction::Exit(code));
+            let (mut signals, begun) = (Signals::default(), Instant::now());
+            assert_eq!(signals.received(Signal::Terminate, begun), Reaction::Drain);
+            assert_eq!(signals.received(second, begun + ECHO / 2), Reaction::Drain, "the same one, delivered twice");
+            assert_eq!(signals.received(second, begun + ECHO), Reaction::Exit(code));
         }
-    }
-
-    #[tokio::test]
-    async fn the_grace_period_begins_with_the_signal() {
-        let (stop, grace) = (CancellationToken::new(), Duration::from_millis(20));
-        let longer_than_grace = async { sleep(grace * 4).await };
-        assert_eq!(within_grace(&stop, grace, longer_than_grace).await, Some(()), "no signal, no limit");
-        stop.cancel();
-        assert_eq!(within_grace(&stop, Duration::from_mins(1), async { 1 }).await, Some(1));
-        assert_eq!(within_grace(&stop, grace, pending::<()>()).await, None);
     }
 }

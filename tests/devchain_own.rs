@@ -1,5 +1,6 @@
 //! What the simulated node can do and a real one cannot be asked for: the same chain twice, reorganisations on a schedule,
 //! limits, real blocks from files. What both can do is in `devchain.rs`.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "what fails here fails the test")]
 
 mod support;
 

@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand, error::ErrorKind};
 
 use crate::config::{Purpose, Sources};
 
+pub mod check;
 pub mod devchain;
 mod failure;
 pub mod healthcheck;
@@ -33,6 +34,12 @@ struct Cli {
 enum Command {
     /// Listen to the chain and deliver
     Run(run::RunArgs),
+    /// Say whether the configuration is right, and with --connect whether every server answers
+    Check(check::CheckArgs),
+    /// Show what is listened to, and where it goes
+    Contracts(check::ContractsArgs),
+    /// Print the first topic of an event: 'Transfer(address,address,uint256)'
+    Topic(check::TopicArgs),
     /// Show where the listener stands, from the state store
     Status(status::StatusArgs),
     /// List and change the tokens whose transfers are delivered
@@ -124,6 +131,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
     let Cli { overrides, command } = cli;
     match command {
         Command::Run(args) => run::run(&args, &overrides),
+        Command::Topic(args) => check::topic(&args, &mut std::io::stdout()),
         other => run::runtime()?.block_on(operate::operate(other, &overrides)),
     }
 }

@@ -4,7 +4,7 @@ use std::{io::Write, sync::Arc};
 
 use clap::Args;
 
-use super::{Command, Failure, Overrides, devchain, healthcheck, status, tokens};
+use super::{Command, Failure, Overrides, check, devchain, healthcheck, run::logs, status, tokens};
 use crate::{
     app,
     config::{self, Purpose, Settings},
@@ -26,13 +26,19 @@ pub(super) struct MoveArgs {
 pub(super) async fn operate(command: Command, overrides: &Overrides) -> Result<(), Failure> {
     let out = &mut std::io::stdout();
     match command {
-        Command::Devchain(args) => return devchain::run(args).await,
+        Command::Devchain(args) => {
+            let _logs = logs("info", None)?;
+            return devchain::run(args).await;
+        }
         Command::Healthcheck(args) => return healthcheck::run(&args).await,
+        Command::Check(args) => return check(&args, overrides, out).await,
         _ => {}
     }
+    let _logs = logs("warn", None)?;
     let sources = overrides.sources(Purpose::Operate);
-    let settings = config::load(&sources).await.map_err(|error| Failure::Config(error.to_string()))?;
+    let settings = config::load(&sources).await?;
     match command {
+        Command::Contracts(args) => check::contracts(&args, &settings, out),
         Command::Status(args) => status::run(&args, settings.chain.id, app::open_store(&settings).await, out).await,
         Command::Tokens(command) => {
             tokens::run(&command, &settings.tokens, settings.chain.id, out, &mut std::io::stderr()).await
@@ -40,6 +46,25 @@ pub(super) async fn operate(command: Command, overrides: &Overrides) -> Result<(
         Command::Rewind(args) => rewind(&args, &settings, out).await,
         Command::Skip(args) => skip(&args, &settings, out).await,
         _ => Err(Failure::Internal("not a command that operates on a deployment".into())),
+    }
+}
+
+/// Checks the configuration, and where asked for every server that it names.
+async fn check(args: &check::CheckArgs, overrides: &Overrides, out: &mut impl Write) -> Result<(), Failure> {
+    let settings = check::check(args, &overrides.sources(Purpose::Listen), out).await?;
+    if !args.connect {
+        return Ok(());
+    }
+    let _logs = logs("error", None)?;
+    let mut failed = 0;
+    for (server, outcome) in app::reach(&settings).await {
+        failed += usize::from(outcome.is_err());
+        let (sign, text) = outcome.map_or_else(|reason| ("-", reason), |text| ("+", text));
+        say(out, &format!("[{sign}] {server}: {text}"))?;
+    }
+    match failed {
+        0 => Ok(()),
+        _ => Err(Failure::Unavailable(format!("servers that cannot be used: {failed}"))),
     }
 }
 

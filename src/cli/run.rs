@@ -10,8 +10,12 @@ use tracing::info;
 use super::{Failure, Overrides};
 use crate::{
     app::{self, RunOptions},
-    config::{self, Purpose, Sources},
+    config::{self, LogFormat, Purpose, Settings, Sources},
     devchain, shutdown,
+    telemetry::{
+        logging::{self, LogGuard},
+        sentry::{self, SentryGuard},
+    },
 };
 
 /// How often a summary is logged.
@@ -43,8 +47,8 @@ pub(super) fn run(args: &RunArgs, overrides: &Overrides) -> Result<(), Failure> 
     } else {
         (overrides.sources(Purpose::Listen), SUMMARY_EVERY)
     };
-    let settings = runtime.block_on(config::load(&sources)).map_err(|error| Failure::Config(error.to_string()))?;
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(&settings.log.filter).init();
+    let settings = runtime.block_on(config::load(&sources))?;
+    let _watched = observe(&settings)?;
     let options = RunOptions { until: args.until, summary_every };
     let listened = runtime.block_on(async {
         let asked = shutdown::on_signals().map_err(|error| Failure::Internal(error.to_string()))?;
@@ -55,6 +59,19 @@ pub(super) fn run(args: &RunArgs, overrides: &Overrides) -> Result<(), Failure> 
     // Nothing that matters runs any more; whatever is blocked in a system call must not hold up the end.
     runtime.shutdown_timeout(Duration::from_secs(1));
     listened
+}
+
+/// Error reports and logs, as the settings say; what is left of both is written when the guards are dropped.
+fn observe(settings: &Settings) -> Result<(Option<SentryGuard>, LogGuard), Failure> {
+    let release = concat!("chaintap@", env!("CARGO_PKG_VERSION")).to_owned();
+    let reports = sentry::init(settings.sentry_dsn.as_ref(), release, settings.service.clone(), settings.chain.id)
+        .map_err(|error| Failure::Config(error.to_string()))?;
+    Ok((reports, logs(&settings.log.filter, settings.log.format)?))
+}
+
+/// Logs for a command.
+pub(super) fn logs(filter: &str, format: Option<LogFormat>) -> Result<LogGuard, Failure> {
+    logging::init(filter, format).map_err(|error| Failure::Config(error.to_string()))
 }
 
 /// A runtime for everything that talks to a server.

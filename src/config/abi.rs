@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use alloy::json_abi::{Event, JsonAbi};
+use alloy::{
+    dyn_abi::Specifier as _,
+    json_abi::{Event, EventParam, JsonAbi},
+};
 use serde::Deserialize;
 
 use super::{
@@ -100,6 +103,30 @@ pub(super) fn event(abi: &JsonAbi, name: &str) -> Result<Event, (String, String)
             Err((format!("the ABI has several events '{wanted}'"), format!("write one of: {}", signatures.join(", "))))
         }
     }
+}
+
+/// The types as they are hashed: no short forms, tuples written out.
+///
+/// # Errors
+///
+/// The type that does not exist.
+pub fn canonical_types(event: &Event) -> Result<Vec<String>, String> {
+    let name = |input: &EventParam| match input.resolve() {
+        Ok(resolved) => Ok(resolved.sol_type_name().into_owned()),
+        Err(_) => Err(input.ty.clone()),
+    };
+    event.inputs.iter().map(name).collect()
+}
+
+/// Whether each type of the event is one, in its full form: `uint` hashes to another topic than `uint256`.
+pub(super) fn check_types(event: &Event) -> Result<(), (String, String)> {
+    let types = canonical_types(event).map_err(|unknown| {
+        (format!("the ABI's '{}' has the unknown type '{unknown}'", event.name), "mend the ABI file".to_owned())
+    })?;
+    let short = event.inputs.iter().map(EventParam::selector_type).zip(&types).find(|(given, full)| *given != **full);
+    short.map_or(Ok(()), |(given, full)| {
+        Err((format!("the ABI's '{}' has the type '{given}'", event.name), format!("write '{full}' in the ABI file")))
+    })
 }
 
 fn layout(event: &Event) -> Vec<bool> {

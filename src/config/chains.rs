@@ -44,13 +44,16 @@ pub struct ChainProfile {
 
 /// The valid profiles of a file; each of the others is reported.
 pub(super) fn read(source: &Arc<Source>, problems: &mut Vec<Problem>) -> Vec<ChainProfile> {
-    let document = raw::parse(source, problems);
+    let Some(document) = raw::parse_whole(source, problems) else { return Vec::new() };
     let top = Keys::new(source, (document.get_ref(), 0..0), &["chain"], problems);
     let mut seen = Seen { source, ids: Vec::new(), names: Vec::new(), databases: Vec::new() };
     let mut chains = Vec::new();
     for table in top.tables("chain", problems) {
         let keys = Keys::new(source, table, &KEYS, problems);
         chains.extend(profile(&keys, &mut seen, problems));
+    }
+    if chains.is_empty() {
+        problems.push(Problem::at(source, 0..0, "there is no valid [[chain]] in this file"));
     }
     chains
 }

@@ -17,7 +17,7 @@ fn address(text: &str, schemes: &[&str], what: &str) -> Result<SecretUrl, Fault>
     let mend = format!("write {what} that begins with {}", allowed.join(" or "));
     let url = SecretUrl::parse(text).map_err(|error| (error, mend.clone()))?;
     if !schemes.contains(&url.scheme()) {
-        return fault(format!("has the scheme {}://", url.scheme()), mend);
+        return fault("has a scheme that is not accepted here", mend);
     }
     Ok(url)
 }

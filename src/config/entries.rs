@@ -7,24 +7,22 @@ use std::{ops::Range, sync::Arc};
 use alloy::{
     dyn_abi::Specifier as _,
     json_abi::{Event as AbiEvent, JsonAbi},
-    primitives::{Address, B256},
+    primitives::{Address, B256, keccak256},
 };
 use toml::{Spanned, de::DeTable};
 
 use super::{
     abi::{self, Abis},
-    contracts::{Listener, Registry, Shape, SinkTarget},
-    endpoints,
+    contracts::{Listener, Registry, Shape},
     files::Files,
+    handlers::Handler,
     interpolation::{Unusable, interpolate},
     layers::Layers,
-    problem::{Place, Problem, Source, nearest},
+    problem::{Place, Problem, Source},
     raw::{self, Keys},
 };
 use crate::domain::MAX_BLOCK_NUMBER;
 
-/// Handlers that need no entry: name, and the variable with the queue's URL. An engineer adds one here.
-const BUILT_IN_HANDLERS: [(&str, &str); 1] = [("handleTransferEvent", "TRANSFER_HANDLER_SQS")];
 const CONTRACT_KEYS: [&str; 7] = ["name", "abi", "address", "chains", "start_block", "enabled", "event"];
 const EVENT_KEYS: [&str; 4] = ["name", "topic0", "handler", "token_filter"];
 const TRANSFER: &str = "Transfer(address,address,uint256)";
@@ -37,10 +35,18 @@ pub(super) fn read(
     warnings: &mut Vec<String>,
 ) -> Registry {
     let source = &files.contracts;
-    let document = raw::parse(source, problems);
+    let Some(document) = raw::parse_whole(source, problems) else { return Registry::default() };
     let top = Keys::new(source, (document.get_ref(), 0..0), &["contract", "handler"], problems);
-    let mut reader =
-        Reader { source, layers, chain, known_chains, abis: Abis::new(files), handlers: Vec::new(), problems };
+    let mut reader = Reader {
+        source,
+        layers,
+        chain,
+        known_chains,
+        abis: Abis::new(files),
+        handlers: Vec::new(),
+        topic_checked: false,
+        problems,
+    };
     reader.read_handlers(&top);
     let mut names: Vec<String> = Vec::new();
     let mut listeners = Vec::new();
@@ -48,13 +54,8 @@ pub(super) fn read(
         listeners.extend(reader.contract(table, &mut names));
     }
     reader.overlaps(&listeners, warnings);
+    reader.check_transfer_topic();
     Registry::new(listeners.into_iter().map(|(_, listener)| listener).collect())
-}
-
-struct Handler {
-    name: Arc<str>,
-    /// `Err` holds the unset variable of its queue.
-    target: Result<SinkTarget, Problem>,
 }
 
 /// What an entry says of itself, for its events.
@@ -66,22 +67,25 @@ struct Entry {
     active: bool,
 }
 
-struct Reader<'a> {
-    source: &'a Arc<Source>,
-    layers: &'a Layers,
+/// Reads the entries one by one and keeps every mistake.
+pub(super) struct Reader<'a> {
+    pub(super) source: &'a Arc<Source>,
+    pub(super) layers: &'a Layers,
     chain: Option<u64>,
     known_chains: &'a [u64],
     abis: Abis<'a>,
-    handlers: Vec<Handler>,
-    problems: &'a mut Vec<Problem>,
+    pub(super) handlers: Vec<Handler>,
+    /// Whether some event took up `TRANSFER_TOPIC`, and so checked it against its own ABI.
+    topic_checked: bool,
+    pub(super) problems: &'a mut Vec<Problem>,
 }
 
 impl Reader<'_> {
-    fn report(&mut self, span: Range<usize>, text: impl Into<String>, mend: impl Into<String>) {
+    pub(super) fn report(&mut self, span: Range<usize>, text: impl Into<String>, mend: impl Into<String>) {
         self.problems.push(Problem::at(self.source, span, text).mend(mend));
     }
 
-    fn unset(&self, span: Range<usize>, name: &str) -> Problem {
+    pub(super) fn unset(&self, span: Range<usize>, name: &str) -> Problem {
         Problem::at(self.source, span, format!("{name} is not set"))
             .mend(format!("set {name}, or write ${{{name}:-}} to allow it unset"))
     }
@@ -100,55 +104,6 @@ impl Reader<'_> {
             Err(Unusable::Wrong(wrong, mend)) => {
                 self.report(text.span(), wrong, mend);
                 None
-            }
-        }
-    }
-
-    fn read_handlers(&mut self, top: &Keys<'_>) {
-        for (name, variable) in BUILT_IN_HANDLERS {
-            // A queue's URL that is wrong is reported where the variable is.
-            let queue = self.layers.get(variable).map(|given| given.value.clone());
-            let target = queue.map_or(SinkTarget::Stdout, |url| SinkTarget::Sqs { url });
-            self.handlers.push(Handler { name: name.into(), target: Ok(target) });
-        }
-        for table in top.tables("handler", self.problems) {
-            let keys = Keys::new(self.source, table, &["name", "queue"], self.problems);
-            let name = keys.text("name", self.problems);
-            let name = keys.required("name", name, self.problems);
-            let queue = keys.text("queue", self.problems);
-            let queue = keys.required("queue", queue, self.problems);
-            let Some(name) = name else { continue };
-            if BUILT_IN_HANDLERS.iter().any(|(built_in, _)| built_in == name.get_ref()) {
-                let text = format!("handler '{}' is built in", name.get_ref());
-                self.report(name.span(), text, "choose another name; its queue is TRANSFER_HANDLER_SQS");
-            } else if self.handlers.iter().any(|earlier| *earlier.name == **name.get_ref()) {
-                self.report(
-                    name.span(),
-                    format!("handler '{}' is defined twice", name.get_ref()),
-                    "remove one of the two",
-                );
-            }
-            let target = queue.map_or(Ok(SinkTarget::Stdout), |queue| self.target(&queue));
-            self.handlers.push(Handler { name: name.get_ref().as_str().into(), target });
-        }
-    }
-
-    /// Where a handler of the file sends; an unset variable is a mistake only where the handler is used.
-    fn target(&mut self, queue: &Spanned<String>) -> Result<SinkTarget, Problem> {
-        let url = match interpolate(queue.get_ref(), self.layers) {
-            Err(Unusable::Unset(name)) => return Err(self.unset(queue.span(), &name)),
-            Err(Unusable::Wrong(wrong, mend)) => {
-                self.report(queue.span(), wrong, mend);
-                return Ok(SinkTarget::Stdout);
-            }
-            Ok(url) if url.is_empty() => return Ok(SinkTarget::Stdout),
-            Ok(url) => url,
-        };
-        match endpoints::queue(&url) {
-            Ok(url) => Ok(SinkTarget::Sqs { url }),
-            Err((text, mend)) => {
-                self.report(queue.span(), format!("the queue {text}"), mend);
-                Ok(SinkTarget::Stdout)
             }
         }
     }
@@ -192,7 +147,9 @@ impl Reader<'_> {
     fn is_active(&mut self, keys: &Keys<'_>) -> bool {
         let enabled = keys.flag("enabled", self.problems).unwrap_or(true);
         let Some(chains) = keys.numbers("chains", self.problems) else { return enabled };
-        for chain in chains.iter().filter(|chain| !self.known_chains.contains(chain.get_ref())) {
+        // Where chains.toml could not be read that is the mistake, not this.
+        let unknown = |chain: &&Spanned<u64>| !self.known_chains.contains(chain.get_ref());
+        for chain in chains.iter().filter(unknown).filter(|_| !self.known_chains.is_empty()) {
             let text = format!("chain {} is not in chains.toml", chain.get_ref());
             self.problems.push(Problem::at(self.source, chain.span(), text).mend("add it there, or take it out here"));
         }
@@ -232,11 +189,16 @@ impl Reader<'_> {
         let event =
             abi::event(abi, name.get_ref()).map_err(|(text, mend)| self.report(name.span(), text, mend)).ok()?;
         let topic0 = event.selector();
-        if let Some(topic) = keys.text("topic0", self.problems)
-            && let Some(given) = self.interpolated(&topic, entry.active)
-            && let Err((text, mend)) = check_topic(&given, &event)
-        {
-            self.report(topic.span(), text, mend);
+        if let Err((text, mend)) = abi::check_types(&event) {
+            self.report(name.span(), text, mend);
+            return None;
+        }
+        if let Some(topic) = keys.text("topic0", self.problems) {
+            self.topic_checked |= topic.get_ref().contains("${TRANSFER_TOPIC");
+            let given = self.interpolated(&topic, entry.active);
+            if let Some(Err((text, mend))) = given.map(|given| check_hash(&given, &event.signature())) {
+                self.report(topic.span(), text, mend);
+            }
         }
         let shape = self.shape(&event, name.span())?;
         let (handler, target) = (Arc::from(handler?.into_inner()), target?);
@@ -250,23 +212,7 @@ impl Reader<'_> {
         Some((name.span(), listener))
     }
 
-    fn handler(&mut self, name: &Spanned<String>, active: bool) -> Option<SinkTarget> {
-        let Some(handler) = self.handlers.iter().find(|handler| *handler.name == **name.get_ref()) else {
-            let names: Vec<&str> = self.handlers.iter().map(|handler| &*handler.name).collect();
-            let mend = nearest(name.get_ref(), names);
-            self.report(name.span(), format!("unknown handler '{}'", name.get_ref()), mend);
-            return None;
-        };
-        match handler.target.clone() {
-            Ok(target) => Some(target),
-            Err(problem) if active => {
-                self.problems.push(problem);
-                None
-            }
-            Err(_) => Some(SinkTarget::Stdout),
-        }
-    }
-
+    /// How the event is decoded; `None` where it cannot be.
     fn shape(&mut self, event: &AbiEvent, span: Range<usize>) -> Option<Shape> {
         let indexed: Vec<bool> = event.inputs.iter().map(|input| input.indexed).collect();
         if event.signature() == TRANSFER && indexed == [true, true, false] {
@@ -278,6 +224,14 @@ impl Reader<'_> {
             self.report(span, text, "mend the ABI file");
         };
         resolved.map(Shape::Other).map_err(wrong).ok()
+    }
+
+    /// Holds `TRANSFER_TOPIC` against ERC-20's Transfer where no entry takes it up.
+    fn check_transfer_topic(&mut self) {
+        let checked = self.topic_checked;
+        let Some(given) = self.layers.get("TRANSFER_TOPIC").filter(|_| !checked) else { return };
+        let Err((text, mend)) = check_hash(given.value.trim(), TRANSFER) else { return };
+        self.problems.push(Problem::new(given.place.clone(), format!("TRANSFER_TOPIC is wrong: {text}")).mend(mend));
     }
 
     /// Warns of entries that can match one log for one sink, where the first in the file wins.
@@ -318,21 +272,15 @@ fn parse_address(text: &str) -> Result<Address, (String, String)> {
     Ok(address)
 }
 
-/// Whether a topic is the hash of the event's signature.
-fn check_topic(text: &str, event: &AbiEvent) -> Result<(), (String, String)> {
-    let right = event.selector();
+/// Whether a topic is the hash of an event's signature.
+fn check_hash(text: &str, signature: &str) -> Result<(), (String, String)> {
+    let right = keccak256(signature.as_bytes());
     match text.parse::<B256>() {
         Ok(topic) if topic == right => Ok(()),
         Ok(topic) => Err((
-            format!("topic0 is {topic}, but '{}' hashes to {right}", event.signature()),
+            format!("topic0 is {topic}, but '{signature}' hashes to {right}"),
             format!("write {right}, or leave it out"),
         )),
         Err(_) => Err((format!("'{text}' is not a topic"), "write 0x and 64 hexadecimal digits".to_owned())),
     }
-}
-
-/// Checks `TRANSFER_TOPIC` where `contracts.toml` does not mention it.
-pub(super) fn check_transfer_topic(text: &str) -> Result<(), (String, String)> {
-    let event = AbiEvent::parse(TRANSFER).map_err(|error| (error.to_string(), String::new()))?;
-    check_topic(text, &event)
 }

@@ -1,6 +1,9 @@
 //! `${NAME}` and `${NAME:-fallback}` in the values of `contracts.toml`.
 
-use super::{layers::Layers, variables};
+use super::{
+    layers::Layers,
+    variables::{self, Secrecy},
+};
 
 /// Why a value cannot be put together.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,7 +42,7 @@ fn value(placeholder: &str, layers: &Layers) -> Result<String, Unusable> {
         let text = format!("'${{{placeholder}}}' does not name a variable");
         return Err(Unusable::Wrong(text, "write ${NAME} or ${NAME:-fallback}"));
     }
-    if variables::find(name).is_some_and(|variable| variable.secret) {
+    if variables::find(name).is_some_and(|variable| variable.secrecy != Secrecy::Open) {
         let text = format!("{name} is a secret and cannot be used here");
         return Err(Unusable::Wrong(text, "what stands in contracts.toml is printed at start; use another variable"));
     }

@@ -10,13 +10,15 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use crate::domain::DeliveryMode;
 
-mod abi;
+pub mod abi;
 pub mod aws;
 pub mod chains;
 pub mod contracts;
 mod endpoints;
 mod entries;
+mod environment;
 mod files;
+mod handlers;
 mod interpolation;
 mod layers;
 pub mod limits;
@@ -85,7 +87,7 @@ fn finish(
     let layers = Layers::gather(sources, files, fetched, &mut problems, &mut warnings);
     match validate::settings(files, &layers, sources.purpose, (&mut problems, &mut warnings)) {
         Some(settings) if problems.is_empty() => Ok(Settings { warnings, ..settings }),
-        _ => Err(Invalid { problems }),
+        _ => Err(Invalid::new(problems)),
     }
 }
 

@@ -56,6 +56,16 @@ pub enum Place {
     Span(Arc<Source>, Range<usize>),
 }
 
+impl Place {
+    fn order(&self) -> (u8, &str, usize) {
+        match self {
+            Self::Missing => (2, "", 0),
+            Self::Named(_) => (0, "", 0),
+            Self::Span(source, span) => (1, &source.path, span.start),
+        }
+    }
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -103,12 +113,33 @@ impl Problem {
         self
     }
 
+    /// Where it is: `config/contracts.toml:14:11`, `environment`; empty where something is missing.
+    #[must_use]
+    pub fn place(&self) -> String {
+        match &self.place {
+            Place::Missing => String::new(),
+            place => place.to_string(),
+        }
+    }
+
+    /// What is wrong.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub fn remedy(&self) -> Option<&str> {
+        self.mend.as_deref()
+    }
+
     /// On one line, for logs: `config/contracts.toml:14:11: text; mend`.
     #[must_use]
     pub fn line(&self) -> String {
-        let place = match &self.place {
-            Place::Missing => String::new(),
-            place => format!("{place}: "),
+        let place = match self.place() {
+            nowhere if nowhere.is_empty() => nowhere,
+            place => place + ": ",
         };
         let mend = self.mend.as_ref().map(|mend| format!("; {mend}")).unwrap_or_default();
         format!("{place}{}{mend}", self.text)
@@ -148,11 +179,18 @@ fn within(text: &str, span: &Range<usize>) -> Range<usize> {
 #[derive(Debug, thiserror::Error)]
 #[error("{}", self.render(false))]
 pub struct Invalid {
-    /// The mistakes, in the order in which they were found; never empty.
+    /// The mistakes: values, then files by line, then what is missing, which may follow from the others; never empty.
     pub problems: Vec<Problem>,
 }
 
 impl Invalid {
+    /// These mistakes, put into order.
+    #[must_use]
+    pub fn new(mut problems: Vec<Problem>) -> Self {
+        problems.sort_by(|one, other| one.place.order().cmp(&other.place.order()));
+        Self { problems }
+    }
+
     /// All mistakes as a person reads them, and their number; with colours for a terminal.
     #[must_use]
     pub fn render(&self, color: bool) -> String {

@@ -10,6 +10,13 @@ use toml::{
 
 use super::problem::{Problem, Source, nearest};
 
+/// Parses a file whose parts depend on each other; `None` where its syntax is wrong, which is reported.
+pub(super) fn parse_whole<'s>(source: &'s Arc<Source>, problems: &mut Vec<Problem>) -> Option<Spanned<DeTable<'s>>> {
+    let before = problems.len();
+    let table = parse(source, problems);
+    (problems.len() == before).then_some(table)
+}
+
 /// Parses a file; what cannot be parsed is reported and left out.
 pub(super) fn parse<'s>(source: &'s Arc<Source>, problems: &mut Vec<Problem>) -> Spanned<DeTable<'s>> {
     let (table, errors) = DeTable::parse_recoverable(&source.text);

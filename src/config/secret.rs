@@ -207,10 +207,9 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// How the value of a secret variable is shown to its operator: URLs (comma separated) as scheme and host, anything
-/// else masked.
+/// A list of addresses, comma separated, as scheme and host of each; a value that is none of that is masked.
 #[must_use]
-pub fn redact(value: &str) -> String {
+pub fn redact_addresses(value: &str) -> String {
     let urls: Result<Vec<_>, _> = value.split(',').map(|one| SecretUrl::parse(one.trim())).collect();
     match urls.or_else(|_| SecretUrl::parse(value).map(|url| vec![url])) {
         Ok(urls) => urls.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
@@ -282,7 +281,10 @@ mod tests {
     fn an_opaque_secret_shows_its_end_only_when_it_is_long() {
         assert_eq!(Secret::new("short").to_string(), "****");
         assert_eq!(format!("{:?}", Secret::new("0123456789abcdef")), "****cdef");
-        assert_eq!(redact("https://a.example/KEY, wss://b.example/KEY"), "https://a.example, wss://b.example");
-        assert_eq!(redact("mongodb://a:1,b:2/x"), "mongodb://a,b");
+        assert_eq!(
+            redact_addresses("https://a.example/KEY, wss://b.example/KEY"),
+            "https://a.example, wss://b.example"
+        );
+        assert_eq!(redact_addresses("mongodb://a:1,b:2/x"), "mongodb://a,b");
     }
 }

@@ -13,8 +13,8 @@ use super::{
     limits,
     problem::{Problem, nearest},
     reader::Reader,
-    secret::redact,
-    variables,
+    secret::{Secret, redact_addresses},
+    variables::{self, Secrecy},
 };
 use crate::domain::{DeliveryMode, MAX_BLOCK_NUMBER};
 
@@ -43,7 +43,8 @@ pub(super) fn settings(
     let log = log(&mut reader);
     let limits = limits::read(&mut reader);
     let mut aws = AwsSettings::read(layers, reader.problems);
-    queue_and_topic(&mut Reader { layers, problems }, files);
+    // The queue of the built-in handler; the entries take it as it is.
+    Reader { layers, problems }.read("TRANSFER_HANDLER_SQS", endpoints::queue);
     let chain_id = chain.as_ref().map(|chain| chain.id);
     let registry = entries::read((files, layers), (chain_id, &ids), problems, warnings);
     aws.fit_region(&registry, warnings);
@@ -71,6 +72,10 @@ pub(super) fn settings(
 
 fn chain(reader: &mut Reader<'_>, known: &[ChainProfile]) -> Option<ChainProfile> {
     let list = known.iter().map(|chain| format!("{} {}", chain.id, chain.name)).collect::<Vec<_>>().join(", ");
+    if known.is_empty() {
+        // Then chains.toml is the mistake.
+        return None;
+    }
     if reader.given("CHAIN_ID").is_none() {
         reader.report("CHAIN_ID", "is not set", &format!("set it to one of: {list}"));
     }
@@ -211,16 +216,6 @@ fn log(reader: &mut Reader<'_>) -> Option<LogSettings> {
     Some(LogSettings { filter: directives.or(level)?, format })
 }
 
-fn queue_and_topic(reader: &mut Reader<'_>, files: &Files) {
-    reader.read("TRANSFER_HANDLER_SQS", endpoints::queue);
-    // Where contracts.toml takes it up, the mistake is shown there, against the ABI that is used.
-    if !files.placeholders().any(|name| name == "TRANSFER_TOPIC") {
-        reader.read("TRANSFER_TOPIC", |text| {
-            entries::check_transfer_topic(text).map_err(|(text, mend)| (format!("is wrong: {text}"), mend))
-        });
-    }
-}
-
 fn warn_of_plaintext(settings: &Settings, warnings: &mut Vec<String>) {
     let mut urls: Vec<(&str, &SecretUrl)> = settings.providers.iter().map(|url| ("WEB3_PROVIDER", url)).collect();
     if let StoreSettings::Redis { url, .. } = &settings.store {
@@ -247,7 +242,11 @@ fn shown(layers: &Layers) -> Vec<[String; 3]> {
     let given = variables::all().filter_map(|variable| Some((variable, layers.get(variable.name)?)));
     given
         .map(|(variable, given)| {
-            let value = if variable.secret { redact(&given.value) } else { given.value.clone() };
+            let value = match variable.secrecy {
+                Secrecy::Open => given.value.clone(),
+                Secrecy::Address => redact_addresses(&given.value),
+                Secrecy::Opaque => Secret::new(&given.value).to_string(),
+            };
             [variable.name.to_owned(), value, given.place.to_string()]
         })
         .collect()

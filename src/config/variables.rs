@@ -12,8 +12,19 @@ pub struct Variable {
     pub default: &'static str,
     /// What happens when nobody gives one, where that is not just the default.
     pub absent: &'static str,
-    /// Whether its value is never shown.
-    pub secret: bool,
+    /// How much of its value may be shown.
+    pub secrecy: Secrecy,
+}
+
+/// How much of a value may be shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Secrecy {
+    /// All of it.
+    Open,
+    /// Of each address in it, scheme and host.
+    Address,
+    /// The last four characters at most.
+    Opaque,
 }
 
 /// Variables that belong together, with the heading under which they are documented.
@@ -26,15 +37,19 @@ pub struct Group {
 }
 
 const fn open(name: &'static str, default: &'static str, meaning: &'static str) -> Variable {
-    Variable { name, meaning, default, absent: "", secret: false }
+    Variable { name, meaning, default, absent: "", secrecy: Secrecy::Open }
 }
 
 const fn optional(name: &'static str, absent: &'static str, meaning: &'static str) -> Variable {
-    Variable { name, meaning, default: "", absent, secret: false }
+    Variable { name, meaning, default: "", absent, secrecy: Secrecy::Open }
 }
 
-const fn secret(name: &'static str, absent: &'static str, meaning: &'static str) -> Variable {
-    Variable { name, meaning, default: "", absent, secret: true }
+const fn address(name: &'static str, absent: &'static str, meaning: &'static str) -> Variable {
+    Variable { name, meaning, default: "", absent, secrecy: Secrecy::Address }
+}
+
+const fn key(name: &'static str, absent: &'static str, meaning: &'static str) -> Variable {
+    Variable { name, meaning, default: "", absent, secrecy: Secrecy::Opaque }
 }
 
 /// All variables, in the order of the documentation.
@@ -47,7 +62,7 @@ pub const GROUPS: &[Group] = &[
                 "start refuses, naming the known chains",
                 "EIP-155 id of the chain: 1 Ethereum, 8453 Base, 137 Polygon, 25 Cronos, or any chain in `config/chains.toml`",
             ),
-            secret(
+            address(
                 "WEB3_PROVIDER",
                 "start refuses",
                 "one or more endpoints, comma separated, in order of preference: `wss://`, `ws://`, `https://`, `http://`",
@@ -67,7 +82,7 @@ pub const GROUPS: &[Group] = &[
     Group {
         title: "State",
         variables: &[
-            secret(
+            address(
                 "REDIS_URL",
                 "embedded state store in `DATA_DIR`, one replica only",
                 "`redis://` or `rediss://`; a database number in it must be the chain's",
@@ -88,12 +103,12 @@ pub const GROUPS: &[Group] = &[
     Group {
         title: "Tokens",
         variables: &[
-            secret(
+            address(
                 "MONGODB_URI",
                 "token filtering is off unless `TOKENS_FILE` is given",
                 "where the `tokens` collection lives",
             ),
-            secret("MONGO_URI", "", "another name of `MONGODB_URI`; both at once are refused"),
+            address("MONGO_URI", "", "another name of `MONGODB_URI`; both at once are refused"),
             optional("MONGODB_DATABASE", "the database of the URI; neither: start refuses", "the database's name"),
             optional(
                 "TOKENS_FILE",
@@ -130,9 +145,9 @@ pub const GROUPS: &[Group] = &[
             optional("AWS_ENDPOINT_URL", "AWS", "another endpoint for every AWS service"),
             optional("AWS_ENDPOINT_URL_SQS", "`AWS_ENDPOINT_URL`", "another endpoint for SQS"),
             optional("AWS_ENDPOINT_URL_SECRETS_MANAGER", "`AWS_ENDPOINT_URL`", "another endpoint for Secrets Manager"),
-            secret("AWS_ACCESS_KEY_ID", "as the AWS SDK finds it: profile, container, instance role", "access key"),
-            secret("AWS_SECRET_ACCESS_KEY", "as `AWS_ACCESS_KEY_ID`", "its secret"),
-            secret("AWS_SESSION_TOKEN", "none", "session token of temporary credentials"),
+            key("AWS_ACCESS_KEY_ID", "as the AWS SDK finds it: profile, container, instance role", "access key"),
+            key("AWS_SECRET_ACCESS_KEY", "as `AWS_ACCESS_KEY_ID`", "its secret"),
+            key("AWS_SESSION_TOKEN", "none", "session token of temporary credentials"),
             optional(
                 "AWS_SECRET_NAME",
                 "not asked",
@@ -152,7 +167,7 @@ pub const GROUPS: &[Group] = &[
                 "log filter in the directives of `tracing`, e.g. `info,chaintap::rpc=debug`",
             ),
             optional("LOG_FORMAT", "`pretty` on a terminal, `json` otherwise", "`json` or `pretty`"),
-            secret("SENTRY_DSN", "Sentry off", "errors and panics go to Sentry"),
+            address("SENTRY_DSN", "Sentry off", "errors and panics go to Sentry"),
         ],
     },
     Group {

@@ -18,14 +18,39 @@ pub(super) struct Body {
 /// One transaction and the logs it emitted.
 #[derive(Clone, Debug)]
 pub(super) struct Transaction {
-    /// Its hash.
-    pub(super) hash: B256,
     /// Its place in the block. Equal to its place in [`Body::transactions`] unless the block is a recorded one.
     pub(super) index: u64,
     /// Its logs, in order.
     pub(super) logs: Vec<Log>,
-    /// The transaction itself; recorded blocks know only its hash and logs.
-    pub(super) signed: Option<SignedTransaction>,
+    /// The transaction itself, or all that is known of it.
+    pub(super) content: Content,
+}
+
+/// What is known of a transaction besides its logs.
+#[derive(Clone, Debug)]
+pub(super) enum Content {
+    /// All of it.
+    Signed(Box<SignedTransaction>),
+    /// Its hash: it is one of a recorded block.
+    Hash(B256),
+}
+
+impl Transaction {
+    /// Its hash; of a signed one it is computed when asked for the first time, as building a chain does not need it.
+    pub(super) fn hash(&self) -> B256 {
+        match &self.content {
+            Content::Signed(signed) => *signed.envelope.tx_hash(),
+            Content::Hash(hash) => *hash,
+        }
+    }
+
+    /// The transaction itself, where it is known.
+    pub(super) fn signed(&self) -> Option<&SignedTransaction> {
+        match &self.content {
+            Content::Signed(signed) => Some(signed),
+            Content::Hash(_) => None,
+        }
+    }
 }
 
 /// A transaction as it was sent and executed.
@@ -71,7 +96,7 @@ impl Body {
     pub(super) fn receipts(&self) -> Option<Vec<ReceiptEnvelope>> {
         let mut cumulative_gas_used = 0;
         let receipt = |tx: &Transaction| {
-            cumulative_gas_used += tx.signed.as_ref()?.gas_used;
+            cumulative_gas_used += tx.signed()?.gas_used;
             let mut logs_bloom = Bloom::default();
             logs_bloom.accrue_logs(&tx.logs);
             let receipt = Receipt { status: true.into(), cumulative_gas_used, logs: tx.logs.clone() };
@@ -84,7 +109,7 @@ impl Body {
     pub(super) fn roots(&self) -> Roots {
         let receipts = self.receipts().unwrap_or_default();
         let envelopes: Vec<_> =
-            self.transactions.iter().filter_map(|tx| tx.signed.as_ref()).map(|signed| &signed.envelope).collect();
+            self.transactions.iter().filter_map(Transaction::signed).map(|signed| &signed.envelope).collect();
         let mut bloom = Bloom::default();
         for receipt in &receipts {
             bloom.accrue_bloom(receipt.logs_bloom());

@@ -17,8 +17,9 @@ use tokio::sync::broadcast;
 use super::{
     Error, MAX_REORG_DEPTH, Options,
     archive::{Archive, SEGMENT},
-    body::Body,
+    body::{Body, Roots},
     generator::{Generator, Place},
+    history,
     recording::Recording,
     timetable::{Reorgs, Timetable},
 };
@@ -58,9 +59,13 @@ pub(super) struct Maker {
 impl Maker {
     /// The block at this place on top of `parent`.
     pub(super) fn block(&self, number: u64, fork: u32, parent: B256) -> Block {
+        self.seal(number, fork, parent, &self.generator.body(number, fork).roots())
+    }
+
+    /// The same block where the roots of its body are known already.
+    fn seal(&self, number: u64, fork: u32, parent: B256, roots: &Roots) -> Block {
         let timestamp = self.timetable.time_of(number).as_secs();
-        let roots = self.generator.body(number, fork).roots();
-        Block { header: self.generator.header(Place { number, fork, timestamp }, parent, &roots), fork }
+        Block { header: self.generator.header(Place { number, fork, timestamp }, parent, roots), fork }
     }
 
     /// The fork that the schedule alone puts at `number` once the head is at `head`.
@@ -262,11 +267,13 @@ impl Chain {
         let Source::Generated(maker, archive) = &self.source else { return };
         let mut state = self.write();
         let mut parent = B256::ZERO;
-        for number in 0..=head {
-            let block = maker.block(number, maker.scheduled_fork(number, head), parent);
-            parent = block.header.hash();
-            state.push(Arc::new(block));
-            archive_oldest(&mut state, maker, archive);
+        for stretch in history::stretches(head) {
+            for (number, (fork, roots)) in stretch.clone().zip(history::roots(maker, stretch, head)) {
+                let block = maker.seal(number, fork, parent, &roots);
+                parent = block.header.hash();
+                state.push(Arc::new(block));
+                archive_oldest(&mut state, maker, archive);
+            }
         }
     }
 

@@ -19,6 +19,7 @@ mod archive;
 mod body;
 mod chain;
 mod generator;
+mod history;
 mod jsonrpc;
 mod node;
 mod random;

@@ -24,7 +24,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Error, Options,
-    body::{Body, Transaction},
+    body::{Body, Content, Transaction},
     chain::Block,
 };
 
@@ -125,9 +125,9 @@ fn by_transaction(logs: Vec<Log>, header: &Sealed<Header>) -> Result<Vec<Transac
             ));
         }
         match transactions.last_mut() {
-            Some(last) if last.hash == hash => last.logs.push(log.inner),
+            Some(last) if last.hash() == hash => last.logs.push(log.inner),
             Some(last) if last.index >= index => return Err(format!("logs[{place}] is out of order")),
-            _ => transactions.push(Transaction { hash, index, logs: vec![log.inner], signed: None }),
+            _ => transactions.push(Transaction { index, logs: vec![log.inner], content: Content::Hash(hash) }),
         }
     }
     Ok(transactions)

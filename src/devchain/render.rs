@@ -27,7 +27,7 @@ pub(super) fn block(block: &Block, body: &Body, full: bool) -> types::Block {
         .then(|| body.transactions.iter().map(|tx| transaction(block, tx)).collect::<Option<Vec<_>>>())
         .flatten()
         .map_or_else(
-            || BlockTransactions::Hashes(body.transactions.iter().map(|tx| tx.hash).collect()),
+            || BlockTransactions::Hashes(body.transactions.iter().map(Transaction::hash).collect()),
             BlockTransactions::Full,
         );
     let withdrawals = block.header.withdrawals_root.map(|_| Withdrawals::default());
@@ -36,7 +36,7 @@ pub(super) fn block(block: &Block, body: &Body, full: bool) -> types::Block {
 
 /// A transaction; `None` where only its hash is known.
 pub(super) fn transaction(block: &Block, tx: &Transaction) -> Option<types::Transaction> {
-    let signed = tx.signed.as_ref()?;
+    let signed = tx.signed()?;
     Some(types::Transaction {
         inner: Recovered::new_unchecked(signed.envelope.clone(), signed.sender),
         block_hash: Some(block.header.hash()),
@@ -55,7 +55,7 @@ pub(super) fn logs(block: &Block, body: &Body, removed: bool) -> impl Iterator<I
         block_hash: Some(hash),
         block_number: Some(number),
         block_timestamp: Some(timestamp),
-        transaction_hash: Some(tx.hash),
+        transaction_hash: Some(tx.hash()),
         transaction_index: Some(tx.index),
         log_index: Some(index),
         removed,
@@ -66,10 +66,10 @@ pub(super) fn logs(block: &Block, body: &Body, removed: bool) -> impl Iterator<I
 pub(super) fn receipts(block: &Block, body: &Body) -> Option<Vec<TransactionReceipt>> {
     let mut logs = logs(block, body, false);
     let receipt = |(tx, envelope): (&Transaction, ReceiptEnvelope)| {
-        let signed = tx.signed.as_ref()?;
+        let signed = tx.signed()?;
         Some(TransactionReceipt {
             inner: envelope.map_logs(|log| logs.next().unwrap_or_else(|| Log { inner: log, ..Log::default() })),
-            transaction_hash: tx.hash,
+            transaction_hash: tx.hash(),
             transaction_index: Some(tx.index),
             block_hash: Some(block.header.hash()),
             block_number: Some(block.header.number),
@@ -87,5 +87,5 @@ pub(super) fn receipts(block: &Block, body: &Body) -> Option<Vec<TransactionRece
 
 /// A place of a transaction among those of its block.
 pub(super) fn position(body: &Body, hash: &B256) -> Option<usize> {
-    body.transactions.iter().position(|tx| tx.hash == *hash)
+    body.transactions.iter().position(|tx| tx.hash() == *hash)
 }

@@ -4,10 +4,7 @@
 //! (RFC 3339). Lines never hold up the work and never carry a URL's secrets (see `outlet`). Crates that log
 //! what goes over the wire, headers and paths included, are never let through above `info`, whatever the filter says.
 
-use std::{
-    io::{self, IsTerminal},
-    str::FromStr,
-};
+use std::io::{self, IsTerminal};
 
 use tracing::{Level, Metadata, Subscriber};
 use tracing_subscriber::{
@@ -20,6 +17,7 @@ use tracing_subscriber::{
 
 pub use super::outlet::LogGuard;
 use super::{outlet::Outlet, panics, sentry};
+use crate::config::LogFormat;
 
 /// What is logged where nothing else is asked for.
 pub const DEFAULT_FILTER: &str = "info";
@@ -31,27 +29,6 @@ const QUIET: &str = "alloy=warn,aws_config=warn,hickory_proto=error,hickory_reso
 /// a header does not look like one there.
 const WIRE: [&str; 10] =
     ["aws_", "h2", "hickory", "hyper", "mongodb", "redis", "reqwest", "rustls", "tokio_tungstenite", "tungstenite"];
-
-/// How a line looks (`LOG_FORMAT`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// One JSON object a line.
-    Json,
-    /// For reading, in colours on a terminal.
-    Pretty,
-}
-
-impl FromStr for LogFormat {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "json" => Ok(Self::Json),
-            "pretty" => Ok(Self::Pretty),
-            _ => Err(format!("{text:?} is no log format: json or pretty")),
-        }
-    }
-}
 
 /// Why there are no logs.
 #[derive(Debug, thiserror::Error)]
