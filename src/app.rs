@@ -72,7 +72,7 @@ pub async fn run(settings: Settings, options: RunOptions, stop: CancellationToke
         biased;
         () = stop.cancelled() => Ok(()),
         wired = wire(&settings, &vitals, &mut keepers) => match wired {
-            Ok(context) => listen(settings, context, options, stop.clone(), &mut keepers).await,
+            Ok(wired) => listen(settings, wired, options, stop.clone(), &mut keepers).await,
             Err(failure) => Err(failure),
         },
     };
@@ -84,8 +84,14 @@ pub async fn run(settings: Settings, options: RunOptions, stop: CancellationToke
     ended
 }
 
+/// What was built, and what has to be closed.
+struct Wired {
+    context: Context,
+    directory: Option<Arc<dyn TokenDirectory>>,
+}
+
 /// Everything that the pipeline works with, once it can be reached.
-async fn wire(settings: &Settings, vitals: &Arc<Vitals>, keepers: &mut JoinSet<()>) -> Result<Context, Failure> {
+async fn wire(settings: &Settings, vitals: &Arc<Vitals>, keepers: &mut JoinSet<()>) -> Result<Wired, Failure> {
     let beating = vitals.clone();
     // Until the loop runs, the process is alive as long as it waits.
     let waiting = keepers.spawn(async move {
@@ -101,9 +107,10 @@ async fn wire(settings: &Settings, vitals: &Arc<Vitals>, keepers: &mut JoinSet<(
     for sink in sinks.values() {
         keepers.spawn(probe(sink.clone(), vitals.clone()));
     }
-    let tokens = token_lists(settings, vitals, keepers).await?;
+    let directory = patiently(vitals, Edge::Tokens, || token_directory(settings)).await?;
+    let tokens = token_lists(directory.clone(), settings, vitals, keepers);
     waiting.abort();
-    Ok(Context {
+    let context = Context {
         chain: settings.chain.clone(),
         deliver: settings.deliver,
         registry: settings.registry.clone(),
@@ -115,16 +122,18 @@ async fn wire(settings: &Settings, vitals: &Arc<Vitals>, keepers: &mut JoinSet<(
         vitals: vitals.clone(),
         limits: settings.limits.clone(),
         span: Span::new(settings.chain.batch_blocks),
-    })
+    };
+    Ok(Wired { context, directory })
 }
 
 async fn listen(
     settings: Settings,
-    context: Context,
+    wired: Wired,
     options: RunOptions,
     stop: CancellationToken,
     keepers: &mut JoinSet<()>,
 ) -> Result<(), Failure> {
+    let Wired { context, directory } = wired;
     wait_for_tokens(&context, &stop).await;
     announce(&settings, &context);
     keepers.spawn(summarise(context.vitals.clone(), options.summary_every));
@@ -132,7 +141,11 @@ async fn listen(
         StartBlock::At(number) => Some(number),
         StartBlock::Latest => None,
     };
-    match pipeline::run(Arc::new(context), start, options.until, stop).await {
+    let ended = pipeline::run(Arc::new(context), start, options.until, stop).await;
+    if let Some(directory) = directory {
+        directory.close().await;
+    }
+    match ended {
         Ended::Stopped | Ended::Reached => Ok(()),
         Ended::WrongChain(error) => Err(Failure::Config(error.to_string())),
         Ended::Unusable(error) => Err(store_failure(&error)),
@@ -224,19 +237,20 @@ pub async fn token_directory(settings: &Settings) -> Result<Option<Arc<dyn Token
 }
 
 /// The token list as it changes, kept fresh by a task of its own.
-async fn token_lists(
+fn token_lists(
+    directory: Option<Arc<dyn TokenDirectory>>,
     settings: &Settings,
     vitals: &Arc<Vitals>,
     keepers: &mut JoinSet<()>,
-) -> Result<watch::Receiver<Tokens>, Failure> {
-    let Some(directory) = patiently(vitals, Edge::Tokens, || token_directory(settings)).await? else {
+) -> watch::Receiver<Tokens> {
+    let Some(directory) = directory else {
         info!("token filtering is off: no MONGODB_URI and no TOKENS_FILE");
         vitals.tokens(None);
-        return Ok(watch::channel(Tokens::Off).1);
+        return watch::channel(Tokens::Off).1;
     };
     let (publish, lists) = watch::channel(Tokens::Waiting);
     keepers.spawn(pipeline::keep_fresh(directory, publish, settings.limits.clone(), vitals.clone()));
-    Ok(lists)
+    lists
 }
 
 /// Nothing is delivered before the first list is there (contract §6).

@@ -35,7 +35,7 @@ pub use contracts::{Listener, Registry, Shape, SinkTarget};
 pub use layers::{Purpose, Sources};
 pub use limits::Limits;
 pub use problem::{Invalid, Problem};
-pub use secret::{Secret, SecretUrl};
+pub use secret::{Secret, SecretUrl, mask_host};
 use {files::Files, layers::Fetched, layers::Layers, problem::Place};
 
 /// Reads the configuration, asking AWS for `AWS_SECRET_NAME` where that is given.

@@ -129,7 +129,8 @@ fn parse_hosts(text: &str) -> Result<Vec<(String, Url)>, String> {
 }
 
 /// The host without what looks like a key: a label that is long and random, or one that is known to be the key.
-fn mask_host(host: &str) -> String {
+#[must_use]
+pub fn mask_host(host: &str) -> String {
     if KEY_IN_HOST.iter().any(|domain| host.ends_with(domain))
         && let Some((key, domain)) = host.split_once('.')
         && domain.contains('.')

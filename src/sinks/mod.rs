@@ -5,9 +5,11 @@
 use async_trait::async_trait;
 
 mod arguments;
+mod batches;
 mod json;
 pub mod message;
 pub mod sqs;
+mod sqs_faults;
 pub mod stdout;
 
 pub use arguments::args_json;

@@ -120,10 +120,4 @@ mod tests {
             assert!(parse_filter(right).is_ok(), "{right}");
         }
     }
-
-    #[test]
-    fn formats_are_read_by_name() {
-        assert_eq!("json".parse(), Ok(LogFormat::Json));
-        assert!("xml".parse::<LogFormat>().unwrap_err().contains("json or pretty"));
-    }
 }

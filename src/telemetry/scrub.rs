@@ -7,6 +7,8 @@
 
 use std::borrow::Cow;
 
+use crate::config::mask_host;
+
 /// What stands where something was taken out.
 pub const MASK: &str = "***";
 
@@ -87,10 +89,11 @@ fn visible(url: &str) -> Cow<'_, str> {
         // An unencoded `/` in a password makes its beginning look like a host.
         return Cow::Borrowed(MASK);
     }
-    if user.is_none() && matches!(path, "" | "/") {
+    let masked = |host: &str| mask_host(host) != host;
+    if user.is_none() && matches!(path, "" | "/") && !hosts.split(',').filter_map(host_of).any(masked) {
         return Cow::Borrowed(url);
     }
-    Cow::Owned(hosts.split(',').filter_map(host_of).collect::<Vec<_>>().join(","))
+    Cow::Owned(hosts.split(',').filter_map(host_of).map(mask_host).collect::<Vec<_>>().join(","))
 }
 
 /// The host of `host`, `host:port` or `[v6]:port`; none where it is not one of these.

@@ -8,3 +8,4 @@ pub mod anvil;
 pub mod devchain;
 pub mod mongo;
 pub mod process;
+pub mod sqs;
