@@ -206,7 +206,10 @@ fn path(tokens: &[Token], mut at: usize, prefix: &[String], found: &mut Vec<Name
         if !token.is_word() {
             break;
         }
-        segments.push(token.text.clone());
+        // `a::{self, b}` names `a` itself.
+        if !(token.is("self") && !segments.is_empty()) {
+            segments.push(token.text.clone());
+        }
         at += 1;
         if !tokens.get(at).is_some_and(|next| next.is("::")) {
             break;
