@@ -5,7 +5,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "what fails here fails the test")]
 
 pub mod anvil;
+pub mod chain;
+pub mod chaintap;
 pub mod devchain;
 pub mod mongo;
 pub mod process;
+pub mod redis;
 pub mod sqs;
