@@ -12,7 +12,10 @@ use std::{
     sync::LazyLock,
 };
 
-use chaintap::config::{Limits, variables};
+use chaintap::config::{
+    Limits,
+    variables::{self, Secrecy},
+};
 use serde_json::{Value, json};
 
 mod support;
@@ -154,7 +157,7 @@ mod kubernetes {
             let environment = &config_map(objects, "chaintap-environment")["data"];
             for name in environment.as_object().unwrap().keys() {
                 assert_is_a_variable(name);
-                assert!(!variables::find(name).unwrap().secret, "{name} is secret, and stands in a ConfigMap");
+                assert_eq!(variables::find(name).unwrap().secrecy, Secrecy::Open, "{name} in a ConfigMap");
             }
             for entry in members(container(objects), "/env") {
                 let name = text(entry, "/name");

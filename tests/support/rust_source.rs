@@ -182,10 +182,13 @@ pub(crate) fn code_lines(tokens: &[Token]) -> usize {
 
 /// Every path of two segments or more.
 pub(crate) fn paths(tokens: &[Token]) -> Vec<Named> {
+    // Behind these `::` begins a path from the outermost level.
+    const NO_SEGMENTS: [&str; 7] = ["use", "in", "as", "impl", "dyn", "mut", "return"];
     let mut found = Vec::new();
     let mut at = 0;
     while let Some(token) = tokens.get(at) {
-        let goes_on = tokens.get(at + 1).is_some_and(|next| next.is("::"));
+        let goes_on =
+            tokens.get(at + 1).is_some_and(|next| next.is("::")) && !NO_SEGMENTS.contains(&token.text.as_str());
         if token.is_word() && goes_on {
             at = path(tokens, at, &[], &mut found);
         } else {
