@@ -68,7 +68,7 @@ impl Settings {
 
     /// Runs another command to its end: exit code, standard output, standard error.
     pub async fn output(&self, arguments: &[&str]) -> (i32, String, String) {
-        let output = timeout(Duration::from_secs(60), self.command(arguments).output()).await.unwrap().unwrap();
+        let output = timeout(Duration::from_mins(1), self.command(arguments).output()).await.unwrap().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
     }
@@ -155,9 +155,8 @@ impl Listener {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
-        if timeout(within, reached).await.is_err() {
-            panic!("watermark not at {number} within {within:?}: {}\n{}", self.health().await, self.log());
-        }
+        let in_time = timeout(within, reached).await.is_ok();
+        assert!(in_time, "watermark not at {number} within {within:?}: {}\n{}", self.health().await, self.log());
     }
 
     /// Sends a signal by its name: `TERM`, `KILL`, `STOP`, `CONT`.
