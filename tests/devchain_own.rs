@@ -195,6 +195,18 @@ async fn a_subscriber_that_does_not_read_is_dropped() {
 }
 
 #[tokio::test]
+async fn it_ends_at_once_when_asked_to_though_clients_are_connected() {
+    let shutdown = CancellationToken::new();
+    let serving = serve(Options { port: 0, ..still(1) }, shutdown.clone()).await.unwrap();
+    let rpc = Rpc::new(format!("http://{}", serving.address));
+    assert_eq!(head(&rpc).await, 1);
+    let mut socket = Socket::connect(&rpc).await;
+    shutdown.cancel();
+    assert!(socket.is_closed().await);
+    tokio::time::timeout(Duration::from_secs(2), serving.task).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn a_client_library_can_use_it_over_both_transports() {
     let node = Devchain::start(still(100)).await;
     let http = ProviderBuilder::new().disable_recommended_fillers().connect_http(node.rpc().url.parse().unwrap());
