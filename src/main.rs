@@ -1,3 +1,5 @@
 //! The binary: command line in, exit code out.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    chaintap::cli::main()
+}

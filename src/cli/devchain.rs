@@ -2,12 +2,11 @@
 
 use std::{io::Write as _, net::IpAddr, path::PathBuf, time::Duration};
 
-use serde_json::json;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
-
 use super::Failure;
-use crate::devchain::{self, Error, Limits, Options, Reorgs};
+use crate::{
+    devchain::{self, Error, Limits, Options, Reorgs},
+    shutdown,
+};
 
 /// Serve a simulated EVM node: a generated chain, or real blocks from files.
 ///
@@ -113,21 +112,6 @@ impl Args {
             limits,
         }
     }
-
-    /// The tokens as documents of the collection `tokens`.
-    fn token_documents(&self) -> serde_json::Value {
-        let chain_id = self.chain_id.unwrap_or(Options::CHAIN_ID);
-        let document = |token: crate::domain::Token| {
-            json!({
-                "address": token.address.to_checksum(None),
-                "name": token.name,
-                "symbol": token.symbol,
-                "decimals": token.decimals,
-                "chainId": chain_id,
-            })
-        };
-        devchain::tokens(self.seed, self.tokens).into_iter().map(document).collect()
-    }
 }
 
 /// Serves until Ctrl-C or SIGTERM; or prints the tokens.
@@ -137,31 +121,15 @@ impl Args {
 /// Wrong options (64), unusable block files (65), a port that cannot be had (69).
 pub async fn run(args: Args) -> Result<(), Failure> {
     if args.print_tokens {
-        return print(&format!("{:#}", args.token_documents()));
+        return print(&format!("{:#}", devchain::token_documents(&args.options())));
     }
-    let shutdown = CancellationToken::new();
-    let mut serving = devchain::serve(args.options(), shutdown.clone()).await.map_err(|error| failure(&error))?;
+    let shutdown =
+        shutdown::on_signals().map_err(|error| Failure::Internal(format!("cannot listen for signals: {error}")))?;
+    let serving = devchain::serve(args.options(), shutdown.clone()).await.map_err(|error| failure(&error))?;
     let devchain::Serving { address, chain_id, head, .. } = serving;
     print(&format!("devchain: chain {chain_id}, head {head}, http://{address} and ws://{address}"))?;
-    let ended = tokio::select! {
-        ended = &mut serving.task => ended,
-        asked = asked_to_end() => {
-            asked?;
-            shutdown.cancel();
-            serving.task.await
-        }
-    };
+    let ended = serving.task.await;
     ended.map_err(|error| Failure::Internal(error.to_string()))?.map_err(|error| failure(&error))
-}
-
-/// Waits for Ctrl-C or SIGTERM.
-async fn asked_to_end() -> Result<(), Failure> {
-    let no_signals = |error: std::io::Error| Failure::Internal(format!("cannot listen for signals: {error}"));
-    let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
-    tokio::select! {
-        _ = terminate.recv() => Ok(()),
-        interrupted = tokio::signal::ctrl_c() => interrupted.map_err(no_signals),
-    }
 }
 
 fn print(text: &str) -> Result<(), Failure> {

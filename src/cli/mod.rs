@@ -1,47 +1,137 @@
-//! The command line: commands, flags, exit codes.
+//! The command line: commands, flags, exit codes. Data goes to standard output, everything else to standard error.
 
+use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand, error::ErrorKind};
+
+use crate::config::{Purpose, Sources};
+
+pub mod check;
 pub mod devchain;
+mod failure;
+pub mod healthcheck;
+mod operate;
+mod run;
+pub mod status;
+pub mod tokens;
 
-use std::process::ExitCode;
+pub use failure::Failure;
 
-/// Why a command ended without doing its work; the exit code is one of sysexits(3).
-#[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    /// The command did its work and the answer is no: a check found mistakes.
-    #[error("{0}")]
-    No(String),
-    /// The command line is wrong (64, `EX_USAGE`).
-    #[error("{0}")]
-    Usage(String),
-    /// Input that was named is wrong or missing (65, `EX_DATAERR`).
-    #[error("{0}")]
-    Data(String),
-    /// A server that is needed cannot be used (69, `EX_UNAVAILABLE`).
-    #[error("{0}")]
-    Unavailable(String),
-    /// A fault of the program (70, `EX_SOFTWARE`).
-    #[error("{0}")]
-    Internal(String),
-    /// Try again later (75, `EX_TEMPFAIL`).
-    #[error("{0}")]
-    Temporary(String),
-    /// The configuration is wrong (78, `EX_CONFIG`).
-    #[error("{0}")]
-    Config(String),
+/// Listens to an EVM chain and hands every tracked token transfer to a queue, at least once.
+///
+/// Settings come from the environment, .env and config/*.toml; `chaintap check` says whether they are right, and
+/// `chaintap run --demo` needs none.
+#[derive(Debug, Parser)]
+#[command(name = "chaintap", version, after_help = failure::EXIT_CODES, arg_required_else_help = true)]
+struct Cli {
+    #[command(flatten)]
+    overrides: Overrides,
+    #[command(subcommand)]
+    command: Command,
 }
 
-impl Failure {
-    /// The exit code of sysexits(3).
-    #[must_use]
-    pub fn code(&self) -> ExitCode {
-        ExitCode::from(match self {
-            Self::No(_) => 1,
-            Self::Usage(_) => 64,
-            Self::Data(_) => 65,
-            Self::Unavailable(_) => 69,
-            Self::Internal(_) => 70,
-            Self::Temporary(_) => 75,
-            Self::Config(_) => 78,
-        })
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Listen to the chain and deliver
+    Run(run::RunArgs),
+    /// Say whether the configuration is right, and with --connect whether every server answers
+    Check(check::CheckArgs),
+    /// Show what is listened to, and where it goes
+    Contracts(check::ContractsArgs),
+    /// Print the first topic of an event: 'Transfer(address,address,uint256)'
+    Topic(check::TopicArgs),
+    /// Show where the listener stands, from the state store
+    Status(status::StatusArgs),
+    /// List and change the tokens whose transfers are delivered
+    #[command(subcommand)]
+    Tokens(tokens::TokensCommand),
+    /// Deliver again from the block after N, with the same ids and higher versions
+    Rewind(operate::MoveArgs),
+    /// Knowingly leave out every block up to N that is not delivered yet
+    Skip(operate::MoveArgs),
+    /// Serve a simulated EVM node
+    Devchain(devchain::Args),
+    /// Ask a running process on this machine whether it is alive
+    Healthcheck(healthcheck::HealthcheckArgs),
+}
+
+/// Flags that stand above the environment.
+#[derive(Debug, Default, clap::Args)]
+#[command(next_help_heading = "Settings (each stands above its environment variable)")]
+struct Overrides {
+    /// Directory of default.toml, chains.toml and contracts.toml [default: ./config, else built in]
+    #[arg(long, global = true, value_name = "DIR")]
+    config: Option<PathBuf>,
+    /// Chain to listen to
+    #[arg(long, global = true, value_name = "ID")]
+    chain_id: Option<String>,
+    /// Where an empty store begins: a block number or "latest"
+    #[arg(long, global = true, value_name = "BLOCK")]
+    start_block: Option<String>,
+    /// Which blocks are delivered: instant, safe, finalized or a depth
+    #[arg(long, global = true, value_name = "MODE")]
+    deliver: Option<String>,
+    /// Directory of the embedded store
+    #[arg(long, global = true, value_name = "DIR")]
+    data_dir: Option<String>,
+    /// What is logged: error, warn, info, debug, trace, or directives
+    #[arg(long, global = true, value_name = "LEVEL")]
+    log_level: Option<String>,
+}
+
+impl Overrides {
+    /// Where settings come from for `purpose`.
+    fn sources(&self, purpose: Purpose) -> Sources {
+        let flags = [
+            ("CHAIN_ID", &self.chain_id),
+            ("START_BLOCK", &self.start_block),
+            ("DELIVER", &self.deliver),
+            ("DATA_DIR", &self.data_dir),
+            ("LOG_LEVEL", &self.log_level),
+        ];
+        let flags: BTreeMap<&'static str, String> =
+            flags.into_iter().filter_map(|(name, value)| Some((name, value.clone()?))).collect();
+        Sources { config_dir: self.config.clone(), flags, purpose, ..Sources::of_process() }
+    }
+}
+
+/// Does what the command line says; the exit code tells how it went.
+#[must_use]
+pub fn main() -> ExitCode {
+    crate::crypto::init();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
+    };
+    match dispatch(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            complain(&failure.to_string());
+            failure.code()
+        }
+    }
+}
+
+/// Help and version are no mistakes; anything else is one of usage.
+fn refuse(error: &clap::Error) -> ExitCode {
+    // Where the terminal is gone there is nobody to tell.
+    drop(error.print());
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+        _ => Failure::Usage(String::new()).code(),
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the one place that tells a person why a command failed")]
+fn complain(text: &str) {
+    eprintln!("chaintap: {}", crate::telemetry::scrub(text));
+}
+
+fn dispatch(cli: Cli) -> Result<(), Failure> {
+    let Cli { overrides, command } = cli;
+    match command {
+        Command::Run(args) => run::run(&args, &overrides),
+        Command::Topic(args) => check::topic(&args, &mut std::io::stdout()),
+        other => run::runtime()?.block_on(operate::operate(other, &overrides)),
     }
 }

@@ -1,6 +1,25 @@
 //! Chain profiles (`config/chains.toml`).
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
+
+use toml::Spanned;
+
+use super::{
+    problem::{Problem, Source},
+    raw::{self, Keys},
+};
+use crate::domain::MAX_BLOCK_NUMBER;
+
+/// Most blocks in one historical request (contract §4).
+pub const MAX_BATCH_BLOCKS: u64 = 100;
+/// Most historical requests in flight at first.
+const MAX_PARALLEL: usize = 256;
+/// Deepest finality that is believed; a larger number is a slip of the pen.
+const MAX_FINALITY_DEPTH: u64 = 100_000;
+const MAX_BLOCK_TIME: Duration = Duration::from_hours(1);
+const MAX_SPACING: Duration = Duration::from_mins(1);
+const KEYS: [&str; 8] =
+    ["id", "name", "redis_db", "block_time", "finality_depth", "batch_blocks", "parallel", "spacing"];
 
 /// What is particular to one chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,4 +40,95 @@ pub struct ChainProfile {
     pub spacing: Duration,
     /// Blocks on top of a block after which no reorganisation is expected.
     pub finality_depth: u64,
+}
+
+/// The valid profiles of a file; each of the others is reported.
+pub(super) fn read(source: &Arc<Source>, problems: &mut Vec<Problem>) -> Vec<ChainProfile> {
+    let Some(document) = raw::parse_whole(source, problems) else { return Vec::new() };
+    let top = Keys::new(source, (document.get_ref(), 0..0), &["chain"], problems);
+    let mut seen = Seen { source, ids: Vec::new(), names: Vec::new(), databases: Vec::new() };
+    let mut chains = Vec::new();
+    for table in top.tables("chain", problems) {
+        let keys = Keys::new(source, table, &KEYS, problems);
+        chains.extend(profile(&keys, &mut seen, problems));
+    }
+    if chains.is_empty() {
+        problems.push(Problem::at(source, 0..0, "there is no valid [[chain]] in this file"));
+    }
+    chains
+}
+
+fn profile(keys: &Keys<'_>, seen: &mut Seen<'_>, problems: &mut Vec<Problem>) -> Option<ChainProfile> {
+    let id = keys.number("id", 1..=MAX_BLOCK_NUMBER, problems);
+    let id = keys.required("id", id, problems);
+    let name = keys.text("name", problems);
+    let name = keys.required("name", name, problems);
+    let redis_db = keys.number("redis_db", 0..=u8::MAX, problems);
+    let redis_db = keys.required("redis_db", redis_db, problems);
+    let block_time = keys.duration("block_time", MAX_BLOCK_TIME, problems);
+    let block_time = keys.required("block_time", block_time, problems);
+    let finality_depth = keys.number("finality_depth", 1..=MAX_FINALITY_DEPTH, problems);
+    let finality_depth = keys.required("finality_depth", finality_depth, problems);
+    let batch_blocks = keys.number("batch_blocks", 1..=MAX_BATCH_BLOCKS, problems);
+    let parallel = keys.number("parallel", 1..=MAX_PARALLEL, problems);
+    let spacing = keys.duration("spacing", MAX_SPACING, problems);
+    let profile = ChainProfile {
+        id: *id.as_ref()?.get_ref(),
+        name: name.as_ref()?.get_ref().clone(),
+        redis_db: *redis_db.as_ref()?.get_ref(),
+        block_time: block_time?,
+        batch_blocks: batch_blocks.map_or(MAX_BATCH_BLOCKS, Spanned::into_inner),
+        parallel: parallel.map_or(3, Spanned::into_inner),
+        spacing: spacing.unwrap_or(Duration::from_millis(300)),
+        finality_depth: *finality_depth?.get_ref(),
+    };
+    seen.check(&id?, &name?, &redis_db?, problems);
+    Some(profile)
+}
+
+/// What earlier entries have taken: every chain has its own id, name and database.
+struct Seen<'s> {
+    source: &'s Arc<Source>,
+    ids: Vec<u64>,
+    names: Vec<String>,
+    databases: Vec<u8>,
+}
+
+impl Seen<'_> {
+    fn check(
+        &mut self,
+        id: &Spanned<u64>,
+        name: &Spanned<String>,
+        redis_db: &Spanned<u8>,
+        problems: &mut Vec<Problem>,
+    ) {
+        let mut report = |span, text: String, mend: &str| {
+            problems.push(Problem::at(self.source, span, text).mend(mend));
+        };
+        if self.ids.contains(id.get_ref()) {
+            report(id.span(), format!("chain {} is listed twice", id.get_ref()), "remove one of the two");
+        }
+        if self.names.contains(name.get_ref()) {
+            report(name.span(), format!("the name '{}' is taken", name.get_ref()), "give each chain its own name");
+        }
+        if let Err(text) = service_name(name.get_ref()) {
+            report(name.span(), format!("the name {text}"), "use letters, digits, '_', '-', '.', at most 64");
+        }
+        if self.databases.contains(redis_db.get_ref()) {
+            let text = format!("Redis database {} belongs to another chain", redis_db.get_ref());
+            report(redis_db.span(), text, "give each chain its own database");
+        }
+        self.ids.push(*id.get_ref());
+        self.names.push(name.get_ref().clone());
+        self.databases.push(*redis_db.get_ref());
+    }
+}
+
+/// Whether a name can stand in keys, views and metric labels.
+pub(super) fn service_name(name: &str) -> Result<String, String> {
+    let allowed = |sign: char| sign.is_ascii_alphanumeric() || matches!(sign, '_' | '-' | '.' | ':');
+    if name.is_empty() || name.len() > 64 || !name.chars().all(allowed) {
+        return Err(format!("'{name}' is not a service name"));
+    }
+    Ok(name.to_owned())
 }

@@ -1,6 +1,7 @@
-//! What is listened to, and where it goes (`config/contracts.toml` and `abi/`).
+//! What is listened to, and where it goes (`config/contracts.toml` and `abi/`). How the file is read is in
+//! [`super::entries`].
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use alloy::{
     dyn_abi::DynSolEvent,
@@ -58,6 +59,31 @@ pub enum SinkTarget {
     },
 }
 
+impl SinkTarget {
+    /// The name of its sink in logs, metrics and `/health`: `stdout`, `sqs:my-queue`.
+    #[must_use]
+    pub fn sink_name(&self) -> String {
+        match self {
+            Self::Stdout => "stdout".to_owned(),
+            Self::Sqs { url } => format!("sqs:{}", Self::queue(url)),
+        }
+    }
+
+    /// The queue's name: the last part of its URL's path.
+    fn queue(url: &str) -> &str {
+        url.trim_end_matches('/').rsplit('/').next().unwrap_or_default()
+    }
+}
+
+impl fmt::Display for SinkTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stdout => f.write_str("standard output"),
+            Self::Sqs { url } => write!(f, "SQS {}", Self::queue(url)),
+        }
+    }
+}
+
 impl Registry {
     /// The registry of these entries.
     #[must_use]
@@ -98,5 +124,46 @@ impl Registry {
         addresses.sort_unstable();
         addresses.dedup();
         addresses
+    }
+
+    /// The lines printed at every start (contract §7); `tracked` is the number of tracked tokens, `None` where there is
+    /// no token list.
+    #[must_use]
+    pub fn summary(&self, tracked: Option<usize>) -> String {
+        let mut text = String::from("=== ACTIVE CONTRACT CONFIGURATION ===\n");
+        for listener in &self.listeners {
+            text.push_str(&line(listener));
+        }
+        if self.listeners.is_empty() {
+            text.push_str(" nothing is listened to: no entry of contracts.toml is active on this chain\n");
+        }
+        let filtered = self.listeners.iter().any(|listener| listener.token_filter);
+        let filtering = match tracked {
+            Some(tokens) if filtered => format!("enabled ({tokens} tokens tracked)"),
+            Some(_) => "off (no entry asks for it)".to_owned(),
+            None => "off (no token list: every token passes)".to_owned(),
+        };
+        text + " Token filtering: " + &filtering + "\n====================================="
+    }
+}
+
+fn line(listener: &Listener) -> String {
+    let address = listener.address.map_or_else(|| "any address".to_owned(), |one| one.to_checksum(None));
+    let from = listener.start_block.map(|first| format!(" from block {first}")).unwrap_or_default();
+    format!(
+        " {}: {address}, topic {}{from} → {} → {}\n",
+        listener.contract,
+        short(listener.topic0),
+        listener.handler,
+        listener.target
+    )
+}
+
+/// `0xddf2…b3ef`.
+fn short(hash: B256) -> String {
+    let text = hash.to_string();
+    match (text.get(..6), text.get(text.len().saturating_sub(4)..)) {
+        (Some(start), Some(end)) => format!("{start}…{end}"),
+        _ => text,
     }
 }

@@ -1,17 +1,95 @@
-//! What is true: validated, typed settings. What was typed is in [`raw`]; how the one becomes the other, with every
-//! mistake reported at once, is in [`validate`].
+//! The configuration, in two tiers: what was typed and what is true.
+//!
+//! [`load`] reads what was typed (`files`, `layers`, `raw`), and hands out [`Settings`] only where all of it is right
+//! (`validate`, `entries`, `endpoints`); otherwise [`Invalid`] holds every mistake with its place and mend. Every
+//! variable is declared once, in [`variables`]. No value that may hold a secret has a type that prints.
+//!
+//! Nothing here writes the process's environment, and nothing outside reads it.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use crate::domain::DeliveryMode;
 
+pub mod abi;
+pub mod aws;
 pub mod chains;
 pub mod contracts;
+mod endpoints;
+mod entries;
+mod environment;
+mod files;
+mod handlers;
+mod interpolation;
+mod layers;
+pub mod limits;
+pub mod problem;
+mod raw;
+mod reader;
 pub mod secret;
+mod validate;
+pub mod variables;
 
+pub use aws::AwsSettings;
 pub use chains::ChainProfile;
 pub use contracts::{Listener, Registry, Shape, SinkTarget};
-pub use secret::SecretUrl;
+pub use layers::{Purpose, Sources};
+pub use limits::Limits;
+pub use problem::{Invalid, Problem};
+pub use secret::{Secret, SecretUrl, mask_host};
+use {files::Files, layers::Fetched, layers::Layers, problem::Place};
+
+/// Reads the configuration, asking AWS for `AWS_SECRET_NAME` where that is given.
+///
+/// # Errors
+///
+/// Every mistake in it.
+pub async fn load(sources: &Sources) -> Result<Settings, Invalid> {
+    let (mut problems, mut warnings) = (Vec::new(), Vec::new());
+    let files = Files::read(sources.config_dir.as_deref(), &mut problems, &mut warnings);
+    let fetched = fetch(sources, &files, &mut problems).await;
+    finish(sources, &files, fetched.as_ref(), (problems, warnings))
+}
+
+/// Reads the configuration without what AWS holds: no network is touched.
+///
+/// # Errors
+///
+/// Every mistake in it.
+pub fn load_offline(sources: &Sources) -> Result<Settings, Invalid> {
+    let (mut problems, mut warnings) = (Vec::new(), Vec::new());
+    let files = Files::read(sources.config_dir.as_deref(), &mut problems, &mut warnings);
+    finish(sources, &files, None, (problems, warnings))
+}
+
+/// The secret's values; a failure is one more problem. `None` where no secret is named.
+async fn fetch(sources: &Sources, files: &Files, problems: &mut Vec<Problem>) -> Option<Fetched> {
+    // Mistakes in the other layers are reported when all layers are there.
+    let layers = Layers::gather(sources, files, None, &mut Vec::new(), &mut Vec::new());
+    let name = layers.get("AWS_SECRET_NAME")?.value.clone();
+    let aws = AwsSettings::read(&layers, &mut Vec::new());
+    match aws::fetch_secret(&aws, &name).await {
+        Ok(values) => Some(Fetched { name, values }),
+        Err(text) => {
+            problems.push(Problem::new(Place::Named(format!("AWS secret {name}")), text).mend(
+                "check AWS_SECRET_NAME, AWS_REGION and the credentials; they need secretsmanager:GetSecretValue",
+            ));
+            None
+        }
+    }
+}
+
+fn finish(
+    sources: &Sources,
+    files: &Files,
+    fetched: Option<&Fetched>,
+    (mut problems, mut warnings): (Vec<Problem>, Vec<String>),
+) -> Result<Settings, Invalid> {
+    let layers = Layers::gather(sources, files, fetched, &mut problems, &mut warnings);
+    match validate::settings(files, &layers, sources.purpose, (&mut problems, &mut warnings)) {
+        Some(settings) if problems.is_empty() => Ok(Settings { warnings, ..settings }),
+        _ => Err(Invalid::new(problems)),
+    }
+}
 
 /// Everything that `chaintap run` needs to know, checked.
 #[derive(Debug)]
@@ -20,7 +98,7 @@ pub struct Settings {
     pub chain: ChainProfile,
     /// Service name written into the store's views (`LAST_PROCESSED_BLOCK_KEY`).
     pub service: String,
-    /// Endpoints in order of preference, as given.
+    /// Endpoints in order of preference, as given; empty only for [`Purpose::Operate`].
     pub providers: Vec<SecretUrl>,
     /// Where the state lives.
     pub store: StoreSettings,
@@ -36,8 +114,34 @@ pub struct Settings {
     pub http: SocketAddr,
     /// Where errors are reported.
     pub sentry_dsn: Option<SecretUrl>,
+    /// What the AWS SDK is to be told.
+    pub aws: AwsSettings,
+    /// What is logged, and how.
+    pub log: LogSettings,
     /// Limits of size and time.
     pub limits: Limits,
+    /// What an operator should know before the start, to be said once: no secrets in it.
+    pub warnings: Vec<String>,
+    /// Every variable that has a value: its name, the value as it may be shown, and where it came from.
+    pub given: Vec<[String; 3]>,
+}
+
+/// What is logged, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogSettings {
+    /// Directives of `tracing` (`RUST_LOG`, else `LOG_LEVEL`), valid.
+    pub filter: String,
+    /// `LOG_FORMAT`; `None` leaves it to whether standard error is a terminal.
+    pub format: Option<LogFormat>,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Pretty,
 }
 
 /// Where the state lives.
@@ -93,37 +197,4 @@ pub enum StartBlock {
     Latest,
     /// This block is the first one delivered.
     At(u64),
-}
-
-/// Limits of size and time, declared together; asserted against each other in `validate`.
-#[derive(Clone, Debug)]
-pub struct Limits {
-    /// One RPC request, from sending to the last byte of the answer.
-    pub rpc_timeout: Duration,
-    /// Largest RPC answer that is read, bytes.
-    pub rpc_max_bytes: usize,
-    /// One call of a sink.
-    pub sink_timeout: Duration,
-    /// Logs handled in one chunk.
-    pub chunk_logs: usize,
-    /// How often the token list is read again.
-    pub token_refresh: Duration,
-    /// Whether a token list that becomes empty is believed (`ALLOW_EMPTY_TOKENS`).
-    pub allow_empty_tokens: bool,
-    /// What is in flight at a shutdown may finish within this.
-    pub grace: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            rpc_timeout: Duration::from_secs(20),
-            rpc_max_bytes: 256 << 20,
-            sink_timeout: Duration::from_secs(30),
-            chunk_logs: 1_000,
-            token_refresh: Duration::from_mins(5),
-            allow_empty_tokens: false,
-            grace: Duration::from_secs(25),
-        }
-    }
 }

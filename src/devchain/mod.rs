@@ -43,7 +43,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 pub use timetable::Reorgs;
-pub use tokens::tokens;
+pub use tokens::{token_documents, tokens};
 
 use self::{chain::Chain, node::Node, recording::Recording, timetable::Timetable};
 

@@ -2,6 +2,9 @@
 
 use alloy::primitives::{Address, keccak256};
 
+use serde_json::{Value, json};
+
+use super::Options;
 use crate::domain::Token;
 
 /// Tickers; further tokens repeat them with a number. Nobody should take them for real ones.
@@ -52,4 +55,19 @@ mod tests {
         assert_eq!(tokens(7, 3), many[..3]);
         assert_ne!(tokens(8, 1), many[..1]);
     }
+}
+
+/// The tokens of a generated chain as documents of the collection `tokens` (contract §6).
+#[must_use]
+pub fn token_documents(options: &Options) -> Value {
+    let document = |token: Token| {
+        json!({
+            "address": token.address.to_checksum(None),
+            "name": token.name,
+            "symbol": token.symbol,
+            "decimals": token.decimals,
+            "chainId": options.generated_chain_id(),
+        })
+    };
+    tokens(options.seed, options.tokens).into_iter().map(document).collect()
 }

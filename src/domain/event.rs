@@ -3,6 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use alloy::primitives::{Address, B256, Bytes, U256};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::{BlockRef, Token};
@@ -91,7 +92,7 @@ impl fmt::Display for Track {
 
 /// A commutative summary of a set of deliveries (which log to which handler): their count and the XOR of their hashes.
 /// Equal digests mean equal sets, whatever the order in which they were added.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Digest {
     count: u64,
     mix: u128,
@@ -104,10 +105,14 @@ impl Digest {
         hasher.update(event.log_index.to_be_bytes());
         hasher.update(event.handler.as_bytes());
         let hash = hasher.finalize();
-        let mut low = [0; 16];
-        low.copy_from_slice(&hash[..16]);
         self.count += 1;
-        self.mix ^= u128::from_be_bytes(low);
+        self.mix ^= hash.iter().take(16).fold(0, |mix, &byte| (mix << 8) | u128::from(byte));
+    }
+
+    /// The digest of both sets together, which share no delivery.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self { count: self.count.saturating_add(other.count), mix: self.mix ^ other.mix }
     }
 
     /// The digest of these deliveries.

@@ -33,6 +33,7 @@ impl IntervalSet {
     }
 
     /// The intervals, ascending.
+    #[must_use]
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = BlockRange> + '_ {
         self.by_start.iter().map(|(&from, &to)| BlockRange { from, to })
     }

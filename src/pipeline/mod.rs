@@ -1,1 +1,201 @@
-//! (in the making)
+//! **Follow** the head, **plan** the ranges still missing, **claim** one, **fetch** its logs, **decode** them,
+//! **filter** by token, **deliver** to every sink, **commit** the progress, and when the chain reorganises, **unwind**.
+//!
+//! Two ideas keep it small. *Level-triggered*: nothing reacts to a block; a new head only wakes the loop, and what to do
+//! is a pure function of what is done, what is busy and where the head is. *Concurrency by range, not by stage*: one
+//! claimed range is one task that runs the stages as straight-line code.
+//!
+//! What it does not do: name a server or a vendor (that is `app`), or keep anything in memory that would be missed
+//! after a crash.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use tokio::{sync::watch, time::Instant};
+use tracing::{Instrument, debug, info_span};
+
+use crate::{
+    backoff::Backoff,
+    config::{ChainProfile, Limits, Registry},
+    domain::{BlockRange, DeliveryMode, Header, RawLog, Track},
+    rpc::{ChainSource, LogFilter, RpcError},
+    sinks::Sink,
+    store::{StateStore, StoreError},
+    telemetry::{Edge, Vitals, metrics},
+};
+
+mod claim;
+mod commit;
+mod decode;
+mod deliver;
+mod fetch;
+mod filter;
+mod follow;
+mod plan;
+mod tracks;
+
+use claim::{Acquired, Claim};
+use decode::{Candidate, Decoded, Undecodable};
+use deliver::{Delivered, Proof};
+pub use fetch::Span;
+use filter::Wanted;
+pub use filter::{Tokens, keep_fresh};
+pub use follow::View;
+pub use plan::{Plan, REALTIME_GAP, Situation, plan};
+pub use tracks::{Ended, run};
+
+/// What the stages work with: the edges, and what is true for this run.
+pub struct Context {
+    /// The chain.
+    pub chain: ChainProfile,
+    /// Which blocks are delivered.
+    pub deliver: DeliveryMode,
+    /// What is listened to.
+    pub registry: Arc<Registry>,
+    /// What nodes are asked for; follows from the registry.
+    pub filter: LogFilter,
+    /// The nodes.
+    pub source: Arc<dyn ChainSource>,
+    /// The state.
+    pub store: Arc<dyn StateStore>,
+    /// Handler name to sink.
+    pub sinks: BTreeMap<String, Arc<dyn Sink>>,
+    /// The tracked tokens.
+    pub tokens: watch::Receiver<Tokens>,
+    /// Facts for `/health`.
+    pub vitals: Arc<Vitals>,
+    /// Limits of size and time.
+    pub limits: Limits,
+    /// What a provider bears in one request.
+    pub span: Span,
+}
+
+/// Why a range was not finished, by what happens next.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StageError {
+    /// Nothing is wrong; plan anew.
+    #[error("{0}")]
+    Again(&'static str),
+    /// A node did not serve; after a pause the range is planned again.
+    #[error(transparent)]
+    Rpc(#[from] RpcError),
+    /// The store did not serve; after a pause the range is planned again, or the process stops.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Nothing more may be delivered until someone looks; the reason.
+    #[error("{0}")]
+    Halt(String),
+}
+
+/// What became of a range.
+#[derive(Debug)]
+enum Processed {
+    /// Delivered and committed.
+    Committed,
+    /// Delivered by someone else.
+    AlreadyDone,
+    /// Someone else has some of it, until then.
+    Held(BlockRange, Instant),
+}
+
+/// One range through all stages. Dropping it at any await is safe: whatever was sent is sent again.
+async fn process(
+    ctx: &Context,
+    track: Track,
+    range: BlockRange,
+    final_height: Option<u64>,
+) -> Result<Processed, StageError> {
+    let claim = match timed("claim", claim::acquire(ctx, range)).await? {
+        Acquired::Ours(claim) => claim,
+        Acquired::Done => return Ok(Processed::AlreadyDone),
+        Acquired::Held { blocks, retry_after } => return Ok(Processed::Held(blocks, Instant::now() + retry_after)),
+    };
+    let lease = claim.clone();
+    let work = async {
+        let is_final = final_height.is_some_and(|height| range.to <= height) || signed(range.to) <= claim.grant.sealed;
+        let delivered = if is_final { final_range(ctx, &claim).await? } else { one_block(ctx, &claim).await? };
+        timed("commit", commit::advance(ctx, track, claim, delivered)).await
+    };
+    let span = info_span!("range", %range, %track);
+    let outcome = tokio::select! {
+        biased;
+        lost = claim::keep(ctx, &lease) => Err(lost),
+        committed = work.instrument(span) => committed,
+    };
+    if let Err(error) = &outcome {
+        debug!(%range, %error, "range not finished");
+        claim::release(ctx, &lease).await;
+    }
+    outcome.map(|()| Processed::Committed)
+}
+
+/// A block that may still leave the chain: by hash, journaled before it is sent.
+async fn one_block(ctx: &Context, claim: &Claim) -> Result<Delivered, StageError> {
+    let (header, logs) = timed("fetch", fetch::block(ctx, claim.grant.range.from)).await?;
+    let wanted = wanted(ctx, logs)?;
+    timed("deliver", deliver::journaled(ctx, claim, &header, wanted)).await
+}
+
+/// Blocks that are final: by number, in parts as large as the provider bears, committed as one.
+async fn final_range(ctx: &Context, claim: &Claim) -> Result<Delivered, StageError> {
+    let BlockRange { from, to } = claim.grant.range;
+    let confirmed = fetch::confirm(ctx, &claim.grant.live).await?;
+    let (mut next, mut events) = (from, 0);
+    let (mut first, mut before): (Option<Header>, Option<Header>) = (None, None);
+    loop {
+        let (part, answer) = timed("fetch", fetch::part(ctx, next, to)).await?;
+        let first = *first.get_or_insert(answer.first);
+        if before.replace(answer.last).is_some_and(|before| before.hash != answer.first.parent) {
+            return Err(RpcError::Invalid("two parts of a final range that are not one chain".into()).into());
+        }
+        let wanted = wanted(ctx, answer.logs)?;
+        events += timed("deliver", deliver::part(ctx, claim, wanted)).await?;
+        if part.to >= to {
+            return Ok(deliver::finished(claim, &first, &answer.last, confirmed, events));
+        }
+        next = part.to + 1;
+    }
+}
+
+/// Decodes and filters.
+fn wanted(ctx: &Context, logs: Vec<RawLog>) -> Result<Wanted, StageError> {
+    metrics::logs_received(logs.len() as u64);
+    let begun = Instant::now();
+    let decoded = decode::events(&ctx.registry, logs);
+    metrics::stage_seconds("decode", begun.elapsed().as_secs_f64());
+    for (reason, count) in &decoded.rejected {
+        metrics::logs_rejected(reason, *count);
+    }
+    let tokens = ctx.tokens.borrow().clone();
+    filter::by_token(&tokens, decoded)
+}
+
+/// Asks the store until it answers: its operations are idempotent, so a reply that was lost is repaired by asking
+/// again. Gives up after `patience`; the claim's deadline bounds it in any case.
+async fn persist<R, F>(ctx: &Context, patience: Duration, operation: impl Fn() -> F) -> Result<R, StoreError>
+where
+    F: Future<Output = Result<R, StoreError>>,
+{
+    let begun = Instant::now();
+    let mut backoff = Backoff::new(Duration::from_secs(2));
+    loop {
+        match operation().await {
+            Err(StoreError::Transient(reason)) if begun.elapsed() < patience => {
+                ctx.vitals.edge(Edge::Store, Err(&reason));
+                backoff.wait(None).await;
+            }
+            other => return other,
+        }
+    }
+}
+
+async fn timed<R>(stage: &'static str, work: impl Future<Output = R>) -> R {
+    let begun = Instant::now();
+    let outcome = work.await;
+    metrics::stage_seconds(stage, begun.elapsed().as_secs_f64());
+    outcome
+}
+
+/// Block numbers stay below 2^53, so the conversion loses nothing.
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}

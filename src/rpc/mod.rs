@@ -9,6 +9,15 @@ use futures_util::stream::BoxStream;
 
 use crate::domain::{BlockRange, BlockRef, Header, RawLog};
 
+mod client;
+mod endpoints;
+mod error;
+mod heads;
+mod transport;
+mod wire;
+
+pub use endpoints::Endpoints;
+
 /// Which block to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum At {
@@ -67,6 +76,20 @@ pub trait ChainSource: Send + Sync {
     /// head itself is always read with [`header`](Self::header). `None` where the source cannot push; the stream
     /// ends when its connection does.
     async fn heads(&self) -> Result<Option<BoxStream<'static, ()>>, RpcError>;
+
+    /// What is known of each endpoint, in order of preference.
+    fn endpoints(&self) -> Vec<EndpointState>;
+}
+
+/// What is known of one endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointState {
+    /// Its name, without secrets.
+    pub name: String,
+    /// Failed requests since the start.
+    pub errors: u64,
+    /// The last request's error; `None` where it was answered, or none was sent.
+    pub last_error: Option<String>,
 }
 
 /// What went wrong with a node, by what the caller should do.
@@ -98,4 +121,31 @@ pub enum RpcError {
     /// This endpoint will never serve the request.
     #[error("{0}")]
     Fatal(String),
+    /// The endpoint belongs to another chain.
+    #[error("the endpoint {endpoint} is on chain {told}, but CHAIN_ID is {expected}")]
+    WrongChain {
+        /// The endpoint's name.
+        endpoint: String,
+        /// `CHAIN_ID`.
+        expected: u64,
+        /// What the endpoint says.
+        told: u64,
+    },
+}
+
+impl RpcError {
+    /// The kind, for metric labels.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Transient(_) => "transient",
+            Self::Throttled { .. } => "rate_limited",
+            Self::TooLarge(_) => "range_too_large",
+            Self::Behind(_) => "behind",
+            Self::Orphaned(_) => "orphaned",
+            Self::Invalid(_) => "invalid_response",
+            Self::Fatal(_) => "fatal",
+            Self::WrongChain { .. } => "wrong_chain",
+        }
+    }
 }

@@ -1,6 +1,20 @@
-//! The message as consumers read it (contract §8).
+//! The message as consumers read it (contract §8); its JSON Schema is `docs/message.schema.json`.
+//!
+//! A message is a pure function of the event, the chain and the epoch: nothing in it varies between attempts, replicas
+//! or providers, so that sending it twice is sending the same bytes twice. Handing it over is the sinks' work.
 
-use crate::domain::Event;
+use alloy::{hex, primitives::Address};
+use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
+
+use super::json::{Object, copy_ascii};
+use crate::domain::{Args, Event, Token};
+
+/// Raised when a member is added; a member is never taken away or given another meaning.
+pub const SCHEMA_VERSION: u64 = 1;
+
+/// What a body usually needs, so that it is written without growing.
+const USUAL_BODY_BYTES: usize = 1_024;
 
 /// One message, ready for any sink: body and attributes, built once.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,7 +29,7 @@ pub struct Message {
     pub chain_id: u64,
     /// EIP-55 address of the emitting contract.
     pub contract_address: String,
-    /// The JSON object, ASCII.
+    /// The JSON object, ASCII, without line breaks.
     pub body: String,
 }
 
@@ -23,14 +37,214 @@ impl Message {
     /// The message that applies `event` under `epoch`: version `2 * epoch + 1` (protocol §3.1).
     #[must_use]
     pub fn apply(event: &Event, chain_id: u64, epoch: u64) -> Self {
-        let _ = (event, chain_id, epoch);
-        Self {
-            id: String::new(),
-            version: 0,
-            event_type: String::new(),
+        let mut message = Self {
+            id: format!("{chain_id}:{}:{}", event.block.hash, event.log_index),
+            version: epoch.saturating_mul(2).saturating_add(1),
+            event_type: event.name.to_string(),
             chain_id,
-            contract_address: String::new(),
-            body: String::new(),
+            contract_address: eip55(event.address),
+            body: String::with_capacity(USUAL_BODY_BYTES),
+        };
+        let mut body = std::mem::take(&mut message.body);
+        message.write_body(event, &mut body);
+        Self { body, ..message }
+    }
+
+    /// The message that a body came from, byte for byte: dead letters keep only the body.
+    ///
+    /// # Errors
+    ///
+    /// [`NotAMessage`] where the text is not a message's body.
+    pub fn from_body(body: &str) -> Result<Self, NotAMessage> {
+        let head: Head = serde_json::from_str(body).map_err(|error| NotAMessage(error.to_string()))?;
+        Ok(Self {
+            id: head.id,
+            version: head.version,
+            event_type: head.event_type,
+            chain_id: head.chain_id,
+            contract_address: head.contract_address,
+            body: body.to_owned(),
+        })
+    }
+
+    /// What is kept in order on a FIFO queue: the events of one contract.
+    #[must_use]
+    pub fn group(&self) -> String {
+        format!("{}:{}", self.chain_id, self.contract_address)
+    }
+
+    /// Equal for two sendings of the same state of an event, different for any later state (failure model F63).
+    #[must_use]
+    pub fn deduplication_id(&self) -> String {
+        hex::encode(Sha256::digest(format!("{}|{}|{}", self.id, self.version, self.event_type)))
+    }
+
+    fn write_body(&self, event: &Event, out: &mut String) {
+        let mut body = Object::open(out);
+        body.text("eventType", &self.event_type);
+        body.text("contractAddress", &self.contract_address);
+        body.number("chainId", self.chain_id);
+        body.text("transactionHash", &event.transaction_hash.to_string());
+        write_events(event, body.member("events"));
+        body.text("id", &self.id);
+        body.number("version", self.version);
+        body.number("schemaVersion", SCHEMA_VERSION);
+        body.number("blockNumber", event.block.number);
+        body.text("blockHash", &event.block.hash.to_string());
+        body.number("blockTimestamp", event.timestamp);
+        body.number("transactionIndex", event.transaction_index);
+        body.number("logIndex", event.log_index);
+        body.text("contract", &event.contract);
+        if let Some(token) = &event.token {
+            write_token(token, body.member("token"));
         }
+        body.close();
+    }
+}
+
+/// The members of a body that a message needs besides the body itself.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Head {
+    event_type: String,
+    contract_address: String,
+    chain_id: u64,
+    id: String,
+    version: u64,
+}
+
+/// The text is not the body of a message; says what is wrong with it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a message: {0}")]
+pub struct NotAMessage(String);
+
+/// Checksummed by EIP-55, without the chain (EIP-1191 is not widely read).
+pub(super) fn eip55(address: Address) -> String {
+    address.to_checksum(None)
+}
+
+fn write_events(event: &Event, out: &mut String) {
+    let mut events = Object::open(out);
+    let out = events.member(&event.name);
+    match &event.args {
+        Args::Transfer { from, to, value } => {
+            let mut args = Object::open(out);
+            args.text("from", &eip55(*from));
+            args.text("to", &eip55(*to));
+            args.text("value", &value.to_string());
+            args.close();
+        }
+        Args::Json(args) => copy_ascii(out, args),
+    }
+    events.close();
+}
+
+fn write_token(token: &Token, out: &mut String) {
+    let mut object = Object::open(out);
+    object.text("symbol", &token.symbol);
+    object.number("decimals", token.decimals.into());
+    object.text("name", &token.name);
+    object.close();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use alloy::primitives::{U256, address, b256};
+
+    use super::*;
+    use crate::domain::BlockRef;
+
+    fn transfer() -> Event {
+        Event {
+            block: BlockRef {
+                number: 17_000_000,
+                hash: b256!("96cfa0fb5e50b0a3f6cc76f3299cfbf48f17e8b41798d1394474e67ec8a97e9f"),
+            },
+            timestamp: 1_680_911_891,
+            transaction_hash: b256!("5c504ed432cb51138bcf09aa5e8a410dd4a1e204ef84bfed1be16dfba1b22060"),
+            transaction_index: 12,
+            log_index: 17,
+            address: address!("a0b86991c6218b36c1d19d4a2e9eb0ce3606eb48"),
+            contract: "Transfers".into(),
+            name: "Transfer".into(),
+            handler: "handleTransferEvent".into(),
+            args: Args::Transfer {
+                from: address!("742d35cc6634c0532925a3b844bc454e4438f44e"),
+                to: address!("8ba1f109551bd432803012645ac136ddd64dba72"),
+                value: U256::from(1_000_000_000_000_000_000_u64),
+            },
+            token: Some(Arc::new(Token {
+                address: address!("a0b86991c6218b36c1d19d4a2e9eb0ce3606eb48"),
+                symbol: "USDC".to_owned(),
+                name: "USD Coin".to_owned(),
+                decimals: 6,
+            })),
+        }
+    }
+
+    #[test]
+    fn the_body_of_a_transfer_is_exactly_this_text() {
+        let message = Message::apply(&transfer(), 1, 1_758_645_000);
+        let expected = concat!(
+            r#"{"eventType":"Transfer","contractAddress":"0xA0b86991c6218b36c1d19D4a2e9Eb0cE3606eB48","chainId":1,"#,
+            r#""transactionHash":"0x5c504ed432cb51138bcf09aa5e8a410dd4a1e204ef84bfed1be16dfba1b22060","#,
+            r#""events":{"Transfer":{"from":"0x742d35Cc6634C0532925a3b844Bc454e4438f44e","#,
+            r#""to":"0x8ba1f109551bD432803012645Ac136ddd64DBA72","value":"1000000000000000000"}},"#,
+            r#""id":"1:0x96cfa0fb5e50b0a3f6cc76f3299cfbf48f17e8b41798d1394474e67ec8a97e9f:17","version":3517290001,"#,
+            r#""schemaVersion":1,"blockNumber":17000000,"#,
+            r#""blockHash":"0x96cfa0fb5e50b0a3f6cc76f3299cfbf48f17e8b41798d1394474e67ec8a97e9f","#,
+            r#""blockTimestamp":1680911891,"transactionIndex":12,"logIndex":17,"contract":"Transfers","#,
+            r#""token":{"symbol":"USDC","decimals":6,"name":"USD Coin"}}"#,
+        );
+        assert_eq!(message.body, expected);
+    }
+
+    #[test]
+    fn a_token_that_the_list_does_not_know_has_no_member() {
+        let message = Message::apply(&Event { token: None, ..transfer() }, 1, 1);
+        assert!(message.body.ends_with(r#""contract":"Transfers"}"#), "{}", message.body);
+    }
+
+    #[test]
+    fn text_outside_ascii_is_escaped_in_names_and_arguments() {
+        let mut event = transfer();
+        event.contract = "Übertrag".into();
+        event.name = "Named".into();
+        event.args = Args::Json(r#"{"name":"ギ𝄞"}"#.into());
+        let message = Message::apply(&event, 1, 1);
+        assert!(message.body.is_ascii());
+        assert!(message.body.contains(r#""events":{"Named":{"name":"\u30ae\ud834\udd1e"}}"#), "{}", message.body);
+        assert!(message.body.contains(r#""contract":"\u00dcbertrag""#), "{}", message.body);
+    }
+
+    #[test]
+    fn a_message_comes_back_from_its_body() {
+        let message = Message::apply(&transfer(), 8453, 77);
+        assert_eq!(Message::from_body(&message.body), Ok(message));
+    }
+
+    #[test]
+    fn a_body_that_is_no_message_is_refused_with_the_reason() {
+        let error = Message::from_body(r#"{"eventType":"Transfer"}"#).unwrap_err();
+        assert!(error.to_string().contains("contractAddress"), "{error}");
+    }
+
+    #[test]
+    fn a_later_epoch_changes_version_and_deduplication_id_but_neither_id_nor_group() {
+        let first = Message::apply(&transfer(), 1, 5);
+        let later = Message::apply(&transfer(), 1, 6);
+        assert_eq!((first.version, later.version), (11, 13));
+        assert_eq!((&first.id, first.group()), (&later.id, later.group()));
+        assert_ne!(first.deduplication_id(), later.deduplication_id());
+    }
+
+    #[test]
+    fn the_deduplication_id_is_the_sha_256_of_id_version_and_type() {
+        // printf '1:0x96cf…7e9f:17|3517290001|Transfer' | sha256sum
+        let message = Message::apply(&transfer(), 1, 1_758_645_000);
+        assert_eq!(message.group(), "1:0xA0b86991c6218b36c1d19D4a2e9Eb0cE3606eB48");
+        assert_eq!(message.deduplication_id(), "1a3b249fadaa4750e919760b4211251f0bfbdc7e7c710943e81680d8eeaa617a");
     }
 }

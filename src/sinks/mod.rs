@@ -4,10 +4,15 @@
 
 use async_trait::async_trait;
 
+mod arguments;
+mod batches;
+mod json;
 pub mod message;
 pub mod sqs;
+mod sqs_faults;
 pub mod stdout;
 
+pub use arguments::args_json;
 pub use message::Message;
 
 /// The fate of one message after one call of [`Sink::send`].

@@ -1,1 +1,229 @@
-//! (in the making)
+//! Standard output: one JSON object a line, for pipes, files and the demo.
+//!
+//! A message is acknowledged once its line was written and flushed. A reader that pauses holds progress back, as any
+//! sink does. After an attempt that failed or was dropped midway the next one begins with a line break, so that a torn
+//! line never spoils the one after it.
+
+use std::{
+    io::ErrorKind,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tokio::{
+    io::{AsyncWrite, AsyncWriteExt, Stdout},
+    sync::Mutex,
+    time::timeout,
+};
+
+use super::{Message, Outcome, Sink, SinkError};
+
+/// Bytes gathered before they are written; bounds what a call holds besides its messages.
+const CHUNK_BYTES: usize = 64 << 10;
+
+/// Why nothing can be written any more.
+const CLOSED: &str = "standard output is closed";
+
+/// Writes each message as a line.
+#[derive(Debug)]
+pub struct StdoutSink<W> {
+    /// Held for a whole call, so that lines of concurrent calls never mix.
+    writer: Mutex<Lines<W>>,
+    closed: AtomicBool,
+    patience: Duration,
+}
+
+#[derive(Debug)]
+struct Lines<W> {
+    out: W,
+    /// Whether the last attempt may have left part of a line behind.
+    torn: bool,
+}
+
+impl StdoutSink<Stdout> {
+    /// The sink on this process's standard output. A call gives up after `patience`.
+    #[must_use]
+    pub fn new(patience: Duration) -> Self {
+        Self::writing_to(tokio::io::stdout(), patience)
+    }
+}
+
+impl<W: AsyncWrite + Unpin + Send> StdoutSink<W> {
+    /// The sink on any writer. A call gives up after `patience`.
+    #[must_use]
+    pub fn writing_to(out: W, patience: Duration) -> Self {
+        Self { writer: Mutex::new(Lines { out, torn: false }), closed: AtomicBool::new(false), patience }
+    }
+
+    async fn write(&self, messages: &[Message]) -> std::io::Result<()> {
+        self.writer.lock().await.write(messages).await
+    }
+}
+
+impl<W: AsyncWrite + Unpin> Lines<W> {
+    async fn write(&mut self, messages: &[Message]) -> std::io::Result<()> {
+        let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+        if self.torn {
+            chunk.push(b'\n');
+        }
+        self.torn = true;
+        for message in messages {
+            chunk.extend_from_slice(message.body.as_bytes());
+            chunk.push(b'\n');
+            if chunk.len() >= CHUNK_BYTES {
+                self.out.write_all(&chunk).await?;
+                chunk.clear();
+            }
+        }
+        self.out.write_all(&chunk).await?;
+        self.out.flush().await?;
+        self.torn = false;
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl<W: AsyncWrite + Unpin + Send> Sink for StdoutSink<W> {
+    fn name(&self) -> &'static str {
+        "stdout"
+    }
+
+    /// All of `pending`, or none of it.
+    async fn send(&self, pending: &[Message]) -> Vec<Outcome> {
+        let outcome = match timeout(self.patience, self.write(pending)).await {
+            Ok(Ok(())) => Outcome::Acknowledged,
+            Ok(Err(error)) if error.kind() == ErrorKind::BrokenPipe => {
+                self.closed.store(true, Ordering::Relaxed);
+                Outcome::Retry { reason: CLOSED.to_owned(), throttled: false }
+            }
+            Ok(Err(error)) => Outcome::Retry { reason: format!("standard output: {error}"), throttled: false },
+            Err(_) => {
+                let reason = format!("standard output was not read for {:?}", self.patience);
+                Outcome::Retry { reason, throttled: false }
+            }
+        };
+        vec![outcome; pending.len()]
+    }
+
+    async fn check(&self) -> Result<(), SinkError> {
+        if self.closed.load(Ordering::Relaxed) { Err(SinkError::Fatal(CLOSED.to_owned())) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        pin::Pin,
+        sync::Arc,
+        task::{Context, Poll},
+    };
+
+    use tokio::io::{AsyncReadExt, duplex};
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_millis(200);
+
+    fn message(body: &str) -> Message {
+        Message {
+            id: body.to_owned(),
+            version: 1,
+            event_type: "Transfer".to_owned(),
+            chain_id: 1,
+            contract_address: "0x".to_owned(),
+            body: body.to_owned(),
+        }
+    }
+
+    /// Takes some bytes, then fails once, then works.
+    struct Hiccup {
+        room: usize,
+        failed: bool,
+        got: Vec<u8>,
+    }
+
+    impl AsyncWrite for Hiccup {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+            if self.failed {
+                self.got.extend_from_slice(bytes);
+                return Poll::Ready(Ok(bytes.len()));
+            }
+            let taken = bytes.len().min(self.room);
+            if taken == 0 {
+                self.failed = true;
+                return Poll::Ready(Err(std::io::Error::from(ErrorKind::StorageFull)));
+            }
+            self.room -= taken;
+            self.got.extend_from_slice(&bytes[..taken]);
+            Poll::Ready(Ok(taken))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn each_message_is_one_line_and_is_acknowledged_after_it_was_written() {
+        let sink = StdoutSink::writing_to(Vec::new(), PATIENCE);
+        let outcomes = sink.send(&[message("{1}"), message("{2}")]).await;
+        assert_eq!(outcomes, [Outcome::Acknowledged, Outcome::Acknowledged]);
+        assert_eq!(sink.writer.into_inner().out, b"{1}\n{2}\n");
+    }
+
+    #[tokio::test]
+    async fn lines_of_concurrent_sends_never_mix() {
+        let (out, mut reader) = duplex(7);
+        let sink = Arc::new(StdoutSink::writing_to(out, Duration::from_secs(10)));
+        let senders = ["a", "b", "c", "d"].map(|letter| {
+            let sink = Arc::clone(&sink);
+            tokio::spawn(async move { sink.send(&vec![message(&letter.repeat(50)); 20]).await })
+        });
+        let read = tokio::spawn(async move {
+            let mut text = String::new();
+            reader.read_to_string(&mut text).await.unwrap();
+            text
+        });
+        for sender in senders {
+            assert_eq!(sender.await.unwrap(), vec![Outcome::Acknowledged; 20]);
+        }
+        drop(sink);
+        let text = read.await.unwrap();
+        assert_eq!(text.lines().count(), 80);
+        assert!(text.lines().all(|line| line.len() == 50 && line.chars().all(|c| line.starts_with(c))));
+    }
+
+    #[tokio::test]
+    async fn a_closed_pipe_is_tried_again_and_fails_the_check() {
+        let (out, reader) = duplex(64);
+        drop(reader);
+        let sink = StdoutSink::writing_to(out, PATIENCE);
+        let outcomes = sink.send(&[message("{}")]).await;
+        assert_eq!(outcomes, [Outcome::Retry { reason: CLOSED.to_owned(), throttled: false }]);
+        assert!(matches!(sink.check().await, Err(SinkError::Fatal(reason)) if reason == CLOSED));
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_pauses_holds_the_message_back() {
+        let (out, _reader) = duplex(4);
+        let sink = StdoutSink::writing_to(out, PATIENCE);
+        let outcomes = sink.send(&[message("{\"long\":1}")]).await;
+        assert!(matches!(&outcomes[..], [Outcome::Retry { reason, .. }] if reason.contains("not read for 200ms")));
+        assert!(sink.check().await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_torn_line_does_not_spoil_the_next_one() {
+        let sink = StdoutSink::writing_to(Hiccup { room: 6, failed: false, got: Vec::new() }, PATIENCE);
+        let pending = [message("{1}"), message("{2}")];
+        let outcomes = sink.send(&pending).await;
+        assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Retry { .. })), "{outcomes:?}");
+        assert_eq!(sink.send(&pending).await, vec![Outcome::Acknowledged; 2]);
+        assert_eq!(sink.writer.into_inner().out.got, b"{1}\n{2\n{1}\n{2}\n");
+    }
+}

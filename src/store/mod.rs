@@ -13,7 +13,7 @@ use alloy::primitives::B256;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::domain::{BlockRange, BlockRef, Digest, Event, IntervalSet, Track};
+use crate::domain::{BlockRange, BlockRef, Digest, Event, IntervalSet, MAX_BLOCK_NUMBER, Track};
 
 pub mod embedded;
 pub mod keys;
@@ -38,6 +38,10 @@ pub const MARKER_BLOCKS: u64 = 10_000;
 pub const MAX_REFUSED: u64 = 100_000;
 /// Undecodable logs kept for an operator to see, the newest.
 pub const MAX_UNDECODABLE: u64 = 10_000;
+/// Journaled bytes of unsealed blocks beyond which no new entry is begun (protocol §3.3).
+const JOURNAL_CAP: u64 = 32 << 20;
+/// Journal entries that one SEAL drops (protocol §3.4).
+const SEAL_DROPS: usize = 200;
 
 /// Where to begin on an empty store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -321,8 +325,8 @@ pub trait StateStore: Send + Sync {
     /// INTENT with its barrier, before the part is sent.
     async fn intent(&self, intent: Intent<'_>) -> Result<IntentReply, StoreError>;
 
-    /// The journaled events of an entry, in the order of their parts.
-    async fn journaled(&self, block: BlockRef, epoch: u64) -> Result<Vec<Event>, StoreError>;
+    /// The journaled events of an entry, in the order of their parts, and the number of parts.
+    async fn journaled(&self, block: BlockRef, epoch: u64) -> Result<(Vec<Event>, u32), StoreError>;
 
     /// The live entries at or below `up_to`, ascending.
     async fn journal(&self, up_to: u64) -> Result<Vec<JournalEntry>, StoreError>;
@@ -358,6 +362,44 @@ pub trait StateStore: Send + Sync {
     /// What makes acknowledged writes survive, in words for the start and `/health`: `WAIT 1`, `appendfsync always`,
     /// `one host`.
     fn durability(&self) -> String;
+}
+
+/// Refuses numbers that the store cannot hold exactly (protocol §3.4).
+fn check_number(number: u64) -> Result<(), StoreError> {
+    if number >= MAX_BLOCK_NUMBER {
+        return Err(StoreError::Fatal(format!("block number {number} is beyond 2^53 and cannot be right")));
+    }
+    Ok(())
+}
+
+/// Refuses ranges that are too large for one claim, and so for one commit.
+fn check_claim(range: BlockRange) -> Result<(), StoreError> {
+    check_number(range.to)?;
+    if range.blocks() > MAX_CLAIM_BLOCKS {
+        return Err(StoreError::Fatal(format!("range {range} has more than {MAX_CLAIM_BLOCKS} blocks")));
+    }
+    Ok(())
+}
+
+/// Refuses a replay from before block 0.
+fn check_replay(to: i64) -> Result<(), StoreError> {
+    if to < -1 {
+        return Err(StoreError::Fatal(format!(
+            "cannot deliver again from block {}: the first block is 0",
+            to.saturating_add(1)
+        )));
+    }
+    check_number(u64::try_from(to).unwrap_or(0))
+}
+
+fn write_letter(letter: &DeadLetter) -> Result<Vec<u8>, StoreError> {
+    serde_json::to_vec(letter)
+        .map_err(|error| StoreError::Fatal(format!("cannot write dead letter {}: {error}", letter.key)))
+}
+
+fn read_letter(bytes: &[u8]) -> Result<DeadLetter, StoreError> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| StoreError::Fatal(format!("a dead letter cannot be read ({error}): was it changed by hand?")))
 }
 
 /// What went wrong with the store, by what the caller should do.

@@ -1,6 +1,28 @@
 //! The cached facts behind `/health`, `/livez` and `/readyz`: stages and edges write, the HTTP endpoints read.
+//!
+//! Invariants: writing takes a lock for a moment and never waits on anything else; ages are measured with a monotonic
+//! clock, so that a corrected wall clock neither raises nor silences an alarm; every text is scrubbed and cut, so that
+//! the answers stay small and hold no secret, whatever a server sends as an error. Where a fact has a gauge, it is set here too, so that `/metrics`
+//! tells the same story. What the facts mean is judged in [`verdict`].
 
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use tokio::time::Instant;
+
+use super::{
+    facts::{Facts, SeenHead, SeenProgress},
+    health::{self, Health},
+    metrics, scrub,
+    verdict::{self, Check},
+};
 use crate::domain::{BlockRange, Header, IntervalSet};
+
+/// Longest text kept of a reason or a note, in characters.
+const MAX_TEXT: usize = 300;
 
 /// A part of the process that can fail and recover on its own.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -15,45 +37,206 @@ pub enum Edge {
     Sink(String),
 }
 
+/// What this process is; everything that `/health` needs to know beforehand.
+#[derive(Clone, Debug, Default)]
+pub struct Profile {
+    /// The chain's id.
+    pub chain_id: u64,
+    /// The service name, as in the store's views.
+    pub service: String,
+    /// Expected time between blocks: tells a stalled head from a slow one.
+    pub block_time: Duration,
+    /// The kind of state store: `redis` or `embedded`.
+    pub store: &'static str,
+    /// Names of the providers in order of preference; one of them must be usable.
+    pub providers: Vec<String>,
+    /// Names of the required sinks; all of them must be usable.
+    pub sinks: Vec<String>,
+    /// How often the token list is read again; `None` where token filtering is off and no list is required.
+    pub token_refresh: Option<Duration>,
+}
+
+/// Tells the time; replaced in tests.
+pub type Clock = Arc<dyn Fn() -> Instant + Send + Sync>;
+
 /// Facts about this process, written by whoever knows them; cheap to write, never blocking.
-#[derive(Debug, Default)]
-pub struct Vitals {}
+pub struct Vitals {
+    pub(super) profile: Profile,
+    clock: Clock,
+    facts: Mutex<Facts>,
+}
+
+impl fmt::Debug for Vitals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vitals").field("profile", &self.profile).finish_non_exhaustive()
+    }
+}
+
+impl Default for Vitals {
+    /// Of a process without a name, providers or sinks: for those who only need somewhere to write.
+    fn default() -> Self {
+        Self::new(Profile::default())
+    }
+}
 
 impl Vitals {
-    /// The loop is alive; called in every round.
-    pub fn beat(&self) {}
+    /// Nothing is known yet.
+    #[must_use]
+    pub fn new(profile: Profile) -> Self {
+        Self::with_clock(profile, Arc::new(Instant::now))
+    }
+
+    /// As [`new`](Self::new), told the time by `clock`.
+    #[must_use]
+    pub fn with_clock(profile: Profile, clock: Clock) -> Self {
+        let facts = Mutex::new(Facts::new(&profile, clock()));
+        Self { profile, clock, facts }
+    }
+
+    /// The loop is alive; called in every round, and in every round of waiting at the start.
+    pub fn beat(&self) {
+        let now = (self.clock)();
+        self.facts().beat = Some(now);
+    }
 
     /// The newest head, and the highest block that may be delivered now.
-    pub fn head(&self, _head: &Header, _deliverable: Option<u64>) {}
+    pub fn head(&self, head: &Header, deliverable: Option<u64>) {
+        let now = (self.clock)();
+        let born = SystemTime::UNIX_EPOCH + Duration::from_secs(head.timestamp.min(u64::from(u32::MAX)));
+        let age = SystemTime::now().duration_since(born).unwrap_or(Duration::ZERO);
+        let mut facts = self.facts();
+        facts.head = Some(SeenHead { header: *head, age, at: now });
+        facts.deliverable = deliverable;
+        metrics::head(head.number, head.timestamp, deliverable);
+        facts.lag().into_iter().for_each(metrics::lag);
+    }
+
+    /// The newest block that one provider tells of.
+    pub fn provider_head(&self, provider: &str, number: u64) {
+        self.facts().provider_heads.insert(provider.to_owned(), number);
+        metrics::provider_head(provider, number);
+    }
 
     /// Progress as the store has it: watermark, tip, and what is done between them.
-    pub fn progress(&self, _watermark: i64, _tip: i64, _done: &IntervalSet) {}
+    pub fn progress(&self, watermark: i64, tip: i64, done: &IntervalSet) {
+        let seen = SeenProgress::sum_up(watermark, tip, done);
+        let mut facts = self.facts();
+        facts.progress = Some(seen);
+        metrics::progress(watermark, tip);
+        metrics::gaps(seen.gaps, seen.missing);
+        facts.lag().into_iter().for_each(metrics::lag);
+    }
 
     /// The historical track delivered a range.
-    pub fn historical_done(&self, _range: BlockRange) {}
+    pub fn historical_done(&self, range: BlockRange) {
+        let now = (self.clock)();
+        self.facts().historical.add(range, now);
+    }
 
-    /// An edge answered, or failed with a reason that holds no secret.
-    pub fn edge(&self, _edge: Edge, _outcome: Result<(), &str>) {}
+    /// An edge answered, or failed with a reason.
+    pub fn edge(&self, edge: Edge, outcome: Result<(), &str>) {
+        let now = (self.clock)();
+        match &edge {
+            Edge::Store => metrics::store_healthy(outcome.is_ok()),
+            Edge::Provider(name) => metrics::provider_healthy(name, outcome.is_ok()),
+            Edge::Sink(name) => metrics::sink_healthy(name, outcome.is_ok()),
+            Edge::Tokens if outcome.is_err() => metrics::token_refresh_failed(),
+            Edge::Tokens => {}
+        }
+        let mut facts = self.facts();
+        let Some(known) = facts.edge_mut(edge) else { return };
+        match outcome {
+            Ok(()) => (known.answered, known.failing_since) = (Some(now), None),
+            Err(reason) => {
+                known.failing_since.get_or_insert(now);
+                known.reason = cut(reason);
+                known.errors += 1;
+            }
+        }
+    }
 
     /// Messages waiting for a sink right now.
-    pub fn queued(&self, _sink: &str, _messages: usize) {}
+    pub fn queued(&self, sink: &str, messages: usize) {
+        self.facts().queued.insert(sink.to_owned(), messages);
+        metrics::sink_queued(sink, messages);
+    }
 
     /// The number of tracked tokens, just loaded; `None` says that filtering is off.
-    pub fn tokens(&self, _tracked: Option<usize>) {}
+    pub fn tokens(&self, tracked: Option<usize>) {
+        let now = (self.clock)();
+        self.facts().tokens = tracked.map(|count| (count, now));
+        tracked.into_iter().for_each(metrics::tokens);
+    }
 
     /// Number of dead letters.
-    pub fn dead_letters(&self, _count: u64) {}
+    pub fn dead_letters(&self, count: u64) {
+        self.facts().dead_letters = count;
+        metrics::dead_letters(count);
+    }
+
+    /// A reorganisation removed this many blocks that were delivered or journaled.
+    pub fn reorg(&self, depth: u64) {
+        self.facts().reorgs += 1;
+        metrics::reorg(depth);
+    }
 
     /// Nothing more is delivered; the reason. Stays until the process is started again.
-    pub fn halt(&self, _reason: &str) {}
+    pub fn halt(&self, reason: &str) {
+        // The first reason is the cause; what follows is its consequence.
+        self.facts().halted.get_or_insert_with(|| cut(reason));
+    }
 
     /// Something an operator should know that stops nothing (an edited view, a weak durability): replaces what was
     /// said under the same key; `None` takes it back.
-    pub fn note(&self, _key: &'static str, _text: Option<String>) {}
+    pub fn note(&self, key: &'static str, text: Option<String>) {
+        let mut facts = self.facts();
+        match text {
+            Some(text) => facts.notes.insert(key, cut(&text)),
+            None => facts.notes.remove(key),
+        };
+    }
 
     /// Everything is wired and the work begins.
-    pub fn started(&self) {}
+    pub fn started(&self) {
+        self.facts().started = true;
+    }
 
     /// The process is about to stop: not ready from now on.
-    pub fn draining(&self) {}
+    pub fn draining(&self) {
+        self.facts().draining = true;
+    }
+
+    /// What `/health` answers.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        let now = (self.clock)();
+        health::body(&self.profile, &self.facts(), now)
+    }
+
+    /// What `/readyz` looks at, one check for each thing that must be usable.
+    #[must_use]
+    pub fn readiness(&self) -> Vec<Check> {
+        let now = (self.clock)();
+        verdict::readiness(&self.profile, &self.facts(), now)
+    }
+
+    /// Whether the loop still turns.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that says for how long it has stood still.
+    pub fn alive(&self) -> Result<(), String> {
+        let now = (self.clock)();
+        verdict::alive(&self.profile, &self.facts(), now)
+    }
+
+    fn facts(&self) -> MutexGuard<'_, Facts> {
+        // Facts are plain values: whoever panicked while holding them left nothing half done.
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A reason may quote the words of a library, which may quote a URL with a key in it.
+fn cut(text: &str) -> String {
+    scrub(text).chars().take(MAX_TEXT).collect()
 }

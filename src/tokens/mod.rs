@@ -6,6 +6,10 @@ use crate::domain::TokenList;
 
 pub mod fixed;
 pub mod mongo;
+pub(crate) mod row;
+
+pub use fixed::FixedList;
+pub use mongo::MongoDirectory;
 
 /// One reading of the directory.
 #[derive(Clone, Debug, Default)]
@@ -32,6 +36,9 @@ pub trait TokenDirectory: Send + Sync {
     ///
     /// A change seen by a dropped call may be lost; the periodic refresh finds it.
     async fn changed(&self);
+
+    /// Ends connections; awaited before the runtime ends, nothing is asked afterwards.
+    async fn close(&self) {}
 }
 
 /// The directory could not be read.

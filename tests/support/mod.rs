@@ -6,4 +6,6 @@
 
 pub mod anvil;
 pub mod devchain;
+pub mod mongo;
 pub mod process;
+pub mod sqs;

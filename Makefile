@@ -1,0 +1,61 @@
+# `make` or `make help` lists what there is.
+
+.DEFAULT_GOAL := help
+SHELL := /usr/bin/env bash
+.SHELLFLAGS := -euo pipefail -c
+
+# What `make test` installs comes first, so that the pinned tools are the ones that run.
+export PATH := $(CURDIR)/.dev/bin:$(PATH)
+
+CARGO_DENY_VERSION := 0.20.2
+cargo_deny := .dev/bin/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
+
+.PHONY: help
+help: ## list the targets
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: ## build and run the listener on a built-in chain; needs nothing else; Ctrl-C ends it
+	cargo run --locked -- run --demo
+
+.PHONY: test
+test: tools ## install what the tests need (once) and run every test
+	cargo test --locked
+
+.PHONY: dev
+dev: tools ## start Redis, MongoDB-wire, SQS and an EVM node; print the environment for `chaintap run`
+	@tests/support/dev.sh start
+
+.PHONY: dev-stop
+dev-stop: ## end what `make dev` started; their data stays
+	@tests/support/dev.sh stop
+
+.PHONY: clean-dev
+clean-dev: dev-stop ## end what `make dev` started, and delete their data and logs
+	rm -rf .dev/run
+
+.PHONY: check
+check: ## formatting and lints, warnings as errors
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+
+.PHONY: doc
+doc: ## build the documentation, warnings as errors
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+
+.PHONY: deny
+deny: $(cargo_deny) ## dependencies: bans, licences, sources
+	$(cargo_deny) --locked check --hide-inclusion-graph bans licenses sources
+
+.PHONY: advisories
+advisories: $(cargo_deny) ## dependencies: known vulnerabilities; needs github.com, where the database is
+	@$(cargo_deny) --locked check advisories || { \
+	  echo "Where the message above is about fetching: this needs https://github.com/RustSec/advisory-db." >&2; exit 1; }
+
+.PHONY: tools
+tools: ## install what the tests need into .dev/ (`make test` does it)
+	@tests/support/install.sh
+
+# Built once, which takes minutes: apart from the tests' tools, which do not need it.
+$(cargo_deny):
+	cargo install --quiet --locked --root .dev/bin/cargo-deny-$(CARGO_DENY_VERSION) cargo-deny@$(CARGO_DENY_VERSION)

@@ -1,0 +1,244 @@
+//! `chaintap status`: where the chain's state stands, read from the store without changing it.
+//!
+//! It asks the store, not the process: it works while nothing runs. The embedded store belongs to one process at a
+//! time; while one runs, its `/health` tells more.
+
+use std::{io::Write, sync::Arc};
+
+use clap::Args;
+use comfy_table::{Table, presets};
+use serde::Serialize;
+
+use super::Failure;
+use crate::{
+    domain::{BlockRange, IntervalSet},
+    store::{Snapshot, StateStore, StoreError},
+};
+
+/// Gaps that are listed, the lowest ones.
+const LISTED_GAPS: usize = 10;
+
+/// Flags of `status`.
+#[derive(Args, Debug)]
+pub struct StatusArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Where the state of one chain stands.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// The chain's id.
+    pub chain_id: u64,
+    /// The service name in the views.
+    pub service: String,
+    /// Every block at or below it is delivered.
+    pub watermark: i64,
+    /// The highest delivered block.
+    pub tip: i64,
+    /// Every block at or below it is final.
+    pub sealed: i64,
+    /// Raised whenever blocks are delivered again.
+    pub epoch: u64,
+    /// Why nothing may be delivered, where that is so.
+    pub frozen: Option<String>,
+    /// Number of gaps between watermark and tip.
+    pub gaps: usize,
+    /// Blocks missing in all of them.
+    pub missing: u64,
+    /// The lowest gaps, ascending.
+    pub lowest_gaps: Vec<Gap>,
+    /// Number of dead letters.
+    pub dead_letters: u64,
+    /// What makes acknowledged writes survive.
+    pub durability: String,
+}
+
+/// Missing blocks, both ends included.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct Gap {
+    /// First missing block.
+    pub from: u64,
+    /// Last missing block.
+    pub to: u64,
+}
+
+/// Prints the state of `chain_id` to `out`; `opened` is the store, or why it could not be opened.
+///
+/// # Errors
+///
+/// [`Failure::Unavailable`] where the store does not answer, [`Failure::Config`] where it cannot be used as configured,
+/// [`Failure::No`] where it holds nothing of this chain.
+pub async fn run(
+    args: &StatusArgs,
+    chain_id: u64,
+    opened: Result<Arc<dyn StateStore>, StoreError>,
+    out: &mut (dyn Write + Send),
+) -> Result<(), Failure> {
+    let store = opened.map_err(not_opened)?;
+    let Some(snapshot) = store.peek().await.map_err(not_read)? else {
+        return Err(Failure::No(format!("the store holds nothing of chain {chain_id} yet: `chaintap run` begins it")));
+    };
+    let dead_letters = store.dead_letters_len().await.map_err(not_read)?;
+    let report = report(chain_id, snapshot, dead_letters, store.durability());
+    let text = if args.json { json(&report)? } else { table(&report) };
+    writeln!(out, "{text}").map_err(|error| Failure::Internal(format!("cannot write the status: {error}")))
+}
+
+/// The embedded store is opened by one process at a time, so a store that cannot be opened often means that one runs.
+const ASK_THE_PROCESS: &str =
+    "if chaintap is running on this store, ask it: curl http://127.0.0.1:${PORT:-3001}/health";
+
+fn not_opened(error: StoreError) -> Failure {
+    match error {
+        StoreError::Fatal(why) => Failure::Config(format!("{why}\n{ASK_THE_PROCESS}")),
+        error => Failure::Unavailable(format!("{error}\n{ASK_THE_PROCESS}")),
+    }
+}
+
+fn not_read(error: StoreError) -> Failure {
+    match error {
+        StoreError::Fatal(why) => Failure::Config(why),
+        error => Failure::Unavailable(error.to_string()),
+    }
+}
+
+fn report(chain_id: u64, snapshot: Snapshot, dead_letters: u64, durability: String) -> Report {
+    let Snapshot { progress, done } = snapshot;
+    let holes = holes(progress.watermark, progress.tip, &done);
+    Report {
+        chain_id,
+        service: progress.service,
+        watermark: progress.watermark,
+        tip: progress.tip,
+        sealed: progress.sealed,
+        epoch: progress.epoch,
+        frozen: progress.frozen,
+        gaps: holes.len(),
+        missing: holes.iter().map(BlockRange::blocks).sum(),
+        lowest_gaps: holes.iter().take(LISTED_GAPS).map(|hole| Gap { from: hole.from, to: hole.to }).collect(),
+        dead_letters,
+        durability,
+    }
+}
+
+fn holes(watermark: i64, tip: i64, done: &IntervalSet) -> Vec<BlockRange> {
+    let between = u64::try_from(watermark.saturating_add(1)).ok().zip(u64::try_from(tip).ok());
+    let between = between.and_then(|(from, to)| BlockRange::new(from, to));
+    between.map_or_else(Vec::new, |between| done.missing(between).collect())
+}
+
+fn json(report: &Report) -> Result<String, Failure> {
+    serde_json::to_string_pretty(report).map_err(|error| Failure::Internal(error.to_string()))
+}
+
+fn gap_lines(report: &Report) -> String {
+    let count = match report.gaps {
+        0 => "none".to_owned(),
+        gaps => format!("{gaps} ({} blocks missing)", report.missing),
+    };
+    let lowest = report.lowest_gaps.iter().map(|&Gap { from, to }| BlockRange { from, to }.to_string());
+    let more = (report.gaps > report.lowest_gaps.len()).then(|| "…".to_owned());
+    [count].into_iter().chain(lowest).chain(more).collect::<Vec<_>>().join("\n")
+}
+
+fn table(report: &Report) -> String {
+    let gaps = gap_lines(report);
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.add_row(["chain", &report.chain_id.to_string()]);
+    table.add_row(["service", &report.service]);
+    table.add_row(["watermark", &report.watermark.to_string()]);
+    table.add_row(["tip", &report.tip.to_string()]);
+    table.add_row(["sealed", &report.sealed.to_string()]);
+    table.add_row(["gaps", &gaps]);
+    table.add_row(["dead letters", &report.dead_letters.to_string()]);
+    table.add_row(["epoch", &report.epoch.to_string()]);
+    table.add_row(["durability", &report.durability]);
+    if let Some(reason) = &report.frozen {
+        table.add_row(["frozen", reason]);
+    }
+    table.trim_fmt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Progress;
+
+    fn snapshot(watermark: i64, tip: i64, done: &[(u64, u64)]) -> Snapshot {
+        let progress = Progress {
+            watermark,
+            tip,
+            sealed: watermark - 1,
+            sealed_hash: None,
+            epoch: 3,
+            filter_version: 1,
+            frozen: None,
+            service: "base_mainnet".to_owned(),
+        };
+        Snapshot { progress, done: done.iter().map(|&(from, to)| BlockRange { from, to }).collect() }
+    }
+
+    #[test]
+    fn gaps_are_what_is_missing_between_watermark_and_tip() {
+        let report = report(8453, snapshot(99, 200, &[(150, 160), (171, 200)]), 2, "one host".to_owned());
+        assert_eq!((report.gaps, report.missing), (2, 60));
+        assert_eq!(report.lowest_gaps, [Gap { from: 100, to: 149 }, Gap { from: 161, to: 170 }]);
+        let lines = table(&report);
+        for expected in ["watermark     99", "2 (60 blocks missing)", "100..149", "161..170", "dead letters  2"] {
+            assert!(lines.contains(expected), "{expected:?} is not in\n{lines}");
+        }
+    }
+
+    #[test]
+    fn a_state_that_is_complete_or_has_not_begun_has_no_gaps() {
+        for (watermark, tip) in [(200, 200), (-1, -1)] {
+            let report = report(1, snapshot(watermark, tip, &[]), 0, String::new());
+            assert_eq!((report.gaps, report.missing), (0, 0));
+            assert!(table(&report).contains("none"));
+        }
+    }
+
+    #[test]
+    fn only_the_lowest_gaps_are_listed() {
+        let done: Vec<(u64, u64)> = (1..=20).map(|n| (n * 10, n * 10)).collect();
+        let report = report(1, snapshot(-1, 200, &done), 0, String::new());
+        assert_eq!((report.gaps, report.lowest_gaps.len()), (20, LISTED_GAPS));
+        assert!(table(&report).contains('…'));
+    }
+
+    #[test]
+    fn the_json_has_the_members_of_the_documentation() {
+        let text = json(&report(8453, snapshot(99, 200, &[(110, 200)]), 0, "WAIT 1".to_owned())).unwrap();
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let members: Vec<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
+        let expected = [
+            "chainId",
+            "service",
+            "watermark",
+            "tip",
+            "sealed",
+            "epoch",
+            "frozen",
+            "gaps",
+            "missing",
+            "lowestGaps",
+            "deadLetters",
+            "durability",
+        ];
+        assert_eq!(members, expected);
+        assert_eq!(value["lowestGaps"][0]["to"], 109);
+    }
+
+    #[tokio::test]
+    async fn a_store_that_another_process_holds_is_told_with_a_way_out() {
+        let locked = Err(StoreError::Transient("state.redb is in use by another process".to_owned()));
+        let failure = run(&StatusArgs { json: false }, 1, locked, &mut Vec::new()).await.unwrap_err();
+        assert!(
+            matches!(&failure, Failure::Unavailable(why) if why.contains("another process") && why.contains("/health"))
+        );
+    }
+}

@@ -1,0 +1,149 @@
+//! ABI files: a bare array, or an object that holds it under `abi`, as compilers write it.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use alloy::{
+    dyn_abi::Specifier as _,
+    json_abi::{Event, EventParam, JsonAbi},
+};
+use serde::Deserialize;
+
+use super::{
+    files::Files,
+    problem::{Problem, Source, closest},
+};
+
+/// A compiler's artifact; everything but the ABI is skipped.
+#[derive(Deserialize)]
+struct Artifact {
+    abi: JsonAbi,
+}
+
+/// The ABIs that were named so far, each read and reported once.
+pub(super) struct Abis<'f> {
+    files: &'f Files,
+    read: BTreeMap<String, Option<Arc<JsonAbi>>>,
+}
+
+impl<'f> Abis<'f> {
+    pub(super) fn new(files: &'f Files) -> Self {
+        Self { files, read: BTreeMap::new() }
+    }
+
+    /// The ABI at `path`; `None` where it cannot be read or parsed, which the first call reports.
+    pub(super) fn open(
+        &mut self,
+        path: &str,
+        missing: impl FnOnce(String) -> Problem,
+        problems: &mut Vec<Problem>,
+    ) -> Option<Arc<JsonAbi>> {
+        if let Some(known) = self.read.get(path) {
+            return known.clone();
+        }
+        let abi = match self.files.abi(path) {
+            Err(text) => Err(missing(text).mend("paths start from the directory that holds config/")),
+            Ok(source) => parse(&source),
+        };
+        let abi = abi.map_err(|problem| problems.push(problem)).ok().map(Arc::new);
+        self.read.insert(path.to_owned(), abi.clone());
+        abi
+    }
+}
+
+fn parse(source: &Arc<Source>) -> Result<JsonAbi, Problem> {
+    let text = source.text.trim_start_matches('\u{feff}').trim_start();
+    let parsed = if text.starts_with('{') {
+        serde_json::from_str::<Artifact>(&source.text).map(|artifact| artifact.abi)
+    } else {
+        serde_json::from_str::<JsonAbi>(&source.text)
+    };
+    parsed.map_err(|error| {
+        let byte = byte_of(&source.text, error.line(), error.column());
+        // The parser says the place again at the end of its message.
+        let message = error.to_string();
+        let message = message.split(" at line ").next().unwrap_or_default();
+        Problem::at(source, byte..byte, format!("not an ABI: {message}"))
+            .mend("an ABI is a JSON array of items, or an object with that array under \"abi\"")
+    })
+}
+
+/// The byte of a line and a column, both from 1; the column counts bytes.
+fn byte_of(text: &str, line: usize, column: usize) -> usize {
+    let before: usize = text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum();
+    (before + column.saturating_sub(1)).min(text.len())
+}
+
+/// The event that `name` means: a name where only one event has it, or a whole signature.
+///
+/// # Errors
+///
+/// What is wrong, and the mend.
+pub(super) fn event(abi: &JsonAbi, name: &str) -> Result<Event, (String, String)> {
+    let wanted: String = name.split_whitespace().collect();
+    let matches = |event: &&Event| event.name == wanted || event.signature() == wanted;
+    let mut found: Vec<&Event> = Vec::new();
+    for event in abi.events().filter(matches) {
+        if !found.iter().any(|other| other.signature() == event.signature() && layout(other) == layout(event)) {
+            found.push(event);
+        }
+    }
+    match found.as_slice() {
+        [] => Err(missing(abi, &wanted)),
+        [event] if event.anonymous => Err((
+            format!("event '{name}' is anonymous: its logs cannot be told by a topic"),
+            "use another event".into(),
+        )),
+        [event] => Ok((*event).clone()),
+        [first, rest @ ..] if rest.iter().all(|event| event.signature() == first.signature()) => Err((
+            format!("the ABI has '{wanted}' several times with different indexed arguments"),
+            "keep one of them in the ABI file".to_owned(),
+        )),
+        several => {
+            let signatures: Vec<String> = several.iter().map(|event| format!("'{}'", event.signature())).collect();
+            Err((format!("the ABI has several events '{wanted}'"), format!("write one of: {}", signatures.join(", "))))
+        }
+    }
+}
+
+/// The types as they are hashed: no short forms, tuples written out.
+///
+/// # Errors
+///
+/// The type that does not exist.
+pub fn canonical_types(event: &Event) -> Result<Vec<String>, String> {
+    let name = |input: &EventParam| match input.resolve() {
+        Ok(resolved) => Ok(resolved.sol_type_name().into_owned()),
+        Err(_) => Err(input.ty.clone()),
+    };
+    event.inputs.iter().map(name).collect()
+}
+
+/// Whether each type of the event is one, in its full form: `uint` hashes to another topic than `uint256`.
+pub(super) fn check_types(event: &Event) -> Result<(), (String, String)> {
+    let types = canonical_types(event).map_err(|unknown| {
+        (format!("the ABI's '{}' has the unknown type '{unknown}'", event.name), "mend the ABI file".to_owned())
+    })?;
+    let short = event.inputs.iter().map(EventParam::selector_type).zip(&types).find(|(given, full)| *given != **full);
+    short.map_or(Ok(()), |(given, full)| {
+        Err((format!("the ABI's '{}' has the type '{given}'", event.name), format!("write '{full}' in the ABI file")))
+    })
+}
+
+fn layout(event: &Event) -> Vec<bool> {
+    event.inputs.iter().map(|input| input.indexed).collect()
+}
+
+fn missing(abi: &JsonAbi, name: &str) -> (String, String) {
+    let names: Vec<String> = if name.contains('(') {
+        abi.events().map(Event::signature).collect()
+    } else {
+        abi.events.keys().cloned().collect()
+    };
+    let near: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mend = match (closest(name, &near), names.is_empty()) {
+        (_, true) => "the ABI has no events at all".to_owned(),
+        (Some(near), _) => format!("did you mean '{near}'? The ABI has: {}", names.join(", ")),
+        (None, _) => format!("the ABI has: {}", names.join(", ")),
+    };
+    (format!("event '{name}' is not in the ABI"), mend)
+}

@@ -1,0 +1,92 @@
+//! **Fetch** the logs of a claimed range.
+//!
+//! Near the head a block's logs are asked for by its hash, so that header and logs are of one block whatever the node
+//! behind the URL. Below the final height a range is asked for by numbers, in one batch with the headers of its ends.
+//! An answer that is too large halves the range; what a provider bears is remembered and grows back slowly.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tracing::debug;
+
+use super::{Context, StageError};
+use crate::{
+    domain::{BlockRange, BlockRef, Header, RawLog},
+    rpc::{At, RangeLogs, RpcError},
+};
+
+/// Blocks that one request may name, learned from what the provider refused.
+#[derive(Debug)]
+pub struct Span(AtomicU64);
+
+impl Span {
+    /// Begins with `most` blocks.
+    #[must_use]
+    pub fn new(most: u64) -> Self {
+        Self(AtomicU64::new(most.max(1)))
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn refused(&self, blocks: u64) {
+        self.0.fetch_min((blocks / 2).max(1), Ordering::Relaxed);
+    }
+
+    /// Grows by an eighth after a full-sized answer.
+    fn answered(&self, blocks: u64, most: u64) {
+        let now = self.get();
+        if blocks >= now && now < most {
+            self.0.store((now + now / 8 + 1).min(most), Ordering::Relaxed);
+        }
+    }
+}
+
+/// The canonical block at a height, and its logs by hash.
+pub(super) async fn block(ctx: &Context, number: u64) -> Result<(Header, Vec<RawLog>), StageError> {
+    let header = canonical(ctx, number).await?;
+    let logs = ctx.source.block_logs(header.block(), header.timestamp, &ctx.filter).await?;
+    Ok((header, logs))
+}
+
+/// The canonical header at a height.
+pub(super) async fn canonical(ctx: &Context, number: u64) -> Result<Header, StageError> {
+    let found = ctx.source.header(At::Number(number)).await?;
+    Ok(found.ok_or_else(|| RpcError::Behind(format!("the node has no block {number} yet")))?)
+}
+
+/// The next part of a final range, from `from` on: as large as the provider bears.
+pub(super) async fn part(ctx: &Context, from: u64, to: u64) -> Result<(BlockRange, RangeLogs), StageError> {
+    let most = ctx.chain.batch_blocks.max(1);
+    let mut range = BlockRange { from, to: to.min(from.saturating_add(ctx.span.get() - 1)) };
+    loop {
+        match ctx.source.range_logs(range, &ctx.filter).await {
+            Ok(answer) => {
+                ctx.span.answered(range.blocks(), most);
+                return Ok((range, answer));
+            }
+            Err(RpcError::TooLarge(reason)) => {
+                debug!(%range, reason, "answer too large");
+                ctx.span.refused(range.blocks());
+                let Some((lower, _)) = range.halves() else { return Ok((range, single(ctx, range.from).await?)) };
+                range = lower;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// One block that is too large as a range: many providers exempt requests by hash from their limits.
+async fn single(ctx: &Context, number: u64) -> Result<RangeLogs, StageError> {
+    let (header, logs) = block(ctx, number).await?;
+    Ok(RangeLogs { logs, first: header, last: header })
+}
+
+/// The canonical blocks at the heights of `live`: those that a final range must agree with.
+pub(super) async fn confirm(ctx: &Context, live: &[BlockRef]) -> Result<Vec<BlockRef>, StageError> {
+    let mut confirmed = Vec::with_capacity(live.len());
+    for entry in live {
+        confirmed.push(canonical(ctx, entry.number).await?.block());
+    }
+    Ok(confirmed)
+}

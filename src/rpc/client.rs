@@ -1,0 +1,220 @@
+//! One node: JSON-RPC requests, each with a time limit, each answer checked before it is used.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
+
+use alloy::{
+    primitives::{B256, U64},
+    rpc::client::{BatchRequest, RpcClient, Waiter},
+    transports::{
+        TransportError,
+        ws::{WebSocketConfig, WsConnect},
+    },
+};
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::{
+    At, LogFilter, RangeLogs, RpcError,
+    error::classify,
+    transport::Capped,
+    wire::{self, WireHeader, WireLog},
+};
+use crate::{
+    config::{Limits, SecretUrl},
+    domain::{BlockRange, BlockRef, Header, RawLog},
+    telemetry::metrics,
+};
+
+/// First pause before a broken socket is opened again; alloy doubles it up to 30 s.
+const SOCKET_RETRY: Duration = Duration::from_millis(200);
+/// Headers asked for in one batch.
+const HEADERS_PER_BATCH: usize = 100;
+
+/// A connection to one node, over HTTP or, where it has none, over its WebSocket.
+pub(super) struct Node {
+    pub(super) name: String,
+    rpc: RpcClient,
+    timeout: Duration,
+}
+
+impl Node {
+    /// A node behind an HTTP URL. Nothing is sent yet.
+    pub(super) fn http(url: SecretUrl, name: String, limits: &Limits) -> Result<Self, RpcError> {
+        let transport = Capped::new(url, limits.rpc_timeout, limits.rpc_max_bytes).map_err(RpcError::Fatal)?;
+        Ok(Self { name, rpc: RpcClient::new(transport, false), timeout: limits.rpc_timeout })
+    }
+
+    /// A node that only has a WebSocket. Frames are allowed up to the size limit of answers: above alloy's default of
+    /// 16 MiB a large answer would close the socket, and be asked for again, for ever.
+    pub(super) async fn socket(url: &SecretUrl, name: String, limits: &Limits) -> Result<Self, RpcError> {
+        let frames = WebSocketConfig::default()
+            .max_message_size(Some(limits.rpc_max_bytes))
+            .max_frame_size(Some(limits.rpc_max_bytes));
+        let connect = WsConnect::new(url.expose())
+            .with_config(frames)
+            .with_max_retries(u32::MAX)
+            .with_retry_interval(SOCKET_RETRY);
+        let connected = timeout(limits.rpc_timeout, RpcClient::connect_pubsub(connect)).await;
+        let rpc = connected.map_err(|_| timed_out())?.map_err(classify)?;
+        Ok(Self { name, rpc, timeout: limits.rpc_timeout })
+    }
+
+    pub(super) async fn chain_id(&self) -> Result<u64, RpcError> {
+        let id: U64 = self.one("eth_chainId", json!([])).await?;
+        Ok(id.to())
+    }
+
+    pub(super) async fn header(&self, at: At) -> Result<Option<Header>, RpcError> {
+        let (method, params) = header_request(at);
+        let answer: Result<Option<WireHeader>, RpcError> = self.one(method, params).await;
+        let found = match answer {
+            // Nodes say "unknown block" or an error for a tag that the chain does not have; both mean no such block.
+            Err(RpcError::Behind(_)) => None,
+            other => other?,
+        };
+        found.map(|wire| check_header(wire, at)).transpose()
+    }
+
+    pub(super) async fn block_logs(
+        &self,
+        block: BlockRef,
+        timestamp: u64,
+        filter: &LogFilter,
+    ) -> Result<Vec<RawLog>, RpcError> {
+        let params = json!([log_query(filter, &json!({ "blockHash": block.hash }))]);
+        let logs: Vec<WireLog> = self.one("eth_getLogs", params).await?;
+        wire::block_logs(logs, block, timestamp, filter)
+    }
+
+    /// Logs and the headers of both ends in one batch, so that they come from one node at one moment: where the last
+    /// header is there, the node had the whole range, and an empty answer is an answer.
+    pub(super) async fn range_logs(&self, range: BlockRange, filter: &LogFilter) -> Result<RangeLogs, RpcError> {
+        let bounds = json!({ "fromBlock": U64::from(range.from), "toBlock": U64::from(range.to) });
+        let (first_at, last_at) = (At::Number(range.from), At::Number(range.to));
+        let mut batch = self.rpc.new_batch();
+        let logs = add::<Vec<WireLog>>(&mut batch, "eth_getLogs", &json!([log_query(filter, &bounds)]))?;
+        let first = add_header(&mut batch, first_at)?;
+        let last = add_header(&mut batch, last_at)?;
+        self.send("eth_getLogs", batch).await?;
+        let (logs, first, last) =
+            (logs.await.map_err(classify)?, first.await.map_err(classify)?, last.await.map_err(classify)?);
+        let (Some(first), Some(last)) = (first, last) else {
+            return Err(RpcError::Behind(format!("the node lacks an end of the range {range}")));
+        };
+        let (first, last) = (check_header(first, first_at)?, check_header(last, last_at)?);
+        let checked = wire::range_logs(logs, range, filter)?;
+        let strange = checked.iter().any(|(log, _)| {
+            [first, last].iter().any(|end| end.number == log.block.number && end.hash != log.block.hash)
+        });
+        if strange {
+            return Err(RpcError::Behind("logs and header of one answer differ in the block's hash".into()));
+        }
+        Ok(RangeLogs { logs: self.with_timestamps(checked).await?, first, last })
+    }
+
+    /// Many nodes leave `blockTimestamp` out of logs; then the headers tell.
+    async fn with_timestamps(&self, logs: Vec<wire::Checked>) -> Result<Vec<RawLog>, RpcError> {
+        let unknown: BTreeSet<B256> =
+            logs.iter().filter(|(_, time)| time.is_none()).map(|(log, _)| log.block.hash).collect();
+        let mut times = HashMap::with_capacity(unknown.len());
+        for hashes in unknown.into_iter().collect::<Vec<_>>().chunks(HEADERS_PER_BATCH) {
+            let mut batch = self.rpc.new_batch();
+            let waiters =
+                hashes.iter().map(|hash| add_header(&mut batch, At::Hash(*hash))).collect::<Result<Vec<_>, _>>()?;
+            self.send("eth_getBlockByHash", batch).await?;
+            for (waiter, hash) in waiters.into_iter().zip(hashes) {
+                let found = waiter.await.map_err(classify)?;
+                let wire =
+                    found.ok_or_else(|| RpcError::Behind("the node lacks the header of a log's block".into()))?;
+                times.insert(*hash, check_header(wire, At::Hash(*hash))?.timestamp);
+            }
+        }
+        Ok(logs
+            .into_iter()
+            .map(|(log, time)| RawLog {
+                timestamp: time.or_else(|| times.get(&log.block.hash).copied()).unwrap_or_default(),
+                ..log
+            })
+            .collect())
+    }
+
+    async fn one<R>(&self, method: &'static str, params: Value) -> Result<R, RpcError>
+    where
+        R: alloy::rpc::json_rpc::RpcRecv,
+    {
+        let call = self.rpc.request::<Value, R>(method, params);
+        self.timed(method, async { call.await.map_err(classify) }).await
+    }
+
+    async fn send(&self, method: &'static str, batch: BatchRequest<'_>) -> Result<(), RpcError> {
+        self.timed(method, async { batch.send().await.map_err(classify) }).await
+    }
+
+    /// A deadline of our own: requests over a socket have none, and wait through its outages.
+    async fn timed<R>(
+        &self,
+        method: &'static str,
+        call: impl Future<Output = Result<R, RpcError>>,
+    ) -> Result<R, RpcError> {
+        let begun = tokio::time::Instant::now();
+        let answer = timeout(self.timeout, call).await.unwrap_or_else(|_| Err(timed_out()));
+        let outcome = answer.as_ref().map_or_else(RpcError::kind, |_| "ok");
+        metrics::rpc_request(&self.name, method, outcome, begun.elapsed().as_secs_f64());
+        answer
+    }
+}
+
+fn timed_out() -> RpcError {
+    RpcError::Transient("request timed out".into())
+}
+
+fn add<R>(batch: &mut BatchRequest<'_>, method: &'static str, params: &Value) -> Result<Waiter<R>, RpcError>
+where
+    R: alloy::rpc::json_rpc::RpcRecv,
+{
+    batch.add_call::<Value, R>(method, params).map_err(|error: TransportError| classify(error))
+}
+
+fn add_header(batch: &mut BatchRequest<'_>, at: At) -> Result<Waiter<Option<WireHeader>>, RpcError> {
+    let (method, params) = header_request(at);
+    add(batch, method, &params)
+}
+
+fn header_request(at: At) -> (&'static str, Value) {
+    match at {
+        At::Latest => ("eth_getBlockByNumber", json!(["latest", false])),
+        At::Safe => ("eth_getBlockByNumber", json!(["safe", false])),
+        At::Finalized => ("eth_getBlockByNumber", json!(["finalized", false])),
+        At::Number(number) => ("eth_getBlockByNumber", json!([U64::from(number), false])),
+        At::Hash(hash) => ("eth_getBlockByHash", json!([hash, false])),
+    }
+}
+
+fn check_header(wire: WireHeader, at: At) -> Result<Header, RpcError> {
+    let header = wire.check()?;
+    let other = match at {
+        At::Number(number) => header.number != number,
+        At::Hash(hash) => header.hash != hash,
+        At::Latest | At::Safe | At::Finalized => false,
+    };
+    if other {
+        return Err(RpcError::Invalid("the header of another block than the one asked for".into()));
+    }
+    Ok(header)
+}
+
+/// The filter object of `eth_getLogs`. No `address` member where any address is meant: an empty list means
+/// everything at some nodes and nothing at others.
+fn log_query(filter: &LogFilter, bounds: &Value) -> Value {
+    let mut query = bounds.clone();
+    if let Some(members) = query.as_object_mut() {
+        members.insert("topics".into(), json!([filter.topics]));
+        if !filter.addresses.is_empty() {
+            members.insert("address".into(), json!(filter.addresses));
+        }
+    }
+    query
+}

@@ -1,0 +1,43 @@
+//! Signs of new heads over a WebSocket.
+//!
+//! A subscription is lossy: nodes drop slow readers, replacements of the same height may not be announced, and what was
+//! mined while the socket was down is never told. So a sign carries nothing but "look": the head is read anew, and
+//! what is missing follows from the state. That is why nothing has to be repaired after a reconnect.
+
+use std::time::Duration;
+
+use alloy::{
+    providers::{Provider, ProviderBuilder},
+    rpc::client::RpcClient,
+    transports::ws::WsConnect,
+};
+use futures_util::{StreamExt, stream, stream::BoxStream};
+use serde::de::IgnoredAny;
+use tokio::{sync::broadcast::error::RecvError, time::timeout};
+
+use super::{RpcError, error::classify};
+use crate::config::SecretUrl;
+
+/// A new socket with a subscription to `newHeads`. The stream ends when the socket does; the caller decides when to
+/// connect again (alloy's own reconnection would hide the outage).
+pub(super) async fn subscribe(url: &SecretUrl, limit: Duration) -> Result<BoxStream<'static, ()>, RpcError> {
+    let connecting = async {
+        let connect = WsConnect::new(url.expose()).with_max_retries(0);
+        let client = RpcClient::connect_pubsub(connect).await?;
+        let provider = ProviderBuilder::new().disable_recommended_fillers().connect_client(client);
+        let signs = provider.subscribe::<_, IgnoredAny>(("newHeads",)).await?;
+        Ok((provider, signs))
+    };
+    let connected = timeout(limit, connecting).await;
+    let state =
+        connected.map_err(|_| RpcError::Transient("the WebSocket did not open in time".into()))?.map_err(classify)?;
+    // The provider travels with the stream: dropping it would close the socket.
+    let signs = stream::unfold(state, |(provider, mut signs)| async move {
+        match signs.recv_any().await {
+            // Lagging behind loses signs, not blocks.
+            Ok(_) | Err(RecvError::Lagged(_)) => Some(((), (provider, signs))),
+            Err(RecvError::Closed) => None,
+        }
+    });
+    Ok(signs.boxed())
+}

@@ -1,0 +1,206 @@
+//! Headers and logs as nodes state them, and the checks that they must pass before anyone uses them.
+//!
+//! Every field is hostile until checked: a block number may be missing, beyond 2^53, or another than was asked for.
+//! Unknown fields are ignored, for hard forks add some (F35).
+
+use alloy::primitives::{Address, B256, Bytes, U64};
+use serde::Deserialize;
+
+use super::{LogFilter, RpcError};
+use crate::domain::{BlockRange, BlockRef, Header, MAX_BLOCK_NUMBER, RawLog};
+
+/// Most topics that the EVM gives a log (LOG0 to LOG4).
+const MAX_TOPICS: usize = 4;
+
+/// The part of a header that is read. Own type, because L2s omit fields that alloy's demands.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct WireHeader {
+    number: Option<U64>,
+    hash: Option<B256>,
+    parent_hash: B256,
+    timestamp: U64,
+}
+
+impl WireHeader {
+    pub(super) fn check(self) -> Result<Header, RpcError> {
+        let number = self.number.ok_or_else(|| invalid("a header without a number"))?.to::<u64>();
+        let hash = self.hash.ok_or_else(|| invalid("a header without a hash"))?;
+        if number > MAX_BLOCK_NUMBER {
+            return Err(invalid("a block number at or above 2^53"));
+        }
+        Ok(Header { number, hash, parent: self.parent_hash, timestamp: self.timestamp.to() })
+    }
+}
+
+/// A log as a node states it.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct WireLog {
+    address: Address,
+    topics: Vec<B256>,
+    data: Bytes,
+    block_number: Option<U64>,
+    block_hash: Option<B256>,
+    block_timestamp: Option<U64>,
+    transaction_hash: Option<B256>,
+    transaction_index: Option<U64>,
+    log_index: Option<U64>,
+    #[serde(default)]
+    removed: bool,
+}
+
+/// A checked log, whose block's time the node may not have stated.
+pub(super) type Checked = (RawLog, Option<u64>);
+
+impl WireLog {
+    /// The log, if it is one that `filter` asks for, in a block that exists.
+    fn check(self, filter: &LogFilter) -> Result<Checked, RpcError> {
+        if self.removed {
+            return Err(invalid("a log marked as removed in an answer of eth_getLogs"));
+        }
+        let (Some(number), Some(hash), Some(transaction_hash)) =
+            (self.block_number, self.block_hash, self.transaction_hash)
+        else {
+            return Err(invalid("a pending log"));
+        };
+        let (Some(transaction_index), Some(log_index)) = (self.transaction_index, self.log_index) else {
+            return Err(invalid("a log without its place in the block"));
+        };
+        if self.topics.len() > MAX_TOPICS || !self.topics.first().is_some_and(|topic| filter.topics.contains(topic)) {
+            return Err(invalid("a log with a topic that was not asked for"));
+        }
+        if !filter.addresses.is_empty() && !filter.addresses.contains(&self.address) {
+            return Err(invalid("a log of a contract that was not asked for"));
+        }
+        let timestamp = self.block_timestamp.map(|time| time.to::<u64>()).filter(|time| *time > 0);
+        let log = RawLog {
+            address: self.address,
+            topics: self.topics,
+            data: self.data,
+            block: BlockRef { number: number.to(), hash },
+            timestamp: timestamp.unwrap_or_default(),
+            transaction_hash,
+            transaction_index: transaction_index.to(),
+            log_index: log_index.to(),
+        };
+        Ok((log, timestamp))
+    }
+}
+
+/// The logs of one block, which was asked for by its hash.
+pub(super) fn block_logs(
+    logs: Vec<WireLog>,
+    block: BlockRef,
+    timestamp: u64,
+    filter: &LogFilter,
+) -> Result<Vec<RawLog>, RpcError> {
+    let checked = checked(logs, filter)?;
+    if checked.iter().any(|(log, _)| log.block != block) {
+        return Err(invalid("a log of another block than the one asked for by hash"));
+    }
+    Ok(checked.into_iter().map(|(log, _)| RawLog { timestamp, ..log }).collect())
+}
+
+/// The logs of a range: inside it, and one hash for each height.
+pub(super) fn range_logs(logs: Vec<WireLog>, range: BlockRange, filter: &LogFilter) -> Result<Vec<Checked>, RpcError> {
+    let checked = checked(logs, filter)?;
+    if checked.iter().any(|(log, _)| !range.contains(log.block.number)) {
+        return Err(invalid("a log outside the range that was asked for"));
+    }
+    let two_versions = checked
+        .iter()
+        .zip(checked.iter().skip(1))
+        .any(|((one, _), (next, _))| one.block.number == next.block.number && one.block.hash != next.block.hash);
+    if two_versions {
+        return Err(invalid("logs of two versions of one block"));
+    }
+    Ok(checked)
+}
+
+/// Checks each log; orders them by block and log index and drops exact duplicates (F16).
+fn checked(logs: Vec<WireLog>, filter: &LogFilter) -> Result<Vec<Checked>, RpcError> {
+    let mut checked = logs.into_iter().map(|log| log.check(filter)).collect::<Result<Vec<_>, _>>()?;
+    checked.sort_by_key(|(log, _)| (log.block.number, log.log_index));
+    checked.dedup();
+    let clash = checked
+        .iter()
+        .zip(checked.iter().skip(1))
+        .any(|((one, _), (next, _))| one.block == next.block && one.log_index == next.log_index);
+    if clash {
+        return Err(invalid("two different logs with one log index"));
+    }
+    Ok(checked)
+}
+
+fn invalid(what: &str) -> RpcError {
+    RpcError::Invalid(what.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const TOPIC: B256 = B256::repeat_byte(0xdd);
+    const HASH: B256 = B256::repeat_byte(0xaa);
+
+    fn filter() -> LogFilter {
+        LogFilter { addresses: vec![], topics: vec![TOPIC] }
+    }
+
+    fn log(changes: Value) -> WireLog {
+        let mut log = json!({
+            "address": Address::ZERO, "topics": [TOPIC], "data": "0x", "blockNumber": "0x5", "blockHash": HASH,
+            "transactionHash": B256::ZERO, "transactionIndex": "0x0", "logIndex": "0x0", "removed": false,
+        });
+        let changes = changes.as_object().unwrap().clone();
+        log.as_object_mut().unwrap().extend(changes);
+        serde_json::from_value(log).unwrap()
+    }
+
+    fn of_block(logs: Vec<WireLog>) -> Result<Vec<RawLog>, RpcError> {
+        block_logs(logs, BlockRef { number: 5, hash: HASH }, 99, &filter())
+    }
+
+    #[test]
+    fn logs_are_put_in_order_and_exact_duplicates_dropped() {
+        let logs =
+            vec![log(json!({"logIndex": "0x2"})), log(json!({"logIndex": "0x1"})), log(json!({"logIndex": "0x2"}))];
+        let indexes: Vec<u64> = of_block(logs).unwrap().iter().map(|log| log.log_index).collect();
+        assert_eq!(indexes, [1, 2]);
+    }
+
+    #[test]
+    fn a_block_s_time_comes_from_its_header() {
+        assert_eq!(of_block(vec![log(json!({"blockTimestamp": "0x7"}))]).unwrap()[0].timestamp, 99);
+    }
+
+    #[test]
+    fn what_was_not_asked_for_is_refused() {
+        let wrong = [
+            json!({"removed": true}),
+            json!({"blockHash": null}),
+            json!({"logIndex": null}),
+            json!({"topics": []}),
+            json!({"topics": [B256::ZERO]}),
+            json!({"blockHash": B256::ZERO}),
+            json!({"blockNumber": "0x6"}),
+        ];
+        for change in wrong {
+            assert!(matches!(of_block(vec![log(change.clone())]), Err(RpcError::Invalid(_))), "{change}");
+        }
+        let clash = vec![log(json!({})), log(json!({"data": "0x01"}))];
+        assert!(matches!(of_block(clash), Err(RpcError::Invalid(_))));
+    }
+
+    #[test]
+    fn a_range_answer_has_one_version_of_each_block_and_nothing_outside() {
+        let range = BlockRange { from: 5, to: 6 };
+        let two = vec![log(json!({})), log(json!({"blockHash": B256::ZERO, "logIndex": "0x1"}))];
+        assert!(range_logs(two, range, &filter()).is_err());
+        assert!(range_logs(vec![log(json!({"blockNumber": "0x7"}))], range, &filter()).is_err());
+        assert_eq!(range_logs(vec![log(json!({"blockNumber": "0x6"}))], range, &filter()).unwrap().len(), 1);
+    }
+}

@@ -1,0 +1,117 @@
+//! JSON text in ASCII, written straight into one string.
+//!
+//! The message is ASCII (contract §8) and its building cannot fail, so it is written here, member by member, instead of
+//! through a serialiser. Not for reading JSON.
+
+/// An object being written; one is open at a time in a string, nested ones go into [`member`](Self::member).
+pub(super) struct Object<'a> {
+    out: &'a mut String,
+    empty: bool,
+}
+
+impl<'a> Object<'a> {
+    pub(super) fn open(out: &'a mut String) -> Self {
+        out.push('{');
+        Self { out, empty: true }
+    }
+
+    /// Begins a member; the caller writes its value into what is returned.
+    pub(super) fn member(&mut self, name: &str) -> &mut String {
+        if !self.empty {
+            self.out.push(',');
+        }
+        self.empty = false;
+        quote(self.out, name);
+        self.out.push(':');
+        self.out
+    }
+
+    pub(super) fn text(&mut self, name: &str, value: &str) {
+        quote(self.member(name), value);
+    }
+
+    pub(super) fn number(&mut self, name: &str, value: u64) {
+        let out = self.member(name);
+        out.push_str(&value.to_string());
+    }
+
+    pub(super) fn close(self) {
+        self.out.push('}');
+    }
+}
+
+/// Writes `text` as a JSON string.
+pub(super) fn quote(out: &mut String, text: &str) {
+    out.push('"');
+    for character in text.chars() {
+        match character {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            ' '..='~' => out.push(character),
+            _ => escape(out, character),
+        }
+    }
+    out.push('"');
+}
+
+/// Copies valid JSON. Outside ASCII there is only text within its strings, where an escape means the same.
+pub(super) fn copy_ascii(out: &mut String, json: &str) {
+    if json.is_ascii() {
+        out.push_str(json);
+        return;
+    }
+    for character in json.chars() {
+        if character.is_ascii() { out.push(character) } else { escape(out, character) }
+    }
+}
+
+/// `\uXXXX`, twice where UTF-16 needs a surrogate pair (RFC 8259 §7).
+fn escape(out: &mut String, character: char) {
+    for unit in character.encode_utf16(&mut [0; 2]) {
+        let escaped = format!("\\u{unit:04x}");
+        out.push_str(&escaped);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_text_comes_back_from_its_quoted_form_which_is_printable_ascii(text in any::<String>()) {
+            let mut json = String::new();
+            quote(&mut json, &text);
+            prop_assert!(json.bytes().all(|byte| (b' '..=b'~').contains(&byte)));
+            prop_assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text);
+        }
+
+        #[test]
+        fn copied_json_is_ascii_and_means_the_same(text in any::<String>()) {
+            let original = serde_json::to_string(&serde_json::json!({ &text: [&text] })).unwrap();
+            let mut copy = String::new();
+            copy_ascii(&mut copy, &original);
+            prop_assert!(copy.is_ascii());
+            prop_assert_eq!(
+                serde_json::from_str::<serde_json::Value>(&copy).unwrap(),
+                serde_json::from_str::<serde_json::Value>(&original).unwrap()
+            );
+        }
+    }
+
+    #[test]
+    fn members_are_separated_and_nested_objects_are_closed() {
+        let mut json = String::new();
+        let mut object = Object::open(&mut json);
+        object.text("a", "x\"y");
+        Object::open(object.member("b")).close();
+        object.number("c", 7);
+        object.close();
+        assert_eq!(json, r#"{"a":"x\"y","b":{},"c":7}"#);
+    }
+}

@@ -1,0 +1,347 @@
+//! The shared home of the state: one Redis database per chain, worked on by any number of replicas.
+//!
+//! Each operation is one Lua script (`scripts/*.lua`), so that no crash leaves half of it. This file turns calls into
+//! scripts; `reply` turns their replies into types, `connection` keeps the way to Redis, and `barrier` proves that an
+//! intent will survive before its messages leave.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use self::{barrier::Barrier, connection::Link, reply::Reply, scripts::Lua, scripts::Scripts};
+use super::{
+    BlockCommit, CLAIM_TTL, ClaimReply, CommitReply, DeadKind, DeadLetter, FinalCommit, Grant, HEARTBEAT_TTL,
+    Initialised, Intent, IntentReply, JOURNAL_CAP, JournalEntry, MARKER_BLOCKS, MAX_DONE_INTERVALS, MAX_REFUSED,
+    MAX_UNDECODABLE, ReplayReply, SEAL_DROPS, SealReply, Snapshot, Start, StateStore, StoreError, keys::Keys, packed,
+};
+use crate::{
+    config::{Durability, SecretUrl},
+    domain::{BlockRange, BlockRef, Digest, Event, Track},
+};
+
+mod barrier;
+mod connection;
+mod reply;
+mod scripts;
+
+/// Never tell a caller to look again sooner: a claim may be about to expire.
+const MIN_RETRY: Duration = Duration::from_millis(50);
+/// Keys that one SCAN step looks at.
+const SCAN_STEP: usize = 1_000;
+
+/// Whose state it is, and who asks for it.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// EIP-155 chain id.
+    pub chain_id: u64,
+    /// The chain's Redis database (contract §3).
+    pub redis_db: u8,
+    /// Service name written into the views.
+    pub service: String,
+    /// This incarnation of the process: host and boot id. Another process must never have the same.
+    pub owner: String,
+}
+
+/// State in Redis.
+#[derive(Debug)]
+pub struct RedisStore {
+    identity: Identity,
+    keys: Keys,
+    scripts: Scripts,
+    link: Link,
+    barrier: Barrier,
+}
+
+impl RedisStore {
+    /// Connects, and checks that the server is fit to hold the state. Writes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Fatal`] for what someone must mend (wrong database number, a cluster, eviction, a refused
+    /// password, no barrier where one is required), [`StoreError::Transient`] where Redis cannot be reached.
+    pub async fn connect(url: &SecretUrl, identity: Identity, durability: Durability) -> Result<Self, StoreError> {
+        let link = Link::new(url, identity.redis_db)?;
+        let info = link.info().await?;
+        let barrier = Barrier::new(url, identity.redis_db, durability, &info).await?;
+        Ok(Self { keys: Keys::new(identity.chain_id), scripts: Scripts::new(), identity, link, barrier })
+    }
+
+    /// The arguments of a script, behind those that every script gets (`ARGV[1..4]` in `_lib.lua`).
+    fn args(&self) -> Args {
+        Args(Vec::new())
+            .text(self.keys.prefix())
+            .number(self.identity.chain_id)
+            .text(&self.identity.service)
+            .number(MARKER_BLOCKS)
+    }
+
+    async fn run(&self, script: &Lua, args: Args) -> Result<Reply, StoreError> {
+        let keys = self.keys.fixed();
+        let fields =
+            self.link.with(async |connection| match script.by_hash(keys, &args.0).query_async(connection).await {
+                Err(error) if connection::is_missing_script(&error) => {
+                    script.by_text(keys, &args.0).query_async(connection).await
+                }
+                answer => answer,
+            });
+        Reply::new(fields.await?)
+    }
+
+    /// Every key like `pattern`, in steps that do not hold up Redis.
+    async fn scan(&self, pattern: &str) -> Result<Vec<String>, StoreError> {
+        let mut found = Vec::new();
+        let mut cursor = 0u64;
+        loop {
+            let (next, keys): (u64, Vec<String>) = self
+                .link
+                .with(async |connection| {
+                    let mut scan = redis::cmd("SCAN");
+                    scan.arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(SCAN_STEP);
+                    scan.query_async(connection).await
+                })
+                .await?;
+            found.extend(keys);
+            if next == 0 {
+                return Ok(found);
+            }
+            cursor = next;
+        }
+    }
+
+    /// Refuses a database in which another chain has its state.
+    async fn refuse_other_chains(&self) -> Result<(), StoreError> {
+        for key in self.scan("chain:*:progress").await? {
+            let other = key.split(':').nth(1).unwrap_or_default();
+            if key != self.keys.progress() && other.parse::<u64>().is_ok() {
+                return Err(StoreError::Fatal(format!(
+                    "Redis database {} holds {key}, the state of chain {other}: give each chain a database of its own \
+                     (chain {} uses {})",
+                    self.identity.redis_db, self.identity.chain_id, self.identity.redis_db
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn replayed(&self, reply: &Reply) -> Result<ReplayReply, StoreError> {
+        match reply.status() {
+            "STALE" => Ok(ReplayReply::Stale),
+            _ => Ok(ReplayReply::Done(reply.progress(&self.identity.service)?)),
+        }
+    }
+}
+
+#[async_trait]
+impl StateStore for RedisStore {
+    async fn init(&self, start: Start) -> Result<Initialised, StoreError> {
+        self.refuse_other_chains().await?;
+        let (Start::At(first) | Start::Latest(first)) = start;
+        let reply = self.run(&self.scripts.init, self.args().block(first)?).await?;
+        if reply.status() == "REFUSED" {
+            return Err(StoreError::Fatal(reply.text(1)?.to_owned()));
+        }
+        let edits = reply.rest(reply::PROGRESS_FIELDS + 1);
+        Ok(Initialised {
+            progress: reply.progress(&self.identity.service)?,
+            fresh: reply.text(reply::PROGRESS_FIELDS)? == "1",
+            edits: edits.iter().map(|edit| String::from_utf8_lossy(edit).into_owned()).collect(),
+        })
+    }
+
+    async fn peek(&self) -> Result<Option<Snapshot>, StoreError> {
+        match self.snapshot().await {
+            Err(StoreError::Vanished(_)) => Ok(None),
+            found => found.map(Some),
+        }
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot, StoreError> {
+        self.run(&self.scripts.snapshot, self.args()).await?.snapshot(&self.identity.service)
+    }
+
+    async fn heartbeat(&self) -> Result<(), StoreError> {
+        self.barrier.refresh(&self.link.info().await?);
+        let args = self.args().text(&self.identity.owner).number(milliseconds(HEARTBEAT_TTL));
+        self.run(&self.scripts.heartbeat, args).await.map(drop)
+    }
+
+    async fn claim(&self, range: BlockRange) -> Result<ClaimReply, StoreError> {
+        super::check_claim(range)?;
+        let args = self
+            .args()
+            .range(range)?
+            .text(&self.identity.owner)
+            .number(milliseconds(CLAIM_TTL))
+            .number(milliseconds(HEARTBEAT_TTL))
+            .number(MAX_DONE_INTERVALS);
+        self.run(&self.scripts.claim, args).await?.claim(range)
+    }
+
+    async fn renew(&self, grant: &Grant) -> Result<bool, StoreError> {
+        let args = self.args().range(grant.range)?.text(&grant.token).number(milliseconds(CLAIM_TTL));
+        Ok(self.run(&self.scripts.renew, args).await?.status() == "OK")
+    }
+
+    async fn release(&self, grant: &Grant) -> Result<(), StoreError> {
+        let args = self.args().range(grant.range)?.text(&grant.token);
+        self.run(&self.scripts.release, args).await.map(drop)
+    }
+
+    async fn retire(&self) -> Result<(), StoreError> {
+        let claims = self.scan(&format!("{}claim:*", self.keys.prefix())).await?;
+        for keys in claims.chunks(SCAN_STEP).chain(claims.is_empty().then_some(&[][..])) {
+            let args = keys.iter().fold(self.args().text(&self.identity.owner), |args, key| args.text(key));
+            self.run(&self.scripts.retire, args).await?;
+        }
+        Ok(())
+    }
+
+    async fn intent(&self, intent: Intent<'_>) -> Result<IntentReply, StoreError> {
+        let args = self
+            .args()
+            .block(intent.block.number)?
+            .text(intent.block.hash)
+            .text(intent.parent)
+            .number(intent.epoch)
+            .number(intent.filter_version)
+            .text(intent.digest)
+            .text(Digest::of(intent.events))
+            .bytes(packed::pack(intent.block, intent.events)?)
+            .number(JOURNAL_CAP);
+        if !self.barrier.is_needed() {
+            return self.run(&self.scripts.intent, args).await?.intent();
+        }
+        Reply::new(self.barrier.run(&self.scripts.intent, self.keys.fixed(), &args.0).await?)?.intent()
+    }
+
+    async fn journaled(&self, block: BlockRef, epoch: u64) -> Result<(Vec<Event>, u32), StoreError> {
+        let args = self.args().block(block.number)?.text(block.hash).number(epoch);
+        let reply = self.run(&self.scripts.journaled, args).await?;
+        if reply.status() == "LOST" {
+            return Err(StoreError::Vanished(format!("{} is missing from the journal", reply.text(1)?)));
+        }
+        let parts = reply.rest(1).iter().map(|part| packed::unpack(block, part)).collect::<Result<Vec<_>, _>>()?;
+        Ok((parts.concat(), u32::try_from(parts.len()).unwrap_or(u32::MAX)))
+    }
+
+    async fn journal(&self, up_to: u64) -> Result<Vec<JournalEntry>, StoreError> {
+        self.run(&self.scripts.journal, self.args().number(up_to)).await?.journal()
+    }
+
+    async fn commit(&self, commit: BlockCommit, track: Track, grant: &Grant) -> Result<CommitReply, StoreError> {
+        let args = self
+            .args()
+            .block(commit.block.number)?
+            .text(commit.block.hash)
+            .number(commit.epoch)
+            .number(commit.filter_version)
+            .text(commit.digest)
+            .text(track)
+            .text(&grant.token);
+        self.run(&self.scripts.commit, args).await?.commit()
+    }
+
+    async fn commit_final(&self, commit: FinalCommit, track: Track, grant: &Grant) -> Result<CommitReply, StoreError> {
+        super::check_claim(commit.range)?;
+        let args = self
+            .args()
+            .range(commit.range)?
+            .number(commit.epoch)
+            .number(commit.sealed)
+            .text(commit.parent)
+            .text(commit.hash)
+            .number(commit.filter_version)
+            .text(track)
+            .text(&grant.token)
+            .blocks(&commit.confirmed)?;
+        self.run(&self.scripts.commit_final, args).await?.commit()
+    }
+
+    async fn seal(&self, at: BlockRef, tops: &[BlockRef]) -> Result<SealReply, StoreError> {
+        let args = self.args().block(at.number)?.text(at.hash).number(SEAL_DROPS).blocks(tops)?;
+        let reply = self.run(&self.scripts.seal, args).await?;
+        match reply.status() {
+            "OK" => Ok(SealReply::Sealed { more: reply.text(1)? == "1" }),
+            "REFUSED" => Ok(SealReply::Refused),
+            _ => Err(reply.unexpected()),
+        }
+    }
+
+    async fn replay(&self, to: i64, epoch: u64) -> Result<ReplayReply, StoreError> {
+        super::check_replay(to)?;
+        let reply = self.run(&self.scripts.replay, self.args().number(to).number(epoch)).await?;
+        self.replayed(&reply)
+    }
+
+    async fn skip(&self, to: u64, epoch: u64) -> Result<ReplayReply, StoreError> {
+        let reply = self.run(&self.scripts.skip, self.args().block(to)?.number(epoch)).await?;
+        self.replayed(&reply)
+    }
+
+    async fn bury(&self, letters: &[DeadLetter]) -> Result<bool, StoreError> {
+        let mut args = self.args().number(MAX_REFUSED).number(MAX_UNDECODABLE);
+        for letter in letters {
+            let kind = match letter.kind {
+                DeadKind::Refused => "refused",
+                DeadKind::Undecodable => "undecodable",
+            };
+            args = args.text(&letter.key).text(kind).number(letter.buried_at).bytes(super::write_letter(letter)?);
+        }
+        Ok(self.run(&self.scripts.bury, args).await?.status() == "OK")
+    }
+
+    async fn dead_letters_len(&self) -> Result<u64, StoreError> {
+        self.run(&self.scripts.dead_letters, self.args().text("").number(0)).await?.parse(1)
+    }
+
+    async fn dead_letters(&self, after: Option<&str>, limit: usize) -> Result<Vec<DeadLetter>, StoreError> {
+        let args = self.args().text(after.unwrap_or_default()).number(limit);
+        let reply = self.run(&self.scripts.dead_letters, args).await?;
+        reply.rest(2).iter().map(|letter| super::read_letter(letter)).collect()
+    }
+
+    async fn exhume(&self, keys: &[String]) -> Result<u64, StoreError> {
+        let args = keys.iter().fold(self.args(), |args, key| args.text(key));
+        self.run(&self.scripts.exhume, args).await?.parse(1)
+    }
+
+    fn durability(&self) -> String {
+        self.barrier.words()
+    }
+}
+
+/// Arguments of a script, in order.
+struct Args(Vec<Vec<u8>>);
+
+impl Args {
+    fn bytes(mut self, value: Vec<u8>) -> Self {
+        self.0.push(value);
+        self
+    }
+
+    fn text(self, value: impl ToString) -> Self {
+        self.bytes(value.to_string().into_bytes())
+    }
+
+    fn number(self, value: impl ToString) -> Self {
+        self.text(value)
+    }
+
+    /// A block number, below 2^53.
+    fn block(self, number: u64) -> Result<Self, StoreError> {
+        super::check_number(number)?;
+        Ok(self.number(number))
+    }
+
+    fn range(self, range: BlockRange) -> Result<Self, StoreError> {
+        self.block(range.from)?.block(range.to)
+    }
+
+    fn blocks(self, blocks: &[BlockRef]) -> Result<Self, StoreError> {
+        blocks.iter().try_fold(self, |args, block| Ok(args.block(block.number)?.text(block.hash)))
+    }
+}
+
+fn milliseconds(time: Duration) -> u128 {
+    time.as_millis()
+}

@@ -1,0 +1,9 @@
+-- RENEW(from, to, token, claim's milliseconds): NO where any of the claims is no longer the token's.
+if not truth() then return { 'VANISHED' } end
+local from, to, token, claim_ms = num(1), num(2), arg(3), arg(4)
+local reply = 'OK'
+for n = from, to do
+  local key = PREFIX .. 'claim:' .. str(n)
+  if call('GET', key) == token then call('PEXPIRE', key, claim_ms) else reply = 'NO' end
+end
+return { reply }

@@ -1,0 +1,203 @@
+//! What is wrong is told at once, with place and mend, and never as a panic.
+
+use chaintap::config::{load_offline, variables};
+use proptest::prelude::*;
+
+use super::{Directory, everything_said, mistakes, sources};
+
+/// A variable, a wrong value of it, and what is said.
+const WRONG: &[(&str, &str, &str)] = &[
+    ("CHAIN_ID", "base_mainnet", "environment: CHAIN_ID is not a chain id: 'base_mainnet'; set it to 8453"),
+    (
+        "WEB3_PROVIDER",
+        "",
+        "WEB3_PROVIDER is not set; set it to one or more endpoints, comma separated, e.g. wss://host/key,https://host/key",
+    ),
+    (
+        "WEB3_PROVIDER",
+        "wss://a/1,ftp://b/2",
+        "environment: WEB3_PROVIDER number 2 has a scheme that is not accepted here; write an endpoint that begins with wss:// or ws:// or https:// or http://",
+    ),
+    (
+        "WEB3_PROVIDER",
+        "https://a/1,,https://b",
+        "environment: WEB3_PROVIDER number 2 is empty; remove the comma too many",
+    ),
+    (
+        "REDIS_URL",
+        "redis://h:6379/0",
+        "environment: REDIS_URL has database number 0, but the chain's is 1; write /1 or leave the number out",
+    ),
+    (
+        "REDIS_URL",
+        "rediss://h/1#insecure",
+        "environment: REDIS_URL has a # part, which would turn certificate checks off; remove it; write # of a password as %23",
+    ),
+    (
+        "MONGODB_URI",
+        "mongodb://h:27017",
+        "environment: MONGODB_URI names no database; set MONGODB_DATABASE, or end the address with /name",
+    ),
+    (
+        "TRANSFER_HANDLER_SQS",
+        "my-queue",
+        "environment: TRANSFER_HANDLER_SQS is not a URL (scheme:// is missing); write the queue's URL, e.g. https://sqs.eu-west-1.amazonaws.com/123456789012/transfers",
+    ),
+    (
+        "START_BLOCK",
+        "9007199254740992",
+        "environment: START_BLOCK is not a block: '9007199254740992'; write latest, or a number below 2^53",
+    ),
+    ("DELIVER", "0", "environment: DELIVER is a depth of 0; write instant"),
+    (
+        "DELIVER",
+        "final",
+        "environment: DELIVER is not a delivery mode: 'final'; use instant, safe, finalized or a depth in blocks",
+    ),
+    ("DURABILITY", "requird", "environment: DURABILITY is not a durability: 'requird'; did you mean 'required'?"),
+    ("PORT", "80000", "environment: PORT is not a port: '80000'; write a number up to 65535"),
+    (
+        "HTTP_BIND",
+        "localhost",
+        "environment: HTTP_BIND is not an address: 'localhost'; write one like 0.0.0.0, 127.0.0.1 or ::",
+    ),
+    ("LOG_LEVEL", "warning", "environment: LOG_LEVEL is not a level: 'warning'; did you mean 'warn'?"),
+    ("LOG_FORMAT", "xml", "environment: LOG_FORMAT is not a format: 'xml'; use one of: json, pretty"),
+    (
+        "SENTRY_DSN",
+        "https://o1.example.com/1",
+        "environment: SENTRY_DSN is not a DSN; copy it from the project's settings: https://key@host/project",
+    ),
+    ("RPC_TIMEOUT", "20", "environment: RPC_TIMEOUT is not a time: '20'; write one like 20s or 5m"),
+    ("RPC_TIMEOUT", "1h", "environment: RPC_TIMEOUT is out of range: '1h'; write a time from 1s to 2m"),
+    ("RPC_MAX_BYTES", "1MB", "environment: RPC_MAX_BYTES is not a size: '1MB'; write one from 1MiB to 4GiB"),
+    (
+        "ALLOW_EMPTY_TOKENS",
+        "maybe",
+        "environment: ALLOW_EMPTY_TOKENS is neither true nor false: 'maybe'; write true or false",
+    ),
+    ("TOKENS_FILE", "/none.json", "environment: TOKENS_FILE names no file: /none.json; give the path of a JSON file"),
+    (
+        "AWS_ACCESS_KEY_ID",
+        "id",
+        "environment: AWS_ACCESS_KEY_ID is set without AWS_SECRET_ACCESS_KEY; set both or neither",
+    ),
+];
+
+#[test]
+fn each_wrong_variable_is_told_with_its_mend() {
+    for (name, value, message) in WRONG {
+        assert_eq!(mistakes(&sources(&[(name, value)])), [*message], "{name}={value}");
+    }
+}
+
+#[test]
+fn a_chain_that_is_not_known_is_told_with_those_that_are() {
+    let chains = "1 ethereum_mainnet, 8453 base_mainnet, 137 polygon_mainnet, 25 cronos_mainnet, 10 optimism_mainnet, \
+                  42161 arbitrum_one, 56 bnb_mainnet, 43114 avalanche_mainnet, 100 gnosis_mainnet, 59144 linea_mainnet, \
+                  534352 scroll_mainnet, 324 zksync_mainnet, 5000 mantle_mainnet, 81457 blast_mainnet, 31337 development";
+    let unset = mistakes(&sources(&[("CHAIN_ID", "")]));
+    assert_eq!(unset, [format!("CHAIN_ID is not set; set it to one of: {chains}")]);
+    let unknown = mistakes(&sources(&[("CHAIN_ID", "2")]));
+    let mend = format!("add a [[chain]] with id = 2 to config/chains.toml, or use one of: {chains}");
+    assert_eq!(unknown, [format!("environment: CHAIN_ID names chain 2, which is not in chains.toml; {mend}")]);
+}
+
+#[test]
+fn timeouts_must_fit_into_the_life_of_a_claim() {
+    let given = sources(&[("SINK_TIMEOUT", "2m"), ("RPC_TIMEOUT", "30s")]);
+    let told =
+        "environment: SINK_TIMEOUT and RPC_TIMEOUT together reach half the life of a claim (300 s); lower one of them";
+    assert_eq!(mistakes(&given), [told]);
+}
+
+#[test]
+fn every_mistake_is_told_at_once() {
+    let given = sources(&[("CHAIN_ID", "x"), ("WEB3_PROVIDER", "x"), ("PORT", "x"), ("DELIVER", "x")]);
+    assert_eq!(mistakes(&given).len(), 4);
+    let both = sources(&[("MONGODB_URI", "mongodb://h/db"), ("MONGO_URI", "mongodb://h/db")]);
+    assert_eq!(mistakes(&both), ["environment: MONGO_URI and MONGODB_URI are both set; remove one of them"]);
+}
+
+#[test]
+fn mistakes_in_files_are_drawn_with_line_and_mend() {
+    let text = "[[contract]]\nname = \"T\"\nabi = \"abi/erc20.json\"\n\n[[contract.event]]\nname = \"Transfer\"\nhandler = \"handleTransfer\"\n";
+    let directory = Directory::with("contracts.toml", text);
+    let drawn = load_offline(&directory.sources(&[])).unwrap_err().to_string();
+    let drawn = drawn.replace(&format!("{}/", directory.0.path().display()), "");
+    let expected = "error: unknown handler 'handleTransfer'
+ --> config/contracts.toml:7:11
+  |
+7 | handler = \"handleTransfer\"
+  |           ^^^^^^^^^^^^^^^^
+  |
+  = help: did you mean 'handleTransferEvent'?
+
+1 mistake in the configuration";
+    assert_eq!(drawn, expected);
+}
+
+#[test]
+fn unknown_keys_and_files_are_told_with_the_nearest_known_one() {
+    let directory = Directory::with("default.toml", "start_blok = 5\nport = [1]\nreddis_url = 'x'\n");
+    assert_eq!(
+        directory.mistakes(&[]),
+        [
+            "config/default.toml:1:1: unknown key 'start_blok'; did you mean 'start_block'?",
+            "config/default.toml:2:8: 'port' must be a string, a whole number, true or false",
+            "config/default.toml:3:1: unknown key 'reddis_url'; did you mean 'redis_url'?",
+        ]
+    );
+    let chains = Directory::with(
+        "chains.toml",
+        "[[chain]]\nid = 8453\nname = 'b'\nredis_db = 300\nblok_time = '2s'\n[[chain]]\nid = 1\nname = 'x y'\nredis_db = 1\nblock_time = '0s'\nfinality_depth = 0\nbatch_blocks = 101\n",
+    );
+    let found = chains.mistakes(&[("CHAIN_ID", "8453")]);
+    for expected in [
+        "config/chains.toml:5:1: unknown key 'blok_time'; did you mean 'block_time'?",
+        "config/chains.toml:4:12: 'redis_db' must be a whole number from 0 to 255",
+        "config/chains.toml:1:1: 'block_time' is missing here",
+        "config/chains.toml:1:1: 'finality_depth' is missing here",
+        "config/chains.toml:10:14: 'block_time' must be a time like \"300ms\" or \"12s\", at most 1h",
+        "config/chains.toml:11:18: 'finality_depth' must be a whole number from 1 to 100000",
+        "config/chains.toml:12:16: 'batch_blocks' must be a whole number from 1 to 100",
+    ] {
+        assert!(found.iter().any(|line| line == expected), "{expected}\nis not among\n{}", found.join("\n"));
+    }
+    let stranger = Directory::with("contract.toml", "");
+    let warnings = load_offline(&stranger.sources(&[("MONGODB_URL", "x")])).unwrap().warnings;
+    assert!(
+        warnings.iter().any(|warning| warning.ends_with("contract.toml is not read; did you mean 'contracts.toml'?"))
+    );
+    assert!(
+        warnings.iter().any(|warning| warning == "environment: MONGODB_URL is not read; did you mean MONGODB_URI?")
+    );
+}
+
+proptest! {
+    #[test]
+    fn no_file_makes_the_loader_panic(text in toml_like(), name in prop::sample::select(vec!["default.toml", "chains.toml", "contracts.toml"])) {
+        let directory = Directory::with(name, &text);
+        drop(everything_said(&directory.sources(&[])));
+    }
+
+    #[test]
+    fn no_value_makes_the_loader_panic(value in "\\PC{0,40}", index in 0..64_usize) {
+        let names: Vec<&str> = variables::all().map(|variable| variable.name).collect();
+        drop(everything_said(&sources(&[(names[index % names.len()], &value)])));
+    }
+}
+
+/// Text that is often almost a configuration file.
+fn toml_like() -> impl Strategy<Value = String> {
+    let line = prop_oneof![
+        Just("[[contract]]".to_owned()),
+        Just("[[contract.event]]".to_owned()),
+        Just("[[handler]]".to_owned()),
+        Just("[[chain]]".to_owned()),
+        ("(name|abi|address|chains|event|handler|queue|topic0|id|redis_db|block_time|start_block)", "('\\PC{0,12}'|-?[0-9]{1,20}|\\[1, 'a'\\]|\\{ a = 1 \\}|true|'abi/erc20.json'|'Transfer'|'\\$\\{[A-Z:-]{0,5}\\}')")
+            .prop_map(|(key, value)| format!("{key} = {value}")),
+        "\\PC{0,30}",
+    ];
+    prop::collection::vec(line, 0..12).prop_map(|lines| lines.join("\n"))
+}

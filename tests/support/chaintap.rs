@@ -1,0 +1,187 @@
+//! The real binary as an operator runs it: environment in, standard output and HTTP out.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    process::Stdio,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+    task::JoinHandle,
+    time::timeout,
+};
+
+use super::process::{eventually, free_port};
+
+/// How a listener is started; nothing of the test's own environment reaches it.
+#[derive(Clone)]
+pub struct Settings {
+    environment: BTreeMap<String, String>,
+    arguments: Vec<String>,
+    home: Arc<TempDir>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { environment: BTreeMap::new(), arguments: vec!["run".into()], home: Arc::new(tempfile::tempdir().unwrap()) }
+            .set("HTTP_BIND", "127.0.0.1")
+            .set("LOG_LEVEL", "debug")
+    }
+}
+
+impl Settings {
+    /// Sets a variable of the environment.
+    #[must_use]
+    pub fn set(mut self, name: &str, value: impl ToString) -> Self {
+        self.environment.insert(name.into(), value.to_string());
+        self
+    }
+
+    /// Adds an argument of the command line.
+    #[must_use]
+    pub fn arg(mut self, argument: impl ToString) -> Self {
+        self.arguments.push(argument.to_string());
+        self
+    }
+
+    /// The directory that it runs in; the embedded store's `data` lies there.
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// The command that starts it; also for other commands than `run`.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_chaintap"));
+        command.args(arguments).env_clear().envs(&self.environment).current_dir(self.home.path()).kill_on_drop(true);
+        command
+    }
+
+    /// Runs another command to its end: exit code, standard output, standard error.
+    pub async fn output(&self, arguments: &[&str]) -> (i32, String, String) {
+        let output = timeout(Duration::from_secs(60), self.command(arguments).output()).await.unwrap().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+    }
+
+    /// Starts the listener.
+    pub fn start(&self) -> Listener {
+        let port = free_port();
+        let settings = self.clone().set("PORT", port);
+        let arguments: Vec<&str> = settings.arguments.iter().map(String::as_str).collect();
+        let mut command = settings.command(&arguments);
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+        let (lines, log) = (Lines::default(), Lines::default());
+        let readers = [
+            tokio::spawn(read(BufReader::new(child.stdout.take().unwrap()).lines(), lines.clone())),
+            tokio::spawn(read(BufReader::new(child.stderr.take().unwrap()).lines(), log.clone())),
+        ];
+        Listener { child, port, lines, log, readers, home: self.home.clone() }
+    }
+}
+
+type Lines = Arc<Mutex<Vec<String>>>;
+
+async fn read<R: tokio::io::AsyncBufRead + Unpin>(mut lines: tokio::io::Lines<R>, into: Lines) {
+    while let Ok(Some(line)) = lines.next_line().await {
+        into.lock().unwrap().push(line);
+    }
+}
+
+/// A running listener; killed when dropped.
+pub struct Listener {
+    child: Child,
+    pub port: u16,
+    lines: Lines,
+    log: Lines,
+    readers: [JoinHandle<()>; 2],
+    home: Arc<TempDir>,
+}
+
+impl Listener {
+    /// The messages on standard output so far.
+    pub fn messages(&self) -> Vec<Value> {
+        let parse = |line: &String| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}"));
+        self.lines.lock().unwrap().iter().map(parse).collect()
+    }
+
+    /// The log so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().join("\n")
+    }
+
+    /// One answer of the HTTP endpoints: status and body; `None` where nobody answers.
+    pub async fn get(&self, path: &str) -> Option<(u16, String)> {
+        chaintap::crypto::init();
+        let answer = reqwest::get(format!("http://127.0.0.1:{}{path}", self.port)).await.ok()?;
+        Some((answer.status().as_u16(), answer.text().await.ok()?))
+    }
+
+    /// `/health`, once it answers.
+    pub async fn health(&self) -> Value {
+        let mut body = None;
+        while body.is_none() {
+            body = self.get("/health").await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        serde_json::from_str(&body.unwrap().1).unwrap()
+    }
+
+    /// Waits until `/readyz` answers with this status.
+    pub async fn wait_ready(&self, ready: bool, within: Duration) {
+        let status = if ready { 200 } else { 503 };
+        let what = format!("ready = {ready}\n{}", self.log());
+        eventually(&what, within, || async { self.get("/readyz").await.is_some_and(|(code, _)| code == status) }).await;
+    }
+
+    /// Waits until every block up to `number` is delivered.
+    pub async fn wait_watermark(&self, number: u64, within: Duration) {
+        let reached = async {
+            while self.health().await["watermark"].as_i64().unwrap_or(-1) < i64::try_from(number).unwrap() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        if timeout(within, reached).await.is_err() {
+            panic!("watermark not at {number} within {within:?}: {}\n{}", self.health().await, self.log());
+        }
+    }
+
+    /// Sends a signal by its name: `TERM`, `KILL`, `STOP`, `CONT`.
+    pub async fn signal(&self, name: &str) {
+        let id = self.child.id().expect("it still runs").to_string();
+        assert!(Command::new("kill").args(["-s", name, &id]).status().await.unwrap().success());
+    }
+
+    /// Kills it as a crash would, and answers what it had written.
+    pub async fn crash(mut self) -> Vec<Value> {
+        self.child.kill().await.unwrap();
+        for reader in &mut self.readers {
+            reader.await.unwrap();
+        }
+        // A kill may cut the last line off; what was not written whole was not acknowledged.
+        let whole = |line: &String| serde_json::from_str(line).ok();
+        self.lines.lock().unwrap().iter().filter_map(whole).collect()
+    }
+
+    /// Waits for its end: exit code, messages, log.
+    pub async fn end(mut self, within: Duration) -> (i32, Vec<Value>, String) {
+        let ended = timeout(within, self.child.wait()).await;
+        let status = ended.unwrap_or_else(|_| panic!("still running after {within:?}:\n{}", self.log())).unwrap();
+        for reader in &mut self.readers {
+            reader.await.unwrap();
+        }
+        (status.code().unwrap_or(-1), self.messages(), self.log())
+    }
+
+    /// Asks it to stop and waits for its end.
+    pub async fn stop(self) -> (i32, Vec<Value>, String) {
+        self.signal("TERM").await;
+        self.end(Duration::from_secs(30)).await
+    }
+}
