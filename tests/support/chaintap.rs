@@ -29,9 +29,13 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { environment: BTreeMap::new(), arguments: vec!["run".into()], home: Arc::new(tempfile::tempdir().unwrap()) }
-            .set("HTTP_BIND", "127.0.0.1")
-            .set("LOG_LEVEL", "debug")
+        Self {
+            environment: BTreeMap::new(),
+            arguments: vec!["run".into()],
+            home: Arc::new(tempfile::tempdir().unwrap()),
+        }
+        .set("HTTP_BIND", "127.0.0.1")
+        .set("LOG_LEVEL", "debug")
     }
 }
 
@@ -75,8 +79,12 @@ impl Settings {
         let settings = self.clone().set("PORT", port);
         let arguments: Vec<&str> = settings.arguments.iter().map(String::as_str).collect();
         let mut command = settings.command(&arguments);
-        let mut child =
-            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
         let (lines, log) = (Lines::default(), Lines::default());
         let readers = [
             tokio::spawn(read(BufReader::new(child.stdout.take().unwrap()).lines(), lines.clone())),
