@@ -2,6 +2,7 @@
 //!
 //! Order, an acknowledgement that means the message can be read, outcomes per message, limits in bytes; and for the
 //! queue that misbehaves, that exactly the messages that failed are sent again.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "what fails here fails the test")]
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

@@ -8,6 +8,7 @@ use crate::config::{Purpose, Sources};
 
 pub mod check;
 pub mod devchain;
+pub mod dlq;
 mod failure;
 pub mod healthcheck;
 mod operate;
