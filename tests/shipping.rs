@@ -154,7 +154,11 @@ mod kubernetes {
             let environment = &config_map(objects, "chaintap-environment")["data"];
             for name in environment.as_object().unwrap().keys() {
                 assert_is_a_variable(name);
-                assert!(!variables::find(name).unwrap().secret, "{name} is secret, and stands in a ConfigMap");
+                assert_eq!(
+                    variables::find(name).unwrap().secrecy,
+                    variables::Secrecy::Open,
+                    "{name} is secret, and stands in a ConfigMap"
+                );
             }
             for entry in members(container(objects), "/env") {
                 let name = text(entry, "/name");

@@ -41,6 +41,21 @@ pub fn tokens(seed: u64, count: u16) -> Vec<Token> {
         .collect()
 }
 
+/// The tokens of a generated chain as documents of the collection `tokens` (contract §6).
+#[must_use]
+pub fn token_documents(options: &Options) -> Value {
+    let document = |token: Token| {
+        json!({
+            "address": token.address.to_checksum(None),
+            "name": token.name,
+            "symbol": token.symbol,
+            "decimals": token.decimals,
+            "chainId": options.generated_chain_id(),
+        })
+    };
+    tokens(options.seed, options.tokens).into_iter().map(document).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -55,19 +70,4 @@ mod tests {
         assert_eq!(tokens(7, 3), many[..3]);
         assert_ne!(tokens(8, 1), many[..1]);
     }
-}
-
-/// The tokens of a generated chain as documents of the collection `tokens` (contract §6).
-#[must_use]
-pub fn token_documents(options: &Options) -> Value {
-    let document = |token: Token| {
-        json!({
-            "address": token.address.to_checksum(None),
-            "name": token.name,
-            "symbol": token.symbol,
-            "decimals": token.decimals,
-            "chainId": options.generated_chain_id(),
-        })
-    };
-    tokens(options.seed, options.tokens).into_iter().map(document).collect()
 }

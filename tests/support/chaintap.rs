@@ -29,9 +29,13 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { environment: BTreeMap::new(), arguments: vec!["run".into()], home: Arc::new(tempfile::tempdir().unwrap()) }
-            .set("HTTP_BIND", "127.0.0.1")
-            .set("LOG_LEVEL", "debug")
+        Self {
+            environment: BTreeMap::new(),
+            arguments: vec!["run".into()],
+            home: Arc::new(tempfile::tempdir().unwrap()),
+        }
+        .set("HTTP_BIND", "127.0.0.1")
+        .set("LOG_LEVEL", "debug")
     }
 }
 
@@ -64,7 +68,7 @@ impl Settings {
 
     /// Runs another command to its end: exit code, standard output, standard error.
     pub async fn output(&self, arguments: &[&str]) -> (i32, String, String) {
-        let output = timeout(Duration::from_secs(60), self.command(arguments).output()).await.unwrap().unwrap();
+        let output = timeout(Duration::from_mins(1), self.command(arguments).output()).await.unwrap().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
     }
@@ -75,8 +79,12 @@ impl Settings {
         let settings = self.clone().set("PORT", port);
         let arguments: Vec<&str> = settings.arguments.iter().map(String::as_str).collect();
         let mut command = settings.command(&arguments);
-        let mut child =
-            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
         let (lines, log) = (Lines::default(), Lines::default());
         let readers = [
             tokio::spawn(read(BufReader::new(child.stdout.take().unwrap()).lines(), lines.clone())),
@@ -147,9 +155,8 @@ impl Listener {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
-        if timeout(within, reached).await.is_err() {
-            panic!("watermark not at {number} within {within:?}: {}\n{}", self.health().await, self.log());
-        }
+        let in_time = timeout(within, reached).await.is_ok();
+        assert!(in_time, "watermark not at {number} within {within:?}: {}\n{}", self.health().await, self.log());
     }
 
     /// Sends a signal by its name: `TERM`, `KILL`, `STOP`, `CONT`.

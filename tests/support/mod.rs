@@ -2,10 +2,20 @@
 //!
 //! `make test` installs them (`tests/support/install.sh`); a test whose server is missing fails and says so.
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::missing_panics_doc, clippy::must_use_candidate)]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "what fails here fails the test")]
+#![allow(clippy::needless_pass_by_value, reason = "a test reads better without borrows")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "what fails here fails the test"
+)]
 
 pub mod anvil;
+pub mod chain;
+pub mod chaintap;
 pub mod devchain;
 pub mod mongo;
 pub mod process;
+pub mod redis;
 pub mod sqs;

@@ -138,9 +138,9 @@ impl Home {
         let changed = books.changed;
         drop(books);
         if changed {
-            transaction.commit()?
+            transaction.commit()?;
         } else {
-            transaction.abort()?
+            transaction.abort()?;
         }
         Ok(value)
     }

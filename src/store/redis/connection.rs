@@ -125,6 +125,16 @@ impl Link {
         self.with(async |connection| info(connection).await).await
     }
 
+    /// Whether the server is still the one that it was when we connected; a server that is not is left.
+    pub(super) async fn check(&self) -> Result<(), StoreError> {
+        let (generation, _) = self.connection().await?;
+        let checked = self.info().await.and_then(|info| info.check());
+        if checked.is_err() {
+            self.leave(generation).await;
+        }
+        checked
+    }
+
     /// Leaves the connection, so that the next call makes another.
     async fn leave(&self, generation: u64) {
         let mut slot = self.slot.lock().await;

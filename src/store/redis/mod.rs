@@ -70,9 +70,9 @@ impl RedisStore {
     fn args(&self) -> Args {
         Args(Vec::new())
             .text(self.keys.prefix())
-            .number(self.identity.chain_id)
+            .text(&self.identity.chain_id)
             .text(&self.identity.service)
-            .number(MARKER_BLOCKS)
+            .text(&MARKER_BLOCKS)
     }
 
     async fn run(&self, script: &Lua, args: Args) -> Result<Reply, StoreError> {
@@ -84,7 +84,12 @@ impl RedisStore {
                 }
                 answer => answer,
             });
-        Reply::new(fields.await?)
+        let reply = Reply::new(fields.await?);
+        if matches!(reply, Err(StoreError::Vanished(_))) {
+            // A primary that was demoted meanwhile may be empty, or behind: that is an outage, and no reason to stop.
+            self.link.check().await?;
+        }
+        reply
     }
 
     /// Every key like `pattern`, in steps that do not hold up Redis.
@@ -161,7 +166,7 @@ impl StateStore for RedisStore {
 
     async fn heartbeat(&self) -> Result<(), StoreError> {
         self.barrier.refresh(&self.link.info().await?);
-        let args = self.args().text(&self.identity.owner).number(milliseconds(HEARTBEAT_TTL));
+        let args = self.args().text(&self.identity.owner).text(&HEARTBEAT_TTL.as_millis());
         self.run(&self.scripts.heartbeat, args).await.map(drop)
     }
 
@@ -171,14 +176,14 @@ impl StateStore for RedisStore {
             .args()
             .range(range)?
             .text(&self.identity.owner)
-            .number(milliseconds(CLAIM_TTL))
-            .number(milliseconds(HEARTBEAT_TTL))
-            .number(MAX_DONE_INTERVALS);
+            .text(&CLAIM_TTL.as_millis())
+            .text(&HEARTBEAT_TTL.as_millis())
+            .text(&MAX_DONE_INTERVALS);
         self.run(&self.scripts.claim, args).await?.claim(range)
     }
 
     async fn renew(&self, grant: &Grant) -> Result<bool, StoreError> {
-        let args = self.args().range(grant.range)?.text(&grant.token).number(milliseconds(CLAIM_TTL));
+        let args = self.args().range(grant.range)?.text(&grant.token).text(&CLAIM_TTL.as_millis());
         Ok(self.run(&self.scripts.renew, args).await?.status() == "OK")
     }
 
@@ -190,7 +195,7 @@ impl StateStore for RedisStore {
     async fn retire(&self) -> Result<(), StoreError> {
         let claims = self.scan(&format!("{}claim:*", self.keys.prefix())).await?;
         for keys in claims.chunks(SCAN_STEP).chain(claims.is_empty().then_some(&[][..])) {
-            let args = keys.iter().fold(self.args().text(&self.identity.owner), |args, key| args.text(key));
+            let args = self.args().text(&self.identity.owner).texts(keys);
             self.run(&self.scripts.retire, args).await?;
         }
         Ok(())
@@ -200,14 +205,14 @@ impl StateStore for RedisStore {
         let args = self
             .args()
             .block(intent.block.number)?
-            .text(intent.block.hash)
-            .text(intent.parent)
-            .number(intent.epoch)
-            .number(intent.filter_version)
-            .text(intent.digest)
-            .text(Digest::of(intent.events))
+            .text(&intent.block.hash)
+            .text(&intent.parent)
+            .text(&intent.epoch)
+            .text(&intent.filter_version)
+            .text(&intent.digest)
+            .text(&Digest::of(intent.events))
             .bytes(packed::pack(intent.block, intent.events)?)
-            .number(JOURNAL_CAP);
+            .text(&JOURNAL_CAP);
         if !self.barrier.is_needed() {
             return self.run(&self.scripts.intent, args).await?.intent();
         }
@@ -215,7 +220,7 @@ impl StateStore for RedisStore {
     }
 
     async fn journaled(&self, block: BlockRef, epoch: u64) -> Result<(Vec<Event>, u32), StoreError> {
-        let args = self.args().block(block.number)?.text(block.hash).number(epoch);
+        let args = self.args().block(block.number)?.text(&block.hash).text(&epoch);
         let reply = self.run(&self.scripts.journaled, args).await?;
         if reply.status() == "LOST" {
             return Err(StoreError::Vanished(format!("{} is missing from the journal", reply.text(1)?)));
@@ -225,18 +230,18 @@ impl StateStore for RedisStore {
     }
 
     async fn journal(&self, up_to: u64) -> Result<Vec<JournalEntry>, StoreError> {
-        self.run(&self.scripts.journal, self.args().number(up_to)).await?.journal()
+        self.run(&self.scripts.journal, self.args().text(&up_to)).await?.journal()
     }
 
     async fn commit(&self, commit: BlockCommit, track: Track, grant: &Grant) -> Result<CommitReply, StoreError> {
         let args = self
             .args()
             .block(commit.block.number)?
-            .text(commit.block.hash)
-            .number(commit.epoch)
-            .number(commit.filter_version)
-            .text(commit.digest)
-            .text(track)
+            .text(&commit.block.hash)
+            .text(&commit.epoch)
+            .text(&commit.filter_version)
+            .text(&commit.digest)
+            .text(&track)
             .text(&grant.token);
         self.run(&self.scripts.commit, args).await?.commit()
     }
@@ -246,19 +251,19 @@ impl StateStore for RedisStore {
         let args = self
             .args()
             .range(commit.range)?
-            .number(commit.epoch)
-            .number(commit.sealed)
-            .text(commit.parent)
-            .text(commit.hash)
-            .number(commit.filter_version)
-            .text(track)
+            .text(&commit.epoch)
+            .text(&commit.sealed)
+            .text(&commit.parent)
+            .text(&commit.hash)
+            .text(&commit.filter_version)
+            .text(&track)
             .text(&grant.token)
             .blocks(&commit.confirmed)?;
         self.run(&self.scripts.commit_final, args).await?.commit()
     }
 
     async fn seal(&self, at: BlockRef, tops: &[BlockRef]) -> Result<SealReply, StoreError> {
-        let args = self.args().block(at.number)?.text(at.hash).number(SEAL_DROPS).blocks(tops)?;
+        let args = self.args().block(at.number)?.text(&at.hash).text(&SEAL_DROPS).blocks(tops)?;
         let reply = self.run(&self.scripts.seal, args).await?;
         match reply.status() {
             "OK" => Ok(SealReply::Sealed { more: reply.text(1)? == "1" }),
@@ -269,40 +274,39 @@ impl StateStore for RedisStore {
 
     async fn replay(&self, to: i64, epoch: u64) -> Result<ReplayReply, StoreError> {
         super::check_replay(to)?;
-        let reply = self.run(&self.scripts.replay, self.args().number(to).number(epoch)).await?;
+        let reply = self.run(&self.scripts.replay, self.args().text(&to).text(&epoch)).await?;
         self.replayed(&reply)
     }
 
     async fn skip(&self, to: u64, epoch: u64) -> Result<ReplayReply, StoreError> {
-        let reply = self.run(&self.scripts.skip, self.args().block(to)?.number(epoch)).await?;
+        let reply = self.run(&self.scripts.skip, self.args().block(to)?.text(&epoch)).await?;
         self.replayed(&reply)
     }
 
     async fn bury(&self, letters: &[DeadLetter]) -> Result<bool, StoreError> {
-        let mut args = self.args().number(MAX_REFUSED).number(MAX_UNDECODABLE);
+        let mut args = self.args().text(&MAX_REFUSED).text(&MAX_UNDECODABLE);
         for letter in letters {
             let kind = match letter.kind {
                 DeadKind::Refused => "refused",
                 DeadKind::Undecodable => "undecodable",
             };
-            args = args.text(&letter.key).text(kind).number(letter.buried_at).bytes(super::write_letter(letter)?);
+            args = args.text(&letter.key).text(kind).text(&letter.buried_at).bytes(super::write_letter(letter)?);
         }
         Ok(self.run(&self.scripts.bury, args).await?.status() == "OK")
     }
 
     async fn dead_letters_len(&self) -> Result<u64, StoreError> {
-        self.run(&self.scripts.dead_letters, self.args().text("").number(0)).await?.parse(1)
+        self.run(&self.scripts.dead_letters, self.args().text("").text(&0)).await?.parse(1)
     }
 
     async fn dead_letters(&self, after: Option<&str>, limit: usize) -> Result<Vec<DeadLetter>, StoreError> {
-        let args = self.args().text(after.unwrap_or_default()).number(limit);
+        let args = self.args().text(after.unwrap_or_default()).text(&limit);
         let reply = self.run(&self.scripts.dead_letters, args).await?;
         reply.rest(2).iter().map(|letter| super::read_letter(letter)).collect()
     }
 
     async fn exhume(&self, keys: &[String]) -> Result<u64, StoreError> {
-        let args = keys.iter().fold(self.args(), |args, key| args.text(key));
-        self.run(&self.scripts.exhume, args).await?.parse(1)
+        self.run(&self.scripts.exhume, self.args().texts(keys)).await?.parse(1)
     }
 
     fn durability(&self) -> String {
@@ -319,18 +323,18 @@ impl Args {
         self
     }
 
-    fn text(self, value: impl ToString) -> Self {
+    fn text(self, value: &(impl ToString + ?Sized)) -> Self {
         self.bytes(value.to_string().into_bytes())
     }
 
-    fn number(self, value: impl ToString) -> Self {
-        self.text(value)
+    fn texts(self, values: &[String]) -> Self {
+        values.iter().fold(self, Self::text)
     }
 
     /// A block number, below 2^53.
     fn block(self, number: u64) -> Result<Self, StoreError> {
         super::check_number(number)?;
-        Ok(self.number(number))
+        Ok(self.text(&number))
     }
 
     fn range(self, range: BlockRange) -> Result<Self, StoreError> {
@@ -338,10 +342,6 @@ impl Args {
     }
 
     fn blocks(self, blocks: &[BlockRef]) -> Result<Self, StoreError> {
-        blocks.iter().try_fold(self, |args, block| Ok(args.block(block.number)?.text(block.hash)))
+        blocks.iter().try_fold(self, |args, block| Ok(args.block(block.number)?.text(&block.hash)))
     }
-}
-
-fn milliseconds(time: Duration) -> u128 {
-    time.as_millis()
 }
