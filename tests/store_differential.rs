@@ -188,7 +188,13 @@ fn runs(journal: &[JournalEntry], up_to: u64) -> Vec<BlockRef> {
 
 /// The next call: mostly sensible, sometimes wrong in one respect.
 async fn roll(dice: &mut Dice, side: &Side) -> Call {
-    let number = dice.below(HEIGHTS);
+    // Often where something is decided: right above the sealed height or the watermark.
+    let progress = side.store.snapshot().await.unwrap().progress;
+    let number = match dice.below(6) {
+        0 => progress.sealed.unsigned_abs() + 1,
+        1 => progress.watermark.unsigned_abs() + 1,
+        _ => dice.below(HEIGHTS),
+    };
     let branch = u8::from(dice.chance(8));
     let at = block(number, branch);
     let last = side.epochs.len() - 1;
@@ -228,7 +234,7 @@ async fn roll(dice: &mut Dice, side: &Side) -> Call {
             }
             Call::Seal { at, tops }
         }
-        18 => Call::Replay { to: number.cast_signed() - 1, epoch },
+        18 if dice.chance(3) => Call::Replay { to: number.cast_signed() - 1, epoch },
         _ if dice.chance(4) => Call::Skip { to: number, epoch },
         _ => Call::Claim(range),
     }
