@@ -139,7 +139,7 @@ pub struct Intent<'a> {
     pub epoch: u64,
     /// Filter version of the caller's token list.
     pub filter_version: u64,
-    /// 0 for the first part, then ascending.
+    /// 0 for the first part, then ascending; to tell parts apart in logs, the digest decides.
     pub part: u32,
     /// Digest of all parts up to and including this one.
     pub digest: Digest,
@@ -164,7 +164,8 @@ pub enum IntentReply {
     Conflict(String),
     /// The block contradicts the sealed chain.
     Deep(String),
-    /// The entry holds other events than the caller's: read it, merge, append.
+    /// The entry holds other events than the caller's: read it, merge, and offer what it lacks under the digest of all.
+    /// Offer it also where it lacks nothing: then the barrier vouches for what others journaled.
     More,
 }
 

@@ -84,7 +84,11 @@ impl RedisStore {
                 }
                 answer => answer,
             });
-        let reply = Reply::new(fields.await?);
+        self.reply(fields.await?).await
+    }
+
+    async fn reply(&self, fields: Vec<Vec<u8>>) -> Result<Reply, StoreError> {
+        let reply = Reply::new(fields);
         if matches!(reply, Err(StoreError::Vanished(_))) {
             // A primary that was demoted meanwhile may be empty, or behind: that is an outage, and no reason to stop.
             self.link.check().await?;
@@ -216,7 +220,8 @@ impl StateStore for RedisStore {
         if !self.barrier.is_needed() {
             return self.run(&self.scripts.intent, args).await?.intent();
         }
-        Reply::new(self.barrier.run(&self.scripts.intent, self.keys.fixed(), &args.0).await?)?.intent()
+        let fields = self.barrier.run(&self.scripts.intent, self.keys.fixed(), &args.0).await?;
+        self.reply(fields).await?.intent()
     }
 
     async fn journaled(&self, block: BlockRef, epoch: u64) -> Result<(Vec<Event>, u32), StoreError> {
