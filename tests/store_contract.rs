@@ -115,8 +115,7 @@ impl Home {
         (all, part): (std::ops::Range<u64>, std::ops::Range<u64>),
     ) -> IntentReply {
         let events = events(at, part);
-        let intent =
-            Intent { block: at, parent, epoch, filter_version: 0, part: 0, digest: digest(at, all), events: &events };
+        let intent = Intent { block: at, parent, epoch, filter_version: 0, digest: digest(at, all), events: &events };
         self.store.intent(intent).await.unwrap()
     }
 
@@ -265,7 +264,6 @@ async fn an_empty_store_has_no_progress(home: Home) {
         parent: parent(1, 0),
         epoch: 1,
         filter_version: 0,
-        part: 0,
         digest: digest(at, 0..1),
         events: &events,
     };
@@ -358,9 +356,9 @@ async fn an_intent_is_journaled_once_and_read_back(home: Home) {
     assert_eq!(home.intent(block(102, 0), at.hash, 0).await, IntentReply::Journaled);
     assert_eq!(home.intent(block(102, 0), at.hash, 0).await, IntentReply::Journaled);
     let epoch = home.progress().await.epoch;
-    assert_eq!(home.store.journaled(at, epoch).await.unwrap().0, events(at, 0..5));
-    assert_eq!(home.store.journaled(block(102, 0), epoch).await.unwrap().0, []);
-    assert_eq!(home.store.journaled(block(103, 0), epoch).await.unwrap().0, []);
+    assert_eq!(home.store.journaled(at, epoch).await.unwrap(), events(at, 0..5));
+    assert_eq!(home.store.journaled(block(102, 0), epoch).await.unwrap(), []);
+    assert_eq!(home.store.journaled(block(103, 0), epoch).await.unwrap(), []);
     let journal = home.store.journal(u64::MAX).await.unwrap();
     assert_eq!(journal.iter().map(|entry| entry.block).collect::<Vec<_>>(), [at, block(102, 0)]);
     assert!(journal.iter().all(|entry| entry.epoch == epoch && !entry.done));
@@ -385,11 +383,11 @@ async fn a_further_part_appends_and_other_events_are_merged(home: Home) {
     // Someone whose provider saw another log first.
     assert_eq!(home.part(at, below, epoch, (1..4, 1..4)).await, IntentReply::More);
     assert_eq!(home.part(at, below, epoch, (0..7, 6..7)).await, IntentReply::More);
-    assert_eq!(home.store.journaled(at, epoch).await.unwrap().0, events(at, 0..5));
+    assert_eq!(home.store.journaled(at, epoch).await.unwrap(), events(at, 0..5));
     // He reads, merges, and offers what is missing; with nothing missing the entry is vouched for again.
     assert_eq!(home.part(at, below, epoch, (0..7, 5..7)).await, IntentReply::Journaled);
     assert_eq!(home.part(at, below, epoch, (0..7, 7..7)).await, IntentReply::Journaled);
-    assert_eq!(home.store.journaled(at, epoch).await.unwrap().0, events(at, 0..7));
+    assert_eq!(home.store.journaled(at, epoch).await.unwrap(), events(at, 0..7));
     // Who knows only a part of it may not commit.
     assert_eq!(home.commit(at, 5).await, CommitReply::More);
     assert_eq!(home.progress().await.watermark, 100);

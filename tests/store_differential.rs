@@ -87,15 +87,8 @@ impl Side {
             Call::Intent { at, parent, epoch, all, part } => {
                 let events = events(at, part);
                 let digest = digest(at, all);
-                let intent = Intent {
-                    block: at,
-                    parent,
-                    epoch: epochs[epoch],
-                    filter_version: 0,
-                    part: 0,
-                    digest,
-                    events: &events,
-                };
+                let intent =
+                    Intent { block: at, parent, epoch: epochs[epoch], filter_version: 0, digest, events: &events };
                 shape(self.store.intent(intent).await.map(|reply| match reply {
                     IntentReply::Conflict(_) => "conflict".into(),
                     IntentReply::Deep(_) => "deep".into(),

@@ -58,15 +58,7 @@ async fn intent(store: &RedisStore, number: u64) -> Result<IntentReply, StoreErr
     let epoch = progress(store).await.epoch;
     let digest = digest(at, 0..2);
     store
-        .intent(Intent {
-            block: at,
-            parent: parent(number, 0),
-            epoch,
-            filter_version: 0,
-            part: 0,
-            digest,
-            events: &events,
-        })
+        .intent(Intent { block: at, parent: parent(number, 0), epoch, filter_version: 0, digest, events: &events })
         .await
 }
 

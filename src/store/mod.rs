@@ -139,8 +139,6 @@ pub struct Intent<'a> {
     pub epoch: u64,
     /// Filter version of the caller's token list.
     pub filter_version: u64,
-    /// 0 for the first part, then ascending; to tell parts apart in logs, the digest decides.
-    pub part: u32,
     /// Digest of all parts up to and including this one.
     pub digest: Digest,
     /// The part's events, at most [`MAX_PART_EVENTS`], possibly none.
@@ -326,8 +324,8 @@ pub trait StateStore: Send + Sync {
     /// INTENT with its barrier, before the part is sent.
     async fn intent(&self, intent: Intent<'_>) -> Result<IntentReply, StoreError>;
 
-    /// The journaled events of an entry, in the order of their parts, and the number of parts.
-    async fn journaled(&self, block: BlockRef, epoch: u64) -> Result<(Vec<Event>, u32), StoreError>;
+    /// The journaled events of an entry, in the order of their parts.
+    async fn journaled(&self, block: BlockRef, epoch: u64) -> Result<Vec<Event>, StoreError>;
 
     /// The live entries at or below `up_to`, ascending.
     async fn journal(&self, up_to: u64) -> Result<Vec<JournalEntry>, StoreError>;

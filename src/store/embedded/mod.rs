@@ -301,14 +301,13 @@ impl StateStore for Embedded {
         self.operate(move |books, truth| rules::intent(books, truth, &draft)).await
     }
 
-    async fn journaled(&self, block: BlockRef, epoch: u64) -> Result<(Vec<Event>, u32), StoreError> {
+    async fn journaled(&self, block: BlockRef, epoch: u64) -> Result<Vec<Event>, StoreError> {
         let read = move |books: &mut Books<'_>, _: &mut Truth| match books.entry(block, epoch)? {
             Some(entry) => books.parts(&entry),
             None => Ok(Vec::new()),
         };
         let parts = self.operate(read).await?;
-        let parts = parts.iter().map(|part| packed::unpack(block, part)).collect::<Result<Vec<_>, _>>()?;
-        Ok((parts.concat(), u32::try_from(parts.len()).unwrap_or(u32::MAX)))
+        Ok(parts.iter().map(|part| packed::unpack(block, part)).collect::<Result<Vec<_>, _>>()?.concat())
     }
 
     async fn journal(&self, up_to: u64) -> Result<Vec<JournalEntry>, StoreError> {

@@ -224,14 +224,14 @@ impl StateStore for RedisStore {
         self.reply(fields).await?.intent()
     }
 
-    async fn journaled(&self, block: BlockRef, epoch: u64) -> Result<(Vec<Event>, u32), StoreError> {
+    async fn journaled(&self, block: BlockRef, epoch: u64) -> Result<Vec<Event>, StoreError> {
         let args = self.args().block(block.number)?.text(&block.hash).text(&epoch);
         let reply = self.run(&self.scripts.journaled, args).await?;
         if reply.status() == "LOST" {
             return Err(StoreError::Vanished(format!("{} is missing from the journal", reply.text(1)?)));
         }
-        let parts = reply.rest(1).iter().map(|part| packed::unpack(block, part)).collect::<Result<Vec<_>, _>>()?;
-        Ok((parts.concat(), u32::try_from(parts.len()).unwrap_or(u32::MAX)))
+        let parts = reply.rest(1).iter().map(|part| packed::unpack(block, part));
+        Ok(parts.collect::<Result<Vec<_>, _>>()?.concat())
     }
 
     async fn journal(&self, up_to: u64) -> Result<Vec<JournalEntry>, StoreError> {
