@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use futures_util::{StreamExt, stream::BoxStream};
+use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until, timeout_at},
@@ -26,8 +26,10 @@ const SILENCE: Duration = Duration::from_secs(30);
 const POLL: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(4));
 /// The `safe` and `finalized` tags move slowly; they are read at most this often.
 const TAGS: Duration = Duration::from_secs(2);
-/// Pause before a socket is opened again, while polling goes on.
-const RECONNECT: Duration = Duration::from_secs(1);
+/// From one try to open a socket to the next, at least and at most; polling goes on meanwhile.
+const RECONNECT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+/// Longest pause after the head could not be read, so that the end of an outage is soon seen.
+const PAUSE: Duration = Duration::from_secs(5);
 
 /// The chain as it was at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,16 +40,27 @@ pub struct View {
     pub heights: Heights,
 }
 
+/// What tells of new heads: a socket, on its way from closed to open.
+enum Socket<'a> {
+    Closed,
+    /// A peer that accepts and then says nothing takes a while to be given up; nobody waits for it.
+    Opening(BoxFuture<'a, Option<BoxStream<'static, ()>>>),
+    Open(BoxStream<'static, ()>),
+}
+
 /// Keeps the published view fresh; never returns.
 pub(super) async fn heads(ctx: &Context, publish: &watch::Sender<Option<View>>) {
     let mut tags = Tags::default();
-    let mut backoff = Backoff::new(Duration::from_secs(30));
-    let mut signs: Option<BoxStream<'static, ()>> = None;
-    let mut reconnect_at = Instant::now();
+    let mut backoff = Backoff::new(PAUSE);
+    let (mut socket, mut reopen_at, mut reopening) = (Socket::Closed, Instant::now(), Backoff::new(RECONNECT.1));
     loop {
-        if signs.is_none() && Instant::now() >= reconnect_at {
-            signs = open(ctx).await;
-            reconnect_at = Instant::now() + RECONNECT;
+        match socket {
+            Socket::Closed if Instant::now() >= reopen_at => {
+                reopen_at = Instant::now() + reopening.next_delay().max(RECONNECT.0);
+                socket = Socket::Opening(open(ctx).boxed());
+            }
+            Socket::Open(_) => reopening.reset(),
+            Socket::Closed | Socket::Opening(_) => {}
         }
         match look(ctx, publish, &mut tags).await {
             Ok(()) => backoff.reset(),
@@ -61,7 +74,7 @@ pub(super) async fn heads(ctx: &Context, publish: &watch::Sender<Option<View>>) 
                 continue;
             }
         }
-        signs = wait_for_sign(ctx, signs).await;
+        socket = wait_for_sign(ctx, socket).await;
     }
 }
 
@@ -82,23 +95,34 @@ async fn open(ctx: &Context) -> Option<BoxStream<'static, ()>> {
 }
 
 /// Waits until it is time to look again; answers the socket if it is still good.
-async fn wait_for_sign(ctx: &Context, signs: Option<BoxStream<'static, ()>>) -> Option<BoxStream<'static, ()>> {
-    let Some(mut signs) = signs else {
-        sleep_until(Instant::now() + (ctx.chain.block_time / 2).clamp(POLL.0, POLL.1)).await;
-        return None;
-    };
+async fn wait_for_sign<'a>(ctx: &Context, socket: Socket<'a>) -> Socket<'a> {
+    let poll_at = Instant::now() + (ctx.chain.block_time / 2).clamp(POLL.0, POLL.1);
+    match socket {
+        Socket::Closed => {
+            sleep_until(poll_at).await;
+            Socket::Closed
+        }
+        Socket::Opening(mut opening) => match timeout_at(poll_at, &mut opening).await {
+            Ok(Some(signs)) => Socket::Open(signs),
+            Ok(None) => {
+                sleep_until(poll_at).await;
+                Socket::Closed
+            }
+            Err(_) => Socket::Opening(opening),
+        },
+        Socket::Open(signs) => wait_for_push(ctx, signs).await,
+    }
+}
+
+/// Waits for the next sign of an open socket, or for its end.
+async fn wait_for_push<'a>(ctx: &Context, mut signs: BoxStream<'static, ()>) -> Socket<'a> {
     let silent = SILENCE.max(ctx.chain.block_time * 3);
     match timeout_at(Instant::now() + silent, signs.next()).await {
-        Ok(Some(())) => Some(signs),
-        Ok(None) => {
-            warn!("the WebSocket closed");
-            None
-        }
-        Err(_) => {
-            warn!(?silent, "the WebSocket is silent; opening another");
-            None
-        }
+        Ok(Some(())) => return Socket::Open(signs),
+        Ok(None) => warn!("the WebSocket closed"),
+        Err(_) => warn!(?silent, "the WebSocket is silent; opening another"),
     }
+    Socket::Closed
 }
 
 /// Reads the head, and the tags when they are due, and publishes what is new.
