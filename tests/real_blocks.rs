@@ -249,25 +249,50 @@ fn tokens_of(rows: &Value, chain: u64) -> HashMap<Address, Value> {
     .collect()
 }
 
+/// Block 7280016 of Ethereum has a transfer of CryptoKitties, which indexes nothing: one topic, 96 bytes of data.
+const CRYPTO_KITTIES: &str = "0x06012c8cf97BEaD5deAe237070F9587f8E7A266d";
+
+fn block_of_crypto_kitties(data: &Path) -> Option<RealBlock> {
+    blocks(data).remove(&1)?.into_iter().find(|block| block.number == 7_280_016)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transfer_that_indexes_nothing_is_counted_and_stops_nobody() {
-    let Some(data) = data() else { return };
+    let Some(block) = data().and_then(|data| block_of_crypto_kitties(&data)) else { return };
     let servers = Servers::start().await;
-    let chains = blocks(&data);
-    // Block 7280016 has a transfer of CryptoKitties: one topic, 96 bytes of data.
-    for block in chains.values().flatten().filter(|block| block.oracle.is_none()) {
-        let chain = serve(block, 1_000).await;
-        let (settings, queue) = servers.listener_of(block, &chain).await;
-        let listener = settings.start();
-        listener.wait_watermark(block.number + AROUND, SOON).await;
-        assert_eq!(rejected(&listener, "unindexed").await, 1);
-        assert_eq!(rejected(&listener, "malformed").await, 0);
-        let (code, _, log) = listener.stop().await;
-        assert_eq!(code, 0, "{log}");
-        let messages = message::all_checked(&servers.sqs.drain(&queue).await);
-        messages.iter().for_each(|message| block.check_place(message));
-        assert_eq!(found(&messages).iter().map(|transfer| transfer.log_index).collect::<Vec<_>>(), erc20_logs(block));
-    }
+    let chain = serve(&block, 1_000).await;
+    let (settings, queue) = servers.listener_of(&block, &chain).await;
+    let listener = settings.start();
+    listener.wait_watermark(block.number + AROUND, SOON).await;
+    assert_eq!(rejected(&listener, "unindexed").await, 1);
+    assert_eq!(rejected(&listener, "malformed").await, 0);
+    assert_eq!(listener.health().await["deadLetters"], 0, "nobody tracks that contract");
+    let (code, _, log) = listener.stop().await;
+    assert_eq!(code, 0, "{log}");
+    let messages = message::all_checked(&servers.sqs.drain(&queue).await);
+    messages.iter().for_each(|message| block.check_place(message));
+    let delivered: Vec<u64> = found(&messages).iter().map(|transfer| transfer.log_index).collect();
+    assert_eq!(delivered, erc20_logs(&block));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_undecodable_log_of_a_tracked_token_is_kept_for_the_operator() {
+    let Some(block) = data().and_then(|data| block_of_crypto_kitties(&data)) else { return };
+    let (servers, mongo) = tokio::join!(Servers::start(), Mongo::start());
+    let chain = serve(&block, 1_000).await;
+    let (settings, queue) = servers.listener_of(&block, &chain).await;
+    let settings = settings.tokens(&mongo, "shop");
+    let named = ["--symbol", "CK", "--name", "CryptoKitties", "--decimals", "0"];
+    let add = [&["tokens", "add", "--address", CRYPTO_KITTIES], &named[..]].concat();
+    let (code, _, log) = settings.output(&add).await;
+    assert_eq!(code, 0, "{log}");
+
+    let messages = servers.delivered(&block, settings, &queue).await;
+    assert_eq!(messages, Vec::<Value>::new());
+    let dead: HashMap<String, String> = servers.redis.cli(0, "HGETALL chain:1:dead").await;
+    let letter: Vec<&String> = dead.values().collect();
+    let [letter] = letter[..] else { panic!("{dead:?}") };
+    assert!(letter.contains("unindexed") && letter.contains(&CRYPTO_KITTIES.to_lowercase()), "{letter}");
 }
 
 /// Indices of the logs that have the shape of an ERC-20 transfer.
