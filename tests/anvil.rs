@@ -23,6 +23,8 @@ const CHAIN: u64 = 31_337;
 const SOON: Duration = Duration::from_secs(30);
 /// A socket that is silent for longer is not trusted any more; what arrives sooner was announced by it.
 const SOONER_THAN_SILENCE: Duration = Duration::from_secs(20);
+/// As many fill more than the 16 MiB that a WebSocket's frame usually may have.
+const TRANSFERS_OF_A_LARGE_ANSWER: u64 = 28_000;
 const ALICE: Address = Address::repeat_byte(0xa1);
 const BOB: Address = Address::repeat_byte(0xb0);
 
@@ -284,6 +286,52 @@ async fn without_a_socket_the_head_is_polled() {
 }
 
 #[tokio::test]
+async fn a_node_without_http_serves_everything_over_its_socket() {
+    let stage = Stage::set().await;
+    let proxy = Proxy::for_sockets(stage.http()).await;
+    // No queue: what is large here is the answer of the node.
+    let settings = Settings::default()
+        .set("CHAIN_ID", CHAIN)
+        .set("WEB3_PROVIDER", format!("ws://{}", proxy.address))
+        .set("START_BLOCK", 1);
+    let listener = settings.start();
+    listener.wait_watermark(1, SOON).await;
+    for _ in 0..4 {
+        stage.anvil.burst(stage.token, ALICE, TRANSFERS_OF_A_LARGE_ANSWER / 4).await;
+    }
+    let large = stage.mine().await;
+    listener.wait_watermark(large, Duration::from_mins(1)).await;
+
+    proxy.cut().await;
+    stage.pay_in_a_block(2).await;
+    stage.pay_in_a_block(3).await;
+    proxy.restore();
+    let last = stage.pay_in_a_block(4).await;
+    listener.wait_watermark(last, SOON).await;
+    let (code, messages, log) = listener.stop().await;
+    assert_eq!(code, 0, "{log}");
+    assert_eq!(u64::try_from(messages.len()).unwrap(), 1 + TRANSFERS_OF_A_LARGE_ANSWER + 3);
+    assert!(unversioned(messages) == stage.transfers(1, last).await, "the messages are those of the node");
+}
+
+#[tokio::test]
+async fn the_history_of_the_chain_is_delivered_by_ranges() {
+    let stage = Stage::set().await;
+    for value in 1..=12 {
+        stage.pay_in_a_block(value).await;
+        stage.anvil.mine(17).await;
+    }
+    let last = stage.mine().await;
+    let (settings, queue) = stage.listener("transfers", stage.http()).await;
+    let (code, _, log) = settings.arg("--until").arg(last).start().end(SOON).await;
+    assert_eq!(code, 0, "{log}");
+    assert!(log.contains(r#""range":"1..99""#), "{log}");
+    let mut messages = stage.drain(&queue).await;
+    messages.sort_by_key(|message| message["blockNumber"].as_u64());
+    assert_eq!(messages, stage.transfers(1, last).await);
+}
+
+#[tokio::test]
 async fn on_a_fifo_queue_each_contract_is_a_group_in_the_order_of_its_logs() {
     let stage = Stage::set().await;
     let second = stage.anvil.deploy_token().await;
@@ -370,9 +418,9 @@ async fn another_event_and_a_second_queue_take_no_code() {
     let block = stage.anvil.rpc.call("eth_getBlockByNumber", json!([format!("{last:#x}"), false])).await;
     let filter = json!([{ "blockHash": block["hash"], "address": stage.token }]);
     let logs = stage.anvil.rpc.call("eth_getLogs", filter).await;
-    let mut named = place(&logs[1], &block);
-    named.insert("eventType".into(), json!("Named"));
-    named.insert("contract".into(), json!("Names"));
-    named.insert("events".into(), json!({ "Named": { "owner": OWNER.to_checksum(None), "name": text } }));
-    assert_eq!(stage.drain(&names).await, [Value::Object(named)]);
+    let mut message = place(&logs[1], &block);
+    message.insert("eventType".into(), json!("Named"));
+    message.insert("contract".into(), json!("Names"));
+    message.insert("events".into(), json!({ "Named": { "owner": OWNER.to_checksum(None), "name": text } }));
+    assert_eq!(stage.drain(&names).await, [Value::Object(message)]);
 }

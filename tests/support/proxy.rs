@@ -32,8 +32,17 @@ enum Mode {
 impl Proxy {
     /// Starts one before a server: `127.0.0.1:6379`, or a URL of which only host and port count.
     pub async fn before(server: &str) -> Self {
+        Self::start(server, false).await
+    }
+
+    /// Starts one that hangs up on whoever posts: only WebSockets come through.
+    pub async fn for_sockets(server: &str) -> Self {
+        Self::start(server, true).await
+    }
+
+    async fn start(server: &str, sockets_only: bool) -> Self {
         let authority = server.split_once("://").map_or(server, |(_, rest)| rest);
-        let target = authority.split(['/', '?']).next().unwrap().to_owned();
+        let target = Target { address: authority.split(['/', '?']).next().unwrap().to_owned(), sockets_only };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (mode, modes) = watch::channel(Mode::Pass);
@@ -65,37 +74,45 @@ impl Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, target: String, mode: watch::Receiver<Mode>, open: watch::Sender<usize>) {
+#[derive(Clone)]
+struct Target {
+    address: String,
+    sockets_only: bool,
+}
+
+async fn accept(listener: TcpListener, target: Target, mode: watch::Receiver<Mode>, open: watch::Sender<usize>) {
     loop {
         let (caller, _) = listener.accept().await.unwrap();
         if *mode.borrow() == Mode::Cut {
             continue;
         }
         open.send_modify(|lines| *lines += 1);
-        let (target, mode, open) = (target.clone(), mode.clone(), open.clone());
+        let (target, open) = (target.clone(), open.clone());
+        let (mode, mut cut) = (mode.clone(), mode.clone());
         tokio::spawn(async move {
-            connect_through(caller, &target, mode).await;
+            tokio::select! {
+                () = connect_through(caller, target, mode) => {}
+                // Also where the proxy itself is gone.
+                _ = cut.wait_for(|mode| *mode == Mode::Cut) => {}
+            }
             open.send_modify(|lines| *lines -= 1);
         });
     }
 }
 
-/// Both directions of one line, until either side hangs up or the line is cut.
-async fn connect_through(caller: TcpStream, target: &str, mode: watch::Receiver<Mode>) {
-    let Ok(server) = TcpStream::connect(target).await else { return };
+/// Both directions of one line, until either side hangs up.
+async fn connect_through(caller: TcpStream, target: Target, mode: watch::Receiver<Mode>) {
+    let mut first = [0; 4];
+    if target.sockets_only && (caller.peek(&mut first).await.is_err() || first == *b"POST") {
+        return;
+    }
+    let Ok(server) = TcpStream::connect(target.address).await else { return };
     // Small messages must not wait for each other's acknowledgement.
     caller.set_nodelay(true).unwrap();
     server.set_nodelay(true).unwrap();
     let (from_caller, to_caller) = caller.into_split();
     let (from_server, to_server) = server.into_split();
-    let both =
-        async { tokio::join!(pass(from_caller, to_server, mode.clone()), pass(from_server, to_caller, mode.clone())) };
-    let mut cut = mode.clone();
-    tokio::select! {
-        _ = both => {}
-        // Also where the proxy itself is gone.
-        _ = cut.wait_for(|mode| *mode == Mode::Cut) => {}
-    }
+    tokio::join!(pass(from_caller, to_server, mode.clone()), pass(from_server, to_caller, mode));
 }
 
 async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, mut mode: watch::Receiver<Mode>) {
