@@ -26,10 +26,8 @@ const SILENCE: Duration = Duration::from_secs(30);
 const POLL: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(4));
 /// The `safe` and `finalized` tags move slowly; they are read at most this often.
 const TAGS: Duration = Duration::from_secs(2);
-/// From one try to open a socket to the next, at least and at most; polling goes on meanwhile.
-const RECONNECT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
-/// Longest pause after the head could not be read, so that the end of an outage is soon seen.
-const PAUSE: Duration = Duration::from_secs(5);
+/// Pause before a socket is opened again, while polling goes on.
+const RECONNECT: Duration = Duration::from_secs(1);
 
 /// The chain as it was at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,41 +38,106 @@ pub struct View {
     pub heights: Heights,
 }
 
-/// What tells of new heads: a socket, on its way from closed to open.
-enum Socket<'a> {
-    Closed,
-    /// A peer that accepts and then says nothing takes a while to be given up; nobody waits for it.
-    Opening(BoxFuture<'a, Option<BoxStream<'static, ()>>>),
-    Open(BoxStream<'static, ()>),
-}
-
 /// Keeps the published view fresh; never returns.
 pub(super) async fn heads(ctx: &Context, publish: &watch::Sender<Option<View>>) {
     let mut tags = Tags::default();
-    let mut backoff = Backoff::new(PAUSE);
-    let (mut socket, mut reopen_at, mut reopening) = (Socket::Closed, Instant::now(), Backoff::new(RECONNECT.1));
+    let mut backoff = Backoff::new(Duration::from_secs(30));
+    let mut signs = Signs { socket: Socket::Closed, open_at: Instant::now() };
+    let mut failing = false;
     loop {
-        match socket {
-            Socket::Closed if Instant::now() >= reopen_at => {
-                reopen_at = Instant::now() + reopening.next_delay().max(RECONNECT.0);
-                socket = Socket::Opening(open(ctx).boxed());
-            }
-            Socket::Open(_) => reopening.reset(),
-            Socket::Closed | Socket::Opening(_) => {}
-        }
         match look(ctx, publish, &mut tags).await {
-            Ok(()) => backoff.reset(),
+            Ok(()) => {
+                backoff.reset();
+                failing = false;
+                signs.wait(ctx).await;
+            }
             Err(error) => {
-                debug!(%error, "head not read");
+                // An outage is told once, not at every try.
+                if std::mem::replace(&mut failing, true) {
+                    debug!(%error, "head not read");
+                } else {
+                    warn!(%error, "head not read; trying again");
+                }
                 let wait = match error {
                     RpcError::Throttled { retry_after, .. } => retry_after,
                     _ => None,
                 };
                 backoff.wait(wait).await;
-                continue;
             }
         }
-        socket = wait_for_sign(ctx, socket).await;
+    }
+}
+
+/// Signs of new heads, and what stands in for them: polling.
+struct Signs<'a> {
+    socket: Socket<'a>,
+    /// No socket is opened before.
+    open_at: Instant,
+}
+
+/// A socket with a subscription.
+enum Socket<'a> {
+    Closed,
+    /// Being opened, which may take long, while polling goes on.
+    Opening(BoxFuture<'a, Option<BoxStream<'static, ()>>>),
+    Open(Subscription),
+}
+
+struct Subscription {
+    signs: BoxStream<'static, ()>,
+    /// The last sign, or the moment of the opening.
+    heard: Instant,
+    /// One that has not given a sign yet is not relied on: it may be silent from the start.
+    trusted: bool,
+}
+
+impl<'a> Signs<'a> {
+    /// Waits until it is time to look again.
+    async fn wait(&mut self, ctx: &'a Context) {
+        let now = Instant::now();
+        let poll_at = now + (ctx.chain.block_time / 2).clamp(POLL.0, POLL.1);
+        if matches!(self.socket, Socket::Closed) && now >= self.open_at {
+            self.open_at = now + RECONNECT;
+            self.socket = Socket::Opening(open(ctx).boxed());
+        }
+        self.socket = match std::mem::replace(&mut self.socket, Socket::Closed) {
+            Socket::Closed => {
+                sleep_until(poll_at).await;
+                Socket::Closed
+            }
+            Socket::Opening(mut opening) => match timeout_at(poll_at, &mut opening).await {
+                Ok(Some(signs)) => Socket::Open(Subscription { signs, heard: Instant::now(), trusted: false }),
+                Ok(None) => {
+                    sleep_until(poll_at).await;
+                    Socket::Closed
+                }
+                Err(_) => Socket::Opening(opening),
+            },
+            Socket::Open(subscription) => {
+                let silence = SILENCE.max(ctx.chain.block_time * 3);
+                subscription.next(poll_at, silence).await.map_or(Socket::Closed, Socket::Open)
+            }
+        };
+    }
+}
+
+impl Subscription {
+    /// Waits for a sign, or until it is time to poll; answers the subscription if it is still good.
+    async fn next(mut self, poll_at: Instant, silence: Duration) -> Option<Self> {
+        let silent_at = self.heard + silence;
+        let patience = if self.trusted { silent_at } else { silent_at.min(poll_at) };
+        match timeout_at(patience, self.signs.next()).await {
+            Ok(Some(())) => Some(Self { heard: Instant::now(), trusted: true, ..self }),
+            Ok(None) => {
+                warn!("the WebSocket closed");
+                None
+            }
+            Err(_) if Instant::now() < silent_at => Some(self),
+            Err(_) => {
+                warn!(?silence, "the WebSocket is silent; opening another");
+                None
+            }
+        }
     }
 }
 
@@ -92,37 +155,6 @@ async fn open(ctx: &Context) -> Option<BoxStream<'static, ()>> {
             None
         }
     }
-}
-
-/// Waits until it is time to look again; answers the socket if it is still good.
-async fn wait_for_sign<'a>(ctx: &Context, socket: Socket<'a>) -> Socket<'a> {
-    let poll_at = Instant::now() + (ctx.chain.block_time / 2).clamp(POLL.0, POLL.1);
-    match socket {
-        Socket::Closed => {
-            sleep_until(poll_at).await;
-            Socket::Closed
-        }
-        Socket::Opening(mut opening) => match timeout_at(poll_at, &mut opening).await {
-            Ok(Some(signs)) => Socket::Open(signs),
-            Ok(None) => {
-                sleep_until(poll_at).await;
-                Socket::Closed
-            }
-            Err(_) => Socket::Opening(opening),
-        },
-        Socket::Open(signs) => wait_for_push(ctx, signs).await,
-    }
-}
-
-/// Waits for the next sign of an open socket, or for its end.
-async fn wait_for_push<'a>(ctx: &Context, mut signs: BoxStream<'static, ()>) -> Socket<'a> {
-    let silent = SILENCE.max(ctx.chain.block_time * 3);
-    match timeout_at(Instant::now() + silent, signs.next()).await {
-        Ok(Some(())) => return Socket::Open(signs),
-        Ok(None) => warn!("the WebSocket closed"),
-        Err(_) => warn!(?silent, "the WebSocket is silent; opening another"),
-    }
-    Socket::Closed
 }
 
 /// Reads the head, and the tags when they are due, and publishes what is new.
