@@ -61,7 +61,7 @@ pub(super) async fn heads(ctx: &Context, publish: &watch::Sender<Option<View>>) 
                 continue;
             }
         }
-        signs = wait_for_sign(ctx, signs).await;
+        signs = wait_for_sign(ctx, signs, tags.due).await;
     }
 }
 
@@ -82,18 +82,25 @@ async fn open(ctx: &Context) -> Option<BoxStream<'static, ()>> {
 }
 
 /// Waits until it is time to look again; answers the socket if it is still good.
-async fn wait_for_sign(ctx: &Context, signs: Option<BoxStream<'static, ()>>) -> Option<BoxStream<'static, ()>> {
+async fn wait_for_sign(
+    ctx: &Context,
+    signs: Option<BoxStream<'static, ()>>,
+    tags_due: Option<Instant>,
+) -> Option<BoxStream<'static, ()>> {
     let Some(mut signs) = signs else {
         sleep_until(Instant::now() + (ctx.chain.block_time / 2).clamp(POLL.0, POLL.1)).await;
         return None;
     };
     let silent = SILENCE.max(ctx.chain.block_time * 3);
-    match timeout_at(Instant::now() + silent, signs.next()).await {
+    let silent_at = Instant::now() + silent;
+    match timeout_at(tags_due.map_or(silent_at, |due| due.min(silent_at)), signs.next()).await {
         Ok(Some(())) => Some(signs),
         Ok(None) => {
             warn!("the WebSocket closed");
             None
         }
+        // The tags did not keep up with the head: without this a chain that stands still would never show them.
+        Err(_) if Instant::now() < silent_at => Some(signs),
         Err(_) => {
             warn!(?silent, "the WebSocket is silent; opening another");
             None
@@ -133,6 +140,8 @@ fn tell_endpoints(ctx: &Context) {
 #[derive(Debug, Default)]
 struct Tags {
     read_at: Option<Instant>,
+    /// When they are to be read, where a head came too soon after they were.
+    due: Option<Instant>,
     safe: Option<u64>,
     finalized: Option<u64>,
 }
@@ -140,7 +149,9 @@ struct Tags {
 impl Tags {
     /// Reads both tags if they are due; answers whether they were.
     async fn refresh(&mut self, ctx: &Context) -> bool {
-        if self.read_at.is_some_and(|at| at.elapsed() < TAGS) {
+        let due = self.read_at.map(|at| at + TAGS);
+        self.due = due.filter(|due| *due > Instant::now());
+        if self.due.is_some() {
             return false;
         }
         // A chain without a tag answers null or an error; both mean that depth alone decides (F15).
