@@ -13,6 +13,7 @@ use support::{
     chaintap::{Listener, Settings, blocks, ids},
     devchain::{Devchain, still},
     process::eventually,
+    puppet::Puppet,
     redis::{Fields, Hashes, RedisServer},
 };
 
@@ -226,6 +227,31 @@ async fn r05_a_second_gap_that_opens_meanwhile_does_not_hide_the_first() {
     let most = moments.iter().filter_map(|at| number(at, "historical_range", "gaps")).max();
     assert!(most >= Some(3), "three gaps were open at once: {most:?}");
     assert_settled(&deployment, 101, 460).await;
+}
+
+#[tokio::test]
+async fn r15_heads_in_any_order_deliver_each_block_once_and_one_out_of_thin_air_is_ignored() {
+    let (server, chain) = tokio::join!(RedisServer::start(), chain(1, 106));
+    let puppet = Puppet::before(chain.rpc(), 999_999_999).await;
+    let profile = SLOW_HISTORY.replace("finality_depth = 8", "finality_depth = 64");
+    let settings = listener(&chain, 1, &server, 0).set("WEB3_PROVIDER", puppet.url());
+    let settings = settings.file("config/chains.toml", &profile);
+    let listener = settings.start();
+    puppet.tell(999_999_999).await;
+    assert_eq!(server.cli::<u64>(0, "DBSIZE").await, 0, "no place to begin");
+    puppet.tell(102).await;
+    listener.wait_watermark(102, SOON).await;
+    for head in [105, 104, 105, 103, 999_999_999] {
+        puppet.tell(head).await;
+    }
+    listener.wait_watermark(105, SOON).await;
+    assert_eq!(listener.health().await["head"]["number"], 103);
+    puppet.tell(106).await;
+    listener.wait_watermark(106, SOON).await;
+    let (code, messages, log) = listener.stop().await;
+    assert_eq!(code, 0, "{log}");
+    assert_once(&messages, &chain.transfers(102, 106).await);
+    assert!(!log.contains("panic"), "{log}");
 }
 
 // The recipes --------------------------------------------------------------------------------------------------------

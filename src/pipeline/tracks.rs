@@ -123,7 +123,9 @@ async fn verified_head(ctx: &Context) -> Result<u64, RpcError> {
         return Err(RpcError::WrongChain { endpoint: "the endpoint".into(), expected: ctx.chain.id, told });
     }
     let head = ctx.source.header(At::Latest).await?;
-    head.map(|head| head.number).ok_or_else(|| RpcError::Behind("the node has no latest block".into()))
+    let head = head.ok_or_else(|| RpcError::Behind("the node has no latest block".into()))?;
+    follow::believe(ctx, &head, None).await?;
+    Ok(head.number)
 }
 
 /// Says every few seconds that this process lives, so that its claims are taken over soon after it died.

@@ -59,15 +59,19 @@ impl Devchain {
     pub async fn transfers(&self, from: u64, to: u64) -> BTreeSet<String> {
         let chain: U64 = serde_json::from_value(self.rpc().call("eth_chainId", json!([])).await).unwrap();
         let topic = "0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef";
-        let filter = json!([{ "fromBlock": format!("{from:#x}"), "toBlock": format!("{to:#x}"), "topics": [topic] }]);
-        let logs = self.rpc().call("eth_getLogs", filter).await;
+        let mut logs = Vec::new();
+        for first in (from..=to).step_by(500) {
+            let (first, last) = (format!("{first:#x}"), format!("{:#x}", to.min(first + 499)));
+            let filter = json!([{ "fromBlock": first, "toBlock": last, "topics": [topic] }]);
+            logs.extend(self.rpc().call("eth_getLogs", filter).await.as_array().unwrap().iter().cloned());
+        }
         let erc20 =
             |log: &&Value| log["topics"].as_array().unwrap().len() == 3 && log["data"].as_str().unwrap().len() == 66;
         let id = |log: &Value| {
             let index: U64 = serde_json::from_value(log["logIndex"].clone()).unwrap();
             format!("{chain}:{}:{index}", log["blockHash"].as_str().unwrap())
         };
-        logs.as_array().unwrap().iter().filter(erc20).map(id).collect()
+        logs.iter().filter(erc20).map(id).collect()
     }
 }
 

@@ -17,5 +17,6 @@ pub mod chaintap;
 pub mod devchain;
 pub mod mongo;
 pub mod process;
+pub mod puppet;
 pub mod redis;
 pub mod sqs;
