@@ -6,6 +6,7 @@ use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use tokio::time::sleep;
 
 /// Pauses between tries: doubling from 100 ms to a cap, with jitter so that replicas do not march in step.
+#[derive(Debug)]
 pub struct Backoff {
     delays: ExponentialBackoff,
     cap: Duration,

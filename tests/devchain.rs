@@ -25,7 +25,7 @@ const TRANSFER: B256 = b256!("0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a116
 /// Either node, with a short history of blocks with and without logs.
 enum Node {
     Devchain(Devchain),
-    Anvil(Anvil, Address),
+    Anvil(Box<Anvil>, Address),
 }
 
 impl Node {
@@ -37,7 +37,7 @@ impl Node {
     async fn anvil() -> Self {
         let anvil = Anvil::start(31_337, &["--no-mining", "--slots-in-an-epoch", "1"]).await;
         let token = anvil.deploy_token().await;
-        let node = Self::Anvil(anvil, token);
+        let node = Self::Anvil(Box::new(anvil), token);
         for _ in 0..3 {
             node.mine_logs().await;
         }
@@ -101,7 +101,8 @@ async fn head(rpc: &Rpc) -> u64 {
 }
 
 fn parse<T: serde::de::DeserializeOwned>(value: Value) -> T {
-    serde_json::from_value(value.clone()).unwrap_or_else(|error| panic!("{error}: {value:#}"))
+    let text = value.to_string();
+    serde_json::from_value(value).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
 fn hex(number: u64) -> String {
@@ -167,6 +168,8 @@ async fn logs_by_range_by_hash_and_in_receipts_are_the_same(node: Node) {
     assert!(by_range.iter().all(|log| !log.removed && log.block_timestamp.is_some()));
 }
 
+type Wanted<'a> = &'a dyn Fn(&Log) -> bool;
+
 async fn filters_select_by_address_and_by_topics(node: Node) {
     let rpc = node.rpc();
     let all = all_logs(&rpc).await;
@@ -175,7 +178,7 @@ async fn filters_select_by_address_and_by_topics(node: Node) {
     let others: BTreeSet<_> = all.iter().map(Log::address).filter(|other| *other != address).take(2).collect();
     let addresses: Vec<_> = others.iter().copied().chain([address, Address::repeat_byte(9)]).collect();
     let topic = |log: &Log, place: usize, wanted: B256| log.topics().get(place) == Some(&wanted);
-    let cases: [(Value, &dyn Fn(&Log) -> bool); 9] = [
+    let cases: [(Value, Wanted); 9] = [
         (json!({ "address": address }), &|log| log.address() == address),
         (json!({ "address": addresses }), &|log| addresses.contains(&log.address())),
         (json!({ "address": Address::repeat_byte(9) }), &|_| false),

@@ -4,7 +4,10 @@
 
 mod support;
 
-use std::time::{Duration, SystemTime};
+use std::{
+    process::Stdio,
+    time::{Duration, Instant, SystemTime},
+};
 
 use alloy::{
     consensus::BlockHeader as _,
@@ -15,6 +18,10 @@ use alloy::{
 use chaintap::devchain::{Error, Limits, Options, Reorgs, serve, tokens};
 use serde_json::{Value, json};
 use support::devchain::{Devchain, Rpc, Socket, still};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::Command,
+};
 use tokio_util::sync::CancellationToken;
 
 fn parse<T: serde::de::DeserializeOwned>(value: Value) -> T {
@@ -182,16 +189,31 @@ async fn a_subscriber_that_does_not_read_is_dropped() {
     let node = Devchain::start(Options { limits, logs_per_block: 600, ..still(5) }).await;
     let rpc = node.rpc();
     let mut socket = Socket::connect(&rpc).await;
-    // Each of them gets every log: some 13 MB per block, more than the buffers on the way take.
+    // Each of them gets every log: some 17 MB per block, more than the buffers on the way take.
     for _ in 0..40 {
         socket.call("eth_subscribe", json!(["logs", {}])).await;
     }
     socket.send(&json!({ "id": 1, "method": "eth_subscribe", "params": ["newHeads"] })).await;
     assert_eq!(socket.receive().await["error"]["message"], "at most 40 subscriptions per connection");
-    rpc.call("devchain_mine", json!(["0x3"])).await;
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    rpc.call("devchain_mine", json!(["0x2"])).await;
+    let deadline = Instant::now() + Duration::from_mins(1);
+    while socket.try_send(&json!({ "id": 2, "method": "eth_chainId" })).await {
+        assert!(Instant::now() < deadline, "still connected");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(head(&rpc).await, 7, "the node goes on");
+}
+
+#[tokio::test]
+async fn it_ends_at_once_when_asked_to_though_clients_are_connected() {
+    let shutdown = CancellationToken::new();
+    let serving = serve(Options { port: 0, ..still(1) }, shutdown.clone()).await.unwrap();
+    let rpc = Rpc::new(format!("http://{}", serving.address));
+    assert_eq!(head(&rpc).await, 1);
+    let mut socket = Socket::connect(&rpc).await;
+    shutdown.cancel();
     assert!(socket.is_closed().await);
-    assert_eq!(head(&rpc).await, 8, "the node goes on");
+    tokio::time::timeout(Duration::from_secs(2), serving.task).await.unwrap().unwrap().unwrap();
 }
 
 #[tokio::test]
@@ -226,4 +248,32 @@ async fn contradictory_options_are_refused_with_the_mend() {
     let node = Devchain::start(still(1)).await;
     let taken = serve(Options { port: node.address.port(), ..still(1) }, CancellationToken::new()).await.unwrap_err();
     assert!(taken.to_string().contains("give another --port"), "{taken}");
+}
+
+#[tokio::test]
+async fn the_command_says_where_it_serves_and_prints_its_tokens() {
+    let command = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_chaintap"));
+        command.arg("devchain").args(arguments).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
+        command
+    };
+    let printed = command(&["--print-tokens", "--chain-id", "8453", "--tokens", "1"]).output().await.unwrap();
+    let expected = json!([{
+        "address": tokens(1, 1)[0].address.to_checksum(None),
+        "name": "Dev Dollar",
+        "symbol": "DEVUSD",
+        "decimals": 6,
+        "chainId": 8453,
+    }]);
+    assert_eq!(serde_json::from_slice::<Value>(&printed.stdout).unwrap(), expected);
+
+    let mut serving =
+        command(&["--port", "0", "--no-mining", "--start-height", "5", "--chain-id", "8453"]).spawn().unwrap();
+    let line = BufReader::new(serving.stdout.take().unwrap()).lines().next_line().await.unwrap().unwrap();
+    assert!(line.starts_with("devchain: chain 8453, head 5, http://127.0.0.1:"), "{line}");
+    let url = line.split([' ', ',']).find(|word| word.starts_with("http://")).unwrap();
+    assert_eq!(Rpc::new(url.to_owned()).call("eth_chainId", json!([])).await, "0x2105");
+
+    let refused = command(&["--chain-id", "base"]).status().await.unwrap();
+    assert_eq!(refused.code(), Some(64));
 }

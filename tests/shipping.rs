@@ -12,7 +12,10 @@ use std::{
     sync::LazyLock,
 };
 
-use chaintap::config::{Limits, variables};
+use chaintap::config::{
+    Limits,
+    variables::{self, Secrecy},
+};
 use serde_json::{Value, json};
 
 mod support;
@@ -154,11 +157,7 @@ mod kubernetes {
             let environment = &config_map(objects, "chaintap-environment")["data"];
             for name in environment.as_object().unwrap().keys() {
                 assert_is_a_variable(name);
-                assert_eq!(
-                    variables::find(name).unwrap().secrecy,
-                    variables::Secrecy::Open,
-                    "{name} is secret, and stands in a ConfigMap"
-                );
+                assert_eq!(variables::find(name).unwrap().secrecy, Secrecy::Open, "{name} in a ConfigMap");
             }
             for entry in members(container(objects), "/env") {
                 let name = text(entry, "/name");
@@ -255,6 +254,20 @@ mod kubernetes {
         there.remove("kustomization.yaml");
         assert!(there.iter().all(|name| listed.contains(name.as_str())), "{there:?} against {listed:?}");
     }
+}
+
+/// Rights on other systems: what the program does there, and no more.
+mod access {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::support::{
+        chaintap::Settings,
+        devchain::{Devchain, still},
+        redis::RedisServer,
+    };
+
+    const REDIS_USERS: &str = "kubernetes/access/redis-users.acl";
 
     #[test]
     fn the_aws_policy_allows_what_the_program_calls_and_no_more() {
@@ -272,6 +285,55 @@ mod kubernetes {
             .collect();
         let expected = ["secretsmanager:GetSecretValue", "sqs:GetQueueAttributes", "sqs:SendMessage"];
         assert_eq!(actions, expected.into());
+    }
+
+    /// Upper-case words in quotes behind `before`, in the files of a folder that end so, in lower case.
+    fn called(folder: &str, end: &str, before: &str) -> BTreeSet<String> {
+        let sources = names(folder, end).into_iter().map(|name| read(format!("{folder}/{name}")));
+        let words = sources.flat_map(|source| {
+            let split =
+                source.split(before).skip(1).filter_map(|rest| rest.split(['"', '\'']).next().map(str::to_lowercase));
+            split.collect::<Vec<_>>()
+        });
+        words.collect()
+    }
+
+    #[test]
+    fn the_redis_user_may_call_what_the_store_calls_and_no_more() {
+        let mut needed = called("src/store/scripts", ".lua", "call('");
+        needed.extend(called("src/store/redis", ".rs", "cmd(\""));
+        // The client's own: to log in, to choose the database, to run scripts.
+        needed.extend(["auth", "select", "eval", "evalsha"].map(ToOwned::to_owned));
+        // Asked where they are allowed: how often the AOF is synced, and, from 7.2 on, to wait for it.
+        needed.retain(|command| !["config", "waitaof"].contains(&command.as_str()));
+
+        let users = read(REDIS_USERS);
+        let words = users.lines().last().unwrap().split_whitespace();
+        let allowed: BTreeSet<String> =
+            words.filter_map(|word| word.strip_prefix('+')).map(ToOwned::to_owned).collect();
+        assert_eq!(allowed, needed);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_listener_needs_no_right_that_the_redis_user_lacks() {
+        let chain = Devchain::start(still(40)).await;
+        let user = read(REDIS_USERS).lines().last().unwrap().replace("chain:8453:", "chain:31337:");
+        let (before, after) = user.split_once('#').unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        let file = scratch.path().join("users.acl");
+        fs::write(&file, format!("{before}>secret{}\n", &after[64..])).unwrap();
+        let redis = RedisServer::start_with(&["--aclfile", file.to_str().unwrap(), "--appendonly", "yes"]).await;
+
+        let listener = Settings::default()
+            .set("CHAIN_ID", 31337)
+            .set("WEB3_PROVIDER", chain.rpc().url)
+            .set("REDIS_URL", format!("redis://chaintap-base:secret@127.0.0.1:{}", redis.port))
+            .set("START_BLOCK", 10);
+        let (code, messages, log) = listener.clone().arg("--until").arg(30).start().end(Duration::from_mins(1)).await;
+        assert_eq!(code, 0, "{log}");
+        assert!(!messages.is_empty() && !log.contains("NOPERM"), "{log}");
+        let (code, printed, error) = listener.output(&["rewind", "--to", "20", "--yes"]).await;
+        assert_eq!(code, 0, "{printed}{error}");
     }
 }
 

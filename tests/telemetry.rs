@@ -14,9 +14,9 @@ use std::{
 
 use axum::{Router, body::Bytes, extract::State, routing::post};
 use chaintap::{
-    config::SecretUrl,
+    config::{LogFormat, SecretUrl},
     telemetry::{
-        logging::{self, LogFormat, LogGuard},
+        logging::{self, LogGuard},
         sentry,
     },
 };
@@ -36,7 +36,6 @@ const URL: &str = "https://user:CANARY1@node.example/v2/CANARY2?apikey=CANARY3";
 
 /// What the started process does; by itself it does nothing.
 #[test]
-#[ignore = "run by the other tests, in a process of its own"]
 fn a_process_with_a_role() {
     match std::env::var(ROLE).unwrap_or_default().as_str() {
         "json" => speak(Some(LogFormat::Json)),
@@ -107,7 +106,7 @@ impl Error for Fault {}
 
 fn process(role: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "a_process_with_a_role", "--ignored", "--nocapture"]).env(ROLE, role);
+    command.args(["--exact", "a_process_with_a_role", "--nocapture"]).env(ROLE, role);
     command.env_remove("RUST_LOG").env("RUST_BACKTRACE", "0");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     command

@@ -198,6 +198,11 @@ const EXAMPLES: &[(&str, Example, Example)] = &[
         ("src/store/embedded.rs", "fn f() -> redis::RedisResult<()> { Ok(()) }"),
         ("src/store/mod.rs", "pub mod redis;\npub use redis::RedisStore;"),
     ),
+    (
+        "a client crate stays in its file",
+        ("src/cli/run.rs", "use ::sentry::{self, init};"),
+        ("src/cli/run.rs", "use crate::telemetry::{sentry::{self, Guard}};\nfn f() { sentry::init(); }"),
+    ),
     ("files are small", ("src/store/claim.lua", "<401>"), ("src/store/claim.lua", "<400>-- why\n\n")),
     (
         "files are small",

@@ -20,9 +20,10 @@ pub struct Args {
     /// Port for HTTP and WebSocket; 0 takes a free one and prints it.
     #[arg(long, default_value_t = 8545)]
     port: u16,
+    // A string because the flag of the same name that all commands share is one; clap holds both as one value.
     /// Chain id [default: 31337, or that of the blocks].
-    #[arg(long)]
-    chain_id: Option<u64>,
+    #[arg(long, value_name = "ID")]
+    chain_id: Option<String>,
     /// Seed: another one is another chain.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -86,17 +87,20 @@ fn genesis_time(text: &str) -> Result<u64, String> {
 }
 
 impl Args {
-    fn options(self) -> Options {
+    fn options(self) -> Result<Options, Failure> {
+        let chain_id = self.chain_id.map(|text| {
+            text.parse().map_err(|_| Failure::Usage(format!("--chain-id '{text}' is not a whole number, e.g. 8453")))
+        });
         let limits = Limits {
             range: self.max_range,
             results: self.max_results,
             orphans: self.keep_orphans,
             ..Limits::default()
         };
-        Options {
+        Ok(Options {
             bind: self.bind,
             port: self.port,
-            chain_id: self.chain_id,
+            chain_id: chain_id.transpose()?,
             seed: self.seed,
             genesis_time: self.genesis_time,
             start_height: self.start_height,
@@ -110,7 +114,7 @@ impl Args {
             blocks: self.blocks,
             around: self.around,
             limits,
-        }
+        })
     }
 }
 
@@ -121,11 +125,11 @@ impl Args {
 /// Wrong options (64), unusable block files (65), a port that cannot be had (69).
 pub async fn run(args: Args) -> Result<(), Failure> {
     if args.print_tokens {
-        return print(&format!("{:#}", devchain::token_documents(&args.options())));
+        return print(&format!("{:#}", devchain::token_documents(&args.options()?)));
     }
     let shutdown =
         shutdown::on_signals().map_err(|error| Failure::Internal(format!("cannot listen for signals: {error}")))?;
-    let serving = devchain::serve(args.options(), shutdown.clone()).await.map_err(|error| failure(&error))?;
+    let serving = devchain::serve(args.options()?, shutdown.clone()).await.map_err(|error| failure(&error))?;
     let devchain::Serving { address, chain_id, head, .. } = serving;
     print(&format!("devchain: chain {chain_id}, head {head}, http://{address} and ws://{address}"))?;
     let ended = serving.task.await;

@@ -8,6 +8,8 @@ use alloy::{
     primitives::{Address, B256, Bloom, Log},
 };
 
+use super::blooms::Blooms;
+
 /// The transactions of one block, in order; with their logs, in order. A log's index is its place in the block.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Body {
@@ -93,12 +95,11 @@ impl Body {
     }
 
     /// The receipts; `None` where a transaction is known by its hash alone.
-    pub(super) fn receipts(&self) -> Option<Vec<ReceiptEnvelope>> {
+    pub(super) fn receipts(&self, blooms: &Blooms) -> Option<Vec<ReceiptEnvelope>> {
         let mut cumulative_gas_used = 0;
         let receipt = |tx: &Transaction| {
             cumulative_gas_used += tx.signed()?.gas_used;
-            let mut logs_bloom = Bloom::default();
-            logs_bloom.accrue_logs(&tx.logs);
+            let logs_bloom = blooms.of(&tx.logs);
             let receipt = Receipt { status: true.into(), cumulative_gas_used, logs: tx.logs.clone() };
             Some(ReceiptEnvelope::Eip1559(ReceiptWithBloom { receipt, logs_bloom }))
         };
@@ -106,8 +107,8 @@ impl Body {
     }
 
     /// The roots, computed from the signed transactions and their receipts as every client does.
-    pub(super) fn roots(&self) -> Roots {
-        let receipts = self.receipts().unwrap_or_default();
+    pub(super) fn roots(&self, blooms: &Blooms) -> Roots {
+        let receipts = self.receipts(blooms).unwrap_or_default();
         let envelopes: Vec<_> =
             self.transactions.iter().filter_map(Transaction::signed).map(|signed| &signed.envelope).collect();
         let mut bloom = Bloom::default();

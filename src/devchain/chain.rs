@@ -59,7 +59,7 @@ pub(super) struct Maker {
 impl Maker {
     /// The block at this place on top of `parent`.
     pub(super) fn block(&self, number: u64, fork: u32, parent: B256) -> Block {
-        self.seal(number, fork, parent, &self.generator.body(number, fork).roots())
+        self.seal(number, fork, parent, &self.generator.roots(number, fork))
     }
 
     /// The same block where the roots of its body are known already.

@@ -8,6 +8,7 @@ use alloy::{
 };
 
 use super::{
+    blooms::Blooms,
     body::{Body, Transaction},
     chain::Block,
     generator::{BASE_FEE, TIP},
@@ -82,7 +83,7 @@ pub(super) fn receipts(block: &Block, body: &Body) -> Option<Vec<TransactionRece
             contract_address: None,
         })
     };
-    body.transactions.iter().zip(body.receipts()?).map(receipt).collect()
+    body.transactions.iter().zip(body.receipts(&Blooms::default())?).map(receipt).collect()
 }
 
 /// A place of a transaction among those of its block.

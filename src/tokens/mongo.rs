@@ -15,7 +15,6 @@ use std::{collections::HashMap, future::IntoFuture, time::Duration};
 
 use alloy::primitives::Address;
 use async_trait::async_trait;
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use futures_util::StreamExt;
 use mongodb::{
     Client, Collection, IndexModel,
@@ -34,7 +33,7 @@ use super::{
     Loaded, TokenDirectory, TokenError,
     row::{Gathering, MAX_ROWS, Row, parse_address, shown},
 };
-use crate::{config::SecretUrl, domain::Token, telemetry::scrub};
+use crate::{backoff::Backoff, config::SecretUrl, domain::Token, telemetry::scrub};
 
 const COLLECTION: &str = "tokens";
 /// Documents in one reply, and in one insert.
@@ -47,8 +46,10 @@ const QUIET: Duration = Duration::from_millis(250);
 const MAX_QUIET: Duration = Duration::from_secs(5);
 /// A change stream that was silent for this long is opened anew: its connection may be dead.
 const MAX_SILENCE: Duration = Duration::from_mins(10);
-/// Pauses between attempts to open the change stream.
-const REOPEN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
+/// Pauses between attempts to open the change stream grow from this
+const MIN_REOPEN: Duration = Duration::from_secs(1);
+/// to this.
+const MAX_REOPEN: Duration = Duration::from_mins(1);
 /// Longest text of the driver or the server that is passed on, characters.
 const MAX_FAULT: usize = 300;
 
@@ -262,7 +263,7 @@ impl TokenDirectory for MongoDirectory {
                 Stream::Impossible => std::future::pending().await,
                 Stream::Open(stream) => match next_change(stream).await {
                     Ok(()) => {
-                        watch.pauses = reopen_pauses();
+                        watch.pauses.reset();
                         return;
                     }
                     Err(reason) => reason,
@@ -281,7 +282,7 @@ impl TokenDirectory for MongoDirectory {
             };
             debug!(server = self.place, reason, "the change stream of the tokens is closed");
             watch.stream = Stream::Closed;
-            time::sleep(watch.pauses.next().unwrap_or(REOPEN.1)).await;
+            watch.pauses.wait(Some(MIN_REOPEN)).await;
         }
     }
 
@@ -298,7 +299,7 @@ impl TokenDirectory for MongoDirectory {
 #[derive(Debug)]
 struct Watch {
     stream: Stream,
-    pauses: ExponentialBackoff,
+    pauses: Backoff,
 }
 
 type Changes = ChangeStream<ChangeStreamEvent<Document>>;
@@ -313,13 +314,8 @@ enum Stream {
 
 impl Default for Watch {
     fn default() -> Self {
-        Self { stream: Stream::Closed, pauses: reopen_pauses() }
+        Self { stream: Stream::Closed, pauses: Backoff::new(MAX_REOPEN) }
     }
-}
-
-fn reopen_pauses() -> ExponentialBackoff {
-    let pauses = ExponentialBuilder::new().with_min_delay(REOPEN.0).with_max_delay(REOPEN.1).with_jitter();
-    pauses.without_max_times().build()
 }
 
 impl MongoDirectory {

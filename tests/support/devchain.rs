@@ -153,7 +153,12 @@ impl Socket {
     }
 
     pub async fn send(&mut self, message: &Value) {
-        self.stream.send(Message::text(message.to_string())).await.unwrap();
+        assert!(self.try_send(message).await, "the socket is open");
+    }
+
+    /// Whether the node still takes messages.
+    pub async fn try_send(&mut self, message: &Value) -> bool {
+        self.stream.send(Message::text(message.to_string())).await.is_ok()
     }
 
     /// The next message of any kind; panics after ten seconds without one.

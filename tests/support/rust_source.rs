@@ -182,10 +182,13 @@ pub(crate) fn code_lines(tokens: &[Token]) -> usize {
 
 /// Every path of two segments or more.
 pub(crate) fn paths(tokens: &[Token]) -> Vec<Named> {
+    // Behind these `::` begins a path from the outermost level.
+    const NO_SEGMENTS: [&str; 7] = ["use", "in", "as", "impl", "dyn", "mut", "return"];
     let mut found = Vec::new();
     let mut at = 0;
     while let Some(token) = tokens.get(at) {
-        let goes_on = tokens.get(at + 1).is_some_and(|next| next.is("::"));
+        let goes_on =
+            tokens.get(at + 1).is_some_and(|next| next.is("::")) && !NO_SEGMENTS.contains(&token.text.as_str());
         if token.is_word() && goes_on {
             at = path(tokens, at, &[], &mut found);
         } else {
@@ -206,7 +209,10 @@ fn path(tokens: &[Token], mut at: usize, prefix: &[String], found: &mut Vec<Name
         if !token.is_word() {
             break;
         }
-        segments.push(token.text.clone());
+        // `a::{self, b}` names `a` itself.
+        if !token.is("self") || segments.is_empty() {
+            segments.push(token.text.clone());
+        }
         at += 1;
         if !tokens.get(at).is_some_and(|next| next.is("::")) {
             break;
