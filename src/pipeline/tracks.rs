@@ -68,6 +68,15 @@ pub async fn run(ctx: Arc<Context>, start: Option<u64>, until: Option<u64>, stop
         ended = tracks.turn(stop) => ended,
         Some(died) = keepers.join_next() => Ended::Broken(format!("a keeper ended: {died:?}")),
     };
+    if let Ended::Unusable(StoreError::Vanished(reason)) = &ended {
+        let (chain, watermark) = (ctx.chain.id, tracks.watermark);
+        error!(
+            reason,
+            watermark,
+            "the state is gone, and the next start begins at the chain's head; to go on where this one ended, first \
+             set `block` of chain:{chain}:progress to this watermark"
+        );
+    }
     tracks.drain().await;
     keepers.shutdown().await;
     ended
@@ -114,7 +123,9 @@ async fn verified_head(ctx: &Context) -> Result<u64, RpcError> {
         return Err(RpcError::WrongChain { endpoint: "the endpoint".into(), expected: ctx.chain.id, told });
     }
     let head = ctx.source.header(At::Latest).await?;
-    head.map(|head| head.number).ok_or_else(|| RpcError::Behind("the node has no latest block".into()))
+    let head = head.ok_or_else(|| RpcError::Behind("the node has no latest block".into()))?;
+    follow::believe(ctx, &head, None).await?;
+    Ok(head.number)
 }
 
 /// Says every few seconds that this process lives, so that its claims are taken over soon after it died.
@@ -153,6 +164,7 @@ struct Tracks {
     pace: Pace,
     next_start: Instant,
     next_seal: Instant,
+    watermark: i64,
     sealed: i64,
     halted: bool,
 }
@@ -194,6 +206,7 @@ impl Tracks {
             pace,
             next_start: now,
             next_seal: now,
+            watermark: -1,
             sealed: -1,
             halted: false,
         }
@@ -361,7 +374,7 @@ impl Tracks {
                 self.halt(reason);
                 return None;
             }
-            StageError::Store(error @ (StoreError::Fatal(_) | StoreError::Vanished(_))) => {
+            StageError::Store(error) if !matches!(error, StoreError::Transient(_)) => {
                 return Some(Ended::Unusable(error.clone()));
             }
             StageError::Rpc(error @ RpcError::WrongChain { .. }) => return Some(Ended::WrongChain(error.clone())),
@@ -393,7 +406,7 @@ impl Tracks {
 
     fn tell(&mut self, snapshot: &Snapshot) {
         let progress = &snapshot.progress;
-        self.sealed = progress.sealed;
+        (self.watermark, self.sealed) = (progress.watermark, progress.sealed);
         self.ctx.vitals.edge(Edge::Store, Ok(()));
         self.ctx.vitals.progress(progress.watermark, progress.tip, &snapshot.done);
     }
