@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use tracing::{debug, warn};
 
-use super::{Claim, Context, Delivered, Proof, StageError, View, persist};
+use super::{Claim, Context, Delivered, Proof, StageError, View, deliver, persist};
 use crate::{
     domain::{BlockRef, Track},
     rpc::At,
-    store::{CommitReply, JournalEntry, SealReply},
+    store::{BlockCommit, CommitReply, JournalEntry, SealReply},
     telemetry::metrics,
 };
 
@@ -19,7 +19,7 @@ use crate::{
 pub(super) async fn advance(ctx: &Context, track: Track, claim: Claim, delivered: Delivered) -> Result<(), StageError> {
     let grant = &claim.grant;
     let reply = match delivered.proof {
-        Proof::Journaled(commit) => persist(ctx, Duration::MAX, || ctx.store.commit(commit, track, grant)).await?,
+        Proof::Journaled(commit) => block(ctx, track, &claim, commit).await?,
         Proof::Final(commit) => {
             persist(ctx, Duration::MAX, || ctx.store.commit_final(commit.clone(), track, grant)).await?
         }
@@ -37,6 +37,17 @@ pub(super) async fn advance(ctx: &Context, track: Track, claim: Claim, delivered
         CommitReply::OldList => Err(StageError::Again("the token list or the contracts moved on")),
         CommitReply::More => Err(StageError::Again("someone else journaled more events for the block")),
         CommitReply::Conflict(reason) => Err(StageError::Halt(reason)),
+    }
+}
+
+/// Commits a block. Where someone else journaled more events for it, with another token list or another provider's
+/// answer, these are sent first: the entry is what was promised.
+async fn block(ctx: &Context, track: Track, claim: &Claim, mut commit: BlockCommit) -> Result<CommitReply, StageError> {
+    loop {
+        match persist(ctx, Duration::MAX, || ctx.store.commit(commit, track, &claim.grant)).await? {
+            CommitReply::More => commit = deliver::all_journaled(ctx, claim, commit).await?,
+            reply => return Ok(reply),
+        }
     }
 }
 

@@ -105,6 +105,25 @@ pub(super) fn finished(
     Delivered { proof: Proof::Final(commit), events, _only_here: () }
 }
 
+/// Sends everything that the block's entry holds; what was sent before is sent again, byte for byte.
+pub(super) async fn all_journaled(
+    ctx: &Context,
+    claim: &Claim,
+    commit: BlockCommit,
+) -> Result<BlockCommit, StageError> {
+    let (events, _) = resend(ctx, claim, commit.block).await?;
+    Ok(BlockCommit { digest: Digest::of(&events), ..commit })
+}
+
+/// Sends what is journaled for a block; the events, and in how many parts they are journaled.
+async fn resend(ctx: &Context, claim: &Claim, block: BlockRef) -> Result<(Vec<Event>, u32), StageError> {
+    let (events, parts) = persist(ctx, Duration::MAX, || ctx.store.journaled(block, claim.grant.epoch)).await?;
+    for chunk in events.chunks(MAX_PART_EVENTS) {
+        send(ctx, claim, chunk).await?;
+    }
+    Ok((events, parts))
+}
+
 /// A journal entry while it grows.
 struct Entry<'a> {
     ctx: &'a Context,
@@ -155,9 +174,7 @@ impl Entry<'_> {
     /// Someone journaled other events for this block, with another token list or another provider's answer. What is
     /// journaled may have been sent, so it is sent again, byte for byte; what is missing from it is appended.
     async fn merge(&mut self, ours: &[Event]) -> Result<(), StageError> {
-        let block = self.header.block();
-        let (events, parts) =
-            persist(self.ctx, Duration::MAX, || self.ctx.store.journaled(block, self.claim.grant.epoch)).await?;
+        let (events, parts) = resend(self.ctx, self.claim, self.header.block()).await?;
         self.digest = Digest::of(&events);
         self.part = parts;
         let missing: Vec<Event> = ours
@@ -165,9 +182,6 @@ impl Entry<'_> {
             .filter(|ours| !events.iter().any(|held| held.log_index == ours.log_index && held.handler == ours.handler))
             .cloned()
             .collect();
-        for chunk in events.chunks(MAX_PART_EVENTS) {
-            send(self.ctx, self.claim, chunk).await?;
-        }
         for chunk in missing.chunks(MAX_PART_EVENTS) {
             if self.append(chunk).await? == Appended::Differs {
                 return Err(StageError::Again("someone else appends to the same journal entry"));

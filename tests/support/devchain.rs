@@ -1,6 +1,10 @@
 //! A devchain in this process, and plain JSON-RPC to it or to any other node.
 
-use std::{collections::VecDeque, net::SocketAddr, time::Duration};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    net::SocketAddr,
+    time::Duration,
+};
 
 use chaintap::devchain::{Options, Serving, serve};
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -27,6 +31,35 @@ impl Devchain {
     pub fn rpc(&self) -> Rpc {
         Rpc::new(format!("http://{}", self.address))
     }
+
+    /// Mines so many blocks at once.
+    pub async fn mine(&self, blocks: u64) {
+        self.rpc().call("devchain_mine", json!([blocks])).await;
+    }
+
+    /// Every ERC-20 transfer of these blocks, as the node itself tells it: the ids that must be delivered.
+    pub async fn transfers(&self, from: u64, to: u64) -> BTreeSet<String> {
+        let topic = "0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef";
+        let rpc = self.rpc();
+        let mut ids = BTreeSet::new();
+        for from in (from..=to).step_by(500) {
+            let to = to.min(from + 499);
+            let blocks = (format!("{from:#x}"), format!("{to:#x}"));
+            let filter = json!([{ "fromBlock": blocks.0, "toBlock": blocks.1, "topics": [topic] }]);
+            let logs = rpc.call("eth_getLogs", filter).await;
+            ids.extend(logs.as_array().unwrap().iter().filter(|log| is_erc20(log)).map(id));
+        }
+        ids
+    }
+}
+
+fn is_erc20(log: &Value) -> bool {
+    log["topics"].as_array().unwrap().len() == 3 && log["data"].as_str().unwrap().len() == 66
+}
+
+fn id(log: &Value) -> String {
+    let index = u64::from_str_radix(log["logIndex"].as_str().unwrap().trim_start_matches("0x"), 16).unwrap();
+    format!("31337:{}:{index}", log["blockHash"].as_str().unwrap())
 }
 
 impl Drop for Devchain {
