@@ -42,9 +42,16 @@ impl Span {
     }
 }
 
-/// The canonical block at a height, and its logs by hash.
-pub(super) async fn block(ctx: &Context, number: u64) -> Result<(Header, Vec<RawLog>), StageError> {
-    let header = canonical(ctx, number).await?;
+/// The canonical block at a height, and its logs by hash; the header is asked for where it is not at hand.
+pub(super) async fn block(
+    ctx: &Context,
+    number: u64,
+    header: Option<Header>,
+) -> Result<(Header, Vec<RawLog>), StageError> {
+    let header = match header {
+        Some(header) => header,
+        None => canonical(ctx, number).await?,
+    };
     let logs = ctx.source.block_logs(header.block(), header.timestamp, &ctx.filter).await?;
     Ok((header, logs))
 }
@@ -78,7 +85,7 @@ pub(super) async fn part(ctx: &Context, from: u64, to: u64) -> Result<(BlockRang
 
 /// One block that is too large as a range: many providers exempt requests by hash from their limits.
 async fn single(ctx: &Context, number: u64) -> Result<RangeLogs, StageError> {
-    let (header, logs) = block(ctx, number).await?;
+    let (header, logs) = block(ctx, number, None).await?;
     Ok(RangeLogs { logs, first: header, last: header })
 }
 

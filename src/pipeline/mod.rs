@@ -30,6 +30,7 @@ mod deliver;
 mod fetch;
 mod filter;
 mod follow;
+mod pauses;
 mod plan;
 mod tracks;
 
@@ -99,12 +100,7 @@ enum Processed {
 }
 
 /// One range through all stages. Dropping it at any await is safe: whatever was sent is sent again.
-async fn process(
-    ctx: &Context,
-    track: Track,
-    range: BlockRange,
-    final_height: Option<u64>,
-) -> Result<Processed, StageError> {
+async fn process(ctx: &Context, track: Track, range: BlockRange, view: &View) -> Result<Processed, StageError> {
     let claim = match timed("claim", claim::acquire(ctx, range)).await? {
         Acquired::Ours(claim) => claim,
         Acquired::Done => return Ok(Processed::AlreadyDone),
@@ -112,8 +108,9 @@ async fn process(
     };
     let lease = claim.clone();
     let work = async {
+        let final_height = view.heights.final_height(ctx.chain.finality_depth);
         let is_final = final_height.is_some_and(|height| range.to <= height) || signed(range.to) <= claim.grant.sealed;
-        if is_final { final_range(ctx, track, &claim).await } else { one_block(ctx, track, &claim).await }
+        if is_final { final_range(ctx, track, &claim).await } else { one_block(ctx, track, &claim, view).await }
     };
     let span = info_span!("range", %range, %track);
     let outcome = tokio::select! {
@@ -129,8 +126,11 @@ async fn process(
 }
 
 /// A block that may still leave the chain: by hash, journaled before it is sent.
-async fn one_block(ctx: &Context, track: Track, claim: &Claim) -> Result<(), StageError> {
-    let (header, logs) = timed("fetch", fetch::block(ctx, claim.grant.range.from)).await?;
+async fn one_block(ctx: &Context, track: Track, claim: &Claim, view: &View) -> Result<(), StageError> {
+    let number = claim.grant.range.from;
+    // The head's header is at hand; for another block it is asked for.
+    let header = Some(view.head).filter(|head| head.number == number);
+    let (header, logs) = timed("fetch", fetch::block(ctx, number, header)).await?;
     let wanted = wanted(ctx, logs)?;
     let mut delivered = timed("deliver", deliver::journaled(ctx, claim, &header, &wanted)).await?;
     while timed("commit", commit::advance(ctx, track, claim, delivered)).await? == Advanced::More {

@@ -12,6 +12,7 @@
 //! | 1 to 5 | the missing blocks first, in order, then the new block |
 //! | 6 or more | the new block first; once it is delivered the rest is a gap for the historical track |
 
+use super::signed;
 use crate::domain::{BlockRange, IntervalSet};
 
 /// Largest gap that the realtime track fills before the new block; holes this near below the tip are its own, too.
@@ -63,19 +64,16 @@ pub fn plan(now: &Situation<'_>) -> Plan {
 
 /// The next block of the realtime track, and the holes that belong to the historical one.
 fn split_tracks(now: &Situation<'_>) -> (Option<u64>, Vec<BlockRange>) {
-    let mut realtime = Vec::new();
-    let mut behind = Vec::new();
-    for hole in missing(now, now.tip.min(signed(now.head))) {
-        let near = signed(hole.from) >= now.tip.saturating_sub(signed(REALTIME_GAP));
-        if near { realtime.push(hole) } else { behind.push(hole) }
-    }
+    let is_near = |hole: &BlockRange| signed(hole.from) >= now.tip.saturating_sub(signed(REALTIME_GAP));
+    let (near, behind): (Vec<_>, Vec<_>) = missing(now, now.tip.min(signed(now.head))).into_iter().partition(is_near);
     let first_new = unsigned(now.tip.saturating_add(1));
-    if signed(now.head) > now.tip {
-        let gap = now.head - first_new;
-        let first = if gap <= REALTIME_GAP { first_new } else { now.head };
-        realtime.extend(BlockRange::new(first, now.head));
-    }
-    let next = realtime.iter().find_map(|hole| (hole.from..=hole.to).find(|number| !now.busy.contains(*number)));
+    let (first, last) = match now.head.checked_sub(first_new) {
+        None => (None, None),
+        Some(gap) if gap <= REALTIME_GAP => (None, BlockRange::new(first_new, now.head)),
+        Some(_) => (Some(BlockRange::single(now.head)), None),
+    };
+    let mut in_order = first.into_iter().chain(near).chain(last);
+    let next = in_order.find_map(|hole| (hole.from..=hole.to).find(|number| !now.busy.contains(*number)));
     (next, behind)
 }
 
@@ -104,11 +102,7 @@ fn batches<'a>(now: &'a Situation<'_>, hole: BlockRange) -> impl Iterator<Item =
     })
 }
 
-/// Block numbers stay below 2^53, so the conversions lose nothing.
-fn signed(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
-}
-
+/// Nothing is below block 0.
 fn unsigned(number: i64) -> u64 {
     u64::try_from(number).unwrap_or_default()
 }
@@ -195,6 +189,12 @@ mod tests {
     }
 
     #[test]
+    fn behind_a_large_gap_the_head_comes_before_a_hole_near_the_tip() {
+        let case = Case { watermark: 116, tip: 120, done: vec![range(118, 120)], head: 130, busy: vec![] };
+        check(case, Some(130), &[]);
+    }
+
+    #[test]
     fn a_held_block_is_passed_over_and_stays_missing() {
         check(Case { busy: vec![range(101, 101)], ..caught_up(100, 103) }, Some(102), &[]);
         check(Case { busy: vec![range(101, 103)], ..caught_up(100, 103) }, None, &[]);
@@ -224,7 +224,7 @@ mod tests {
         #[test]
         fn the_plan_always_ends_with_nothing_missing(
             watermark in -1i64..300, above in prop::collection::vec((0u64..400, 0u64..9), 0..12), head in 0u64..500,
-            batch_blocks in 1u64..100, slots in 1usize..5, depth in 0u64..64,
+            batch_blocks in 1u64..100, slots in 1usize..5, depth in 0u64..64, bad in prop::option::of(0u64..500),
         ) {
             let floor = unsigned(watermark + 1);
             let mut done: IntervalSet = above
@@ -232,11 +232,13 @@ mod tests {
                 .map(|(from, extra)| range(floor + 1 + from, floor + 1 + from + extra))
                 .filter(|interval| interval.to <= head)
                 .collect();
-            let nobody = IntervalSet::default();
+            // One block that always fails waits alone, and holds up nothing else.
+            let bad = bad.filter(|number| !done.contains(*number)).map(BlockRange::single);
+            let busy: IntervalSet = bad.into_iter().collect();
             for _round in 0..2_000 {
                 let tip = done.iter().next_back().map_or(watermark, |last| signed(last.to)).max(watermark);
                 let planned = plan(&Situation {
-                    watermark, tip, done: &done, head, final_height: head.checked_sub(depth), busy: &nobody,
+                    watermark, tip, done: &done, head, final_height: head.checked_sub(depth), busy: &busy,
                     batch_blocks, historical_slots: slots, max_intervals: usize::MAX,
                 });
                 if planned == Plan::default() {
@@ -249,8 +251,9 @@ mod tests {
                     done.insert(part);
                 }
             }
-            let rest = BlockRange::new(floor, head).map(|all| done.missing(all).count()).unwrap_or_default();
-            prop_assert_eq!(rest, 0);
+            let rest: Vec<BlockRange> = BlockRange::new(floor, head).map(|all| done.missing(all).collect()).unwrap_or_default();
+            let left: Vec<BlockRange> = bad.into_iter().filter(|bad| (floor..=head).contains(&bad.from)).collect();
+            prop_assert_eq!(rest, left);
         }
     }
 }

@@ -14,7 +14,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::{Context, Processed, Situation, StageError, View, commit, follow, persist, plan, process};
+use super::{
+    Context, Processed, Situation, StageError, View, commit, follow,
+    pauses::{self, Pause, Stubborn},
+    persist, plan, process,
+};
 use crate::{
     backoff::{Backoff, Pace},
     domain::{BlockRange, IntervalSet, Track},
@@ -25,8 +29,8 @@ use crate::{
 
 /// The loop looks at least this often, whatever happens.
 const TICK: Duration = Duration::from_secs(1);
-/// Longest pause of a track after failures.
-const PAUSE: Duration = Duration::from_secs(5);
+/// The pace is lowered at most this often: one outage fails every range in flight.
+const PRESS_EVERY: Duration = Duration::from_secs(1);
 /// Of the grace period, what is kept for giving back claims and closing down.
 const CLOSING: Duration = Duration::from_secs(3);
 /// Longest time that giving back all claims may take.
@@ -88,7 +92,7 @@ pub async fn run(ctx: Arc<Context>, start: Option<u64>, until: Option<u64>, stop
 
 /// Opens the state; waits for the store and, where the start depends on it, for the node.
 async fn begin(ctx: &Context, start: Option<u64>) -> Result<(), Ended> {
-    let mut backoff = Backoff::new(PAUSE);
+    let mut backoff = Backoff::new(pauses::LONGEST);
     loop {
         ctx.vitals.beat();
         let opened = match verified_head(ctx).await {
@@ -160,37 +164,20 @@ struct Tracks {
     until: Option<u64>,
     tasks: JoinSet<(Work, Result<Option<Processed>, StageError>)>,
     in_flight: Vec<Work>,
+    /// Ranges that someone else holds, or that failed again and again, and until when they are left alone.
     held: Vec<(BlockRange, Instant)>,
+    stubborn: Stubborn,
     /// Reading the state.
-    state: Lane,
-    realtime: Lane,
-    historical: Lane,
+    state: Pause,
+    realtime: Pause,
+    historical: Pause,
     pace: Pace,
     next_start: Instant,
+    next_press: Instant,
     next_seal: Instant,
     watermark: i64,
     sealed: i64,
     halted: bool,
-}
-
-/// When something that failed may be tried again.
-struct Lane {
-    backoff: Backoff,
-    not_before: Instant,
-}
-
-impl Lane {
-    fn new() -> Self {
-        Self { backoff: Backoff::new(PAUSE), not_before: Instant::now() }
-    }
-
-    fn failed(&mut self, at_least: Option<Duration>) {
-        self.not_before = Instant::now() + self.backoff.next_delay().max(at_least.unwrap_or_default());
-    }
-
-    fn succeeded(&mut self) {
-        self.backoff.reset();
-    }
 }
 
 impl Tracks {
@@ -204,11 +191,13 @@ impl Tracks {
             tasks: JoinSet::new(),
             in_flight: Vec::new(),
             held: Vec::new(),
-            state: Lane::new(),
-            realtime: Lane::new(),
-            historical: Lane::new(),
+            stubborn: Stubborn::default(),
+            state: Pause::new(),
+            realtime: Pause::new(),
+            historical: Pause::new(),
             pace,
             next_start: now,
+            next_press: now,
             next_seal: now,
             watermark: -1,
             sealed: -1,
@@ -254,7 +243,7 @@ impl Tracks {
             self.give_up_claims().await;
             return None;
         }
-        if Instant::now() < self.state.not_before {
+        if !self.state.is_over(Instant::now()) {
             return None;
         }
         let snapshot = match self.ctx.store.snapshot().await {
@@ -298,12 +287,12 @@ impl Tracks {
             historical_slots: self.historical_slots(now),
             max_intervals: MAX_DONE_INTERVALS,
         });
-        let realtime_free = now >= self.realtime.not_before && !self.in_flight.iter().any(is_realtime);
+        let realtime_free = self.realtime.is_over(now) && !self.in_flight.iter().any(is_realtime);
         if let Some(number) = planned.realtime.filter(|_| realtime_free) {
-            self.begin(Track::Realtime, BlockRange::single(number), final_height);
+            self.begin(Track::Realtime, BlockRange::single(number), view);
         }
         for range in planned.historical {
-            self.begin(Track::Historical, range, final_height);
+            self.begin(Track::Historical, range, view);
             self.next_start = now + self.pace.spacing();
         }
     }
@@ -318,7 +307,7 @@ impl Tracks {
 
     /// How many historical ranges may begin now; one at a time while the pace asks for space between them.
     fn historical_slots(&self, now: Instant) -> usize {
-        if now < self.historical.not_before || now < self.next_start {
+        if !self.historical.is_over(now) || now < self.next_start {
             return 0;
         }
         let used = self.in_flight.iter().filter(|work| matches!(work, Work::Range(Track::Historical, _))).count();
@@ -326,11 +315,11 @@ impl Tracks {
         if self.pace.spacing() < Duration::from_millis(1) { free } else { free.min(1) }
     }
 
-    fn begin(&mut self, track: Track, range: BlockRange, final_height: Option<u64>) {
-        let ctx = self.ctx.clone();
+    fn begin(&mut self, track: Track, range: BlockRange, view: &View) {
+        let (ctx, view) = (self.ctx.clone(), view.clone());
         let work = Work::Range(track, range);
         self.in_flight.push(work);
-        self.tasks.spawn(async move { (work, process(&ctx, track, range, final_height).await.map(Some)) });
+        self.tasks.spawn(async move { (work, process(&ctx, track, range, &view).await.map(Some)) });
     }
 
     fn begin_seal(&mut self, view: View, snapshot: &Snapshot) {
@@ -365,26 +354,23 @@ impl Tracks {
 
     fn succeeded(&mut self, work: Work, processed: Option<&Processed>) {
         let Work::Range(track, range) = work else { return };
-        match processed {
-            Some(Processed::Held(blocks, until)) => {
-                metrics::claim_busy();
-                self.held.push((*blocks, *until));
-            }
-            Some(Processed::Committed) if track == Track::Historical => {
+        if let Some(Processed::Held(blocks, until)) = processed {
+            metrics::claim_busy();
+            self.held.push((*blocks, *until));
+            return;
+        }
+        self.stubborn.succeeded(range);
+        match track {
+            Track::Realtime => self.realtime.succeeded(),
+            Track::Historical => {
                 self.historical.succeeded();
                 self.pace.answered();
                 self.ctx.vitals.historical_done(range);
             }
-            _ if track == Track::Historical => self.historical.succeeded(),
-            _ => self.realtime.succeeded(),
         }
     }
 
     fn failed(&mut self, work: Work, error: &StageError) -> Option<Ended> {
-        let wait = match error {
-            StageError::Rpc(RpcError::Throttled { retry_after, .. }) => *retry_after,
-            _ => None,
-        };
         match error {
             StageError::Halt(reason) => {
                 self.halt(reason);
@@ -399,16 +385,34 @@ impl Tracks {
             other => warn!(?work, error = %other, "not finished; it stays missing and is tried again"),
         }
         match work {
-            Work::Range(Track::Historical, _) => {
-                if matches!(error, StageError::Rpc(RpcError::Throttled { .. } | RpcError::Transient(_))) {
-                    self.pace.pressed();
-                }
-                self.historical.failed(wait);
-            }
-            Work::Range(Track::Realtime, _) => self.realtime.failed(wait),
-            Work::Seal => self.next_seal = Instant::now() + PAUSE,
+            Work::Seal => self.next_seal = Instant::now() + pauses::LONGEST,
+            Work::Range(track, range) => self.postpone(track, range, error),
         }
         None
+    }
+
+    /// The range waits, alone or with its whole track.
+    fn postpone(&mut self, track: Track, range: BlockRange, error: &StageError) {
+        let now = Instant::now();
+        let (wait, of_the_server) = match error {
+            StageError::Rpc(RpcError::Throttled { retry_after, .. }) => (*retry_after, true),
+            StageError::Store(_) => (None, true),
+            _ => (None, false),
+        };
+        let pressed = matches!(error, StageError::Rpc(RpcError::Throttled { .. } | RpcError::Transient(_)));
+        if track == Track::Historical && pressed && now >= self.next_press {
+            self.pace.pressed();
+            self.next_press = now + PRESS_EVERY;
+        }
+        let alone = self.stubborn.failed(range).filter(|_| !of_the_server);
+        let pause = match track {
+            Track::Realtime => &mut self.realtime,
+            Track::Historical => &mut self.historical,
+        };
+        match alone {
+            Some(until) => self.held.push((range, until)),
+            None => pause.failed(wait),
+        }
     }
 
     fn halt(&mut self, reason: &str) {
@@ -430,7 +434,7 @@ impl Tracks {
     fn wake_at(&self) -> Instant {
         let now = Instant::now();
         let soonest = self.held.iter().map(|(_, until)| *until);
-        let pauses = [self.state.not_before, self.realtime.not_before, self.historical.not_before, self.next_start];
+        let pauses = [self.state.until, self.realtime.until, self.historical.until, self.next_start];
         soonest.chain(pauses).filter(|at| *at > now).min().unwrap_or(now + TICK).min(now + TICK)
     }
 
