@@ -1,5 +1,7 @@
 //! The whole listener as a process, on embedded parts: from a new head to a line on standard output.
 
+#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 mod support;
 
 use std::{collections::BTreeSet, time::Duration};

@@ -329,7 +329,7 @@ mod access {
             .set("WEB3_PROVIDER", chain.rpc().url)
             .set("REDIS_URL", format!("redis://chaintap-base:secret@127.0.0.1:{}", redis.port))
             .set("START_BLOCK", 10);
-        let (code, messages, log) = listener.clone().arg("--until").arg(30).start().end(Duration::from_secs(60)).await;
+        let (code, messages, log) = listener.clone().arg("--until").arg(30).start().end(Duration::from_mins(1)).await;
         assert_eq!(code, 0, "{log}");
         assert!(!messages.is_empty() && !log.contains("NOPERM"), "{log}");
         let (code, printed, error) = listener.output(&["rewind", "--to", "20", "--yes"]).await;

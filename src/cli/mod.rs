@@ -8,6 +8,7 @@ use crate::config::{Purpose, Sources};
 
 pub mod check;
 pub mod devchain;
+pub mod dlq;
 mod failure;
 pub mod healthcheck;
 mod operate;
@@ -45,6 +46,9 @@ enum Command {
     /// List and change the tokens whose transfers are delivered
     #[command(subcommand)]
     Tokens(tokens::TokensCommand),
+    /// List, send again and drop what could not be delivered
+    #[command(subcommand)]
+    Dlq(dlq::DlqCommand),
     /// Deliver again from the block after N, with the same ids and higher versions
     Rewind(operate::MoveArgs),
     /// Knowingly leave out every block up to N that is not delivered yet

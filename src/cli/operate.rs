@@ -4,7 +4,7 @@ use std::{io::Write, sync::Arc};
 
 use clap::Args;
 
-use super::{Command, Failure, Overrides, check, devchain, healthcheck, run::logs, status, tokens};
+use super::{Command, Failure, Overrides, check, devchain, dlq, healthcheck, run::logs, status, tokens};
 use crate::{
     app,
     config::{self, Purpose, Settings},
@@ -43,6 +43,7 @@ pub(super) async fn operate(command: Command, overrides: &Overrides) -> Result<(
         Command::Tokens(command) => {
             tokens::run(&command, &settings.tokens, settings.chain.id, out, &mut std::io::stderr()).await
         }
+        Command::Dlq(command) => dead_letters(&command, &settings).await,
         Command::Rewind(args) => rewind(&args, &settings, out).await,
         Command::Skip(args) => skip(&args, &settings, out).await,
         _ => Err(Failure::Internal("not a command that operates on a deployment".into())),
@@ -66,6 +67,13 @@ async fn check(args: &check::CheckArgs, overrides: &Overrides, out: &mut impl Wr
         0 => Ok(()),
         _ => Err(Failure::Unavailable(format!("servers that cannot be used: {failed}"))),
     }
+}
+
+/// Lists, sends again or drops what could not be delivered.
+async fn dead_letters(command: &dlq::DlqCommand, settings: &Settings) -> Result<(), Failure> {
+    let store = app::open_store(settings).await.map_err(|error| app::store_failure(&error))?;
+    let sinks = app::sinks(settings).await?;
+    dlq::run(command, &*store, &sinks, &mut std::io::stdout(), &mut std::io::stderr()).await
 }
 
 /// Sets the state back, so that blocks are delivered again.

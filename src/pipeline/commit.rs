@@ -1,6 +1,6 @@
 //! **Commit** the progress: one atomic step of the store, after every sink acknowledged.
 //!
-//! Consumes the claim and the proof of delivery, so committing something that was not delivered does not compile. Also
+//! Consumes the proof of delivery, so committing something that was not delivered does not compile. Also
 //! seals what became final, so that the journal stays small; sealing does not depend on the watermark.
 
 use std::time::Duration;
@@ -15,8 +15,22 @@ use crate::{
     telemetry::metrics,
 };
 
+/// What came of a commit.
+#[derive(PartialEq, Eq)]
+pub(super) enum Advanced {
+    /// The range is delivered.
+    Committed,
+    /// Someone else journaled more events for the block: deliver those too, then commit again.
+    More,
+}
+
 /// Commits what was delivered.
-pub(super) async fn advance(ctx: &Context, track: Track, claim: Claim, delivered: Delivered) -> Result<(), StageError> {
+pub(super) async fn advance(
+    ctx: &Context,
+    track: Track,
+    claim: &Claim,
+    delivered: Delivered,
+) -> Result<Advanced, StageError> {
     let grant = &claim.grant;
     let reply = match delivered.proof {
         Proof::Journaled(commit) => persist(ctx, Duration::MAX, || ctx.store.commit(commit, track, grant)).await?,
@@ -30,12 +44,12 @@ pub(super) async fn advance(ctx: &Context, track: Track, claim: Claim, delivered
             metrics::blocks_processed(track, grant.range.blocks());
             metrics::events_matched(delivered.events);
             note_edit(ctx, edited);
-            Ok(())
+            Ok(Advanced::Committed)
         }
+        CommitReply::More => Ok(Advanced::More),
         CommitReply::Fenced => Err(StageError::Again("the journal entry was taken back")),
         CommitReply::Stale => Err(StageError::Again("the epoch moved on")),
         CommitReply::OldList => Err(StageError::Again("the token list or the contracts moved on")),
-        CommitReply::More => Err(StageError::Again("someone else journaled more events for the block")),
         CommitReply::Conflict(reason) => Err(StageError::Halt(reason)),
     }
 }

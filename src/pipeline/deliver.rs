@@ -43,42 +43,38 @@ pub(super) async fn journaled(
     ctx: &Context,
     claim: &Claim,
     header: &Header,
-    wanted: Wanted,
+    wanted: &Wanted,
 ) -> Result<Delivered, StageError> {
-    bury_undecodable(ctx, wanted.undecodable).await?;
-    let mut entry = Entry { ctx, claim, header, digest: Digest::default(), part: 0 };
+    bury_undecodable(ctx, &wanted.undecodable).await?;
+    let mut entry = Entry { ctx, claim, header, digest: Digest::default() };
     let mut parts = wanted.events.chunks(MAX_PART_EVENTS);
     // A block without events is journaled too: its hash is what later blocks must fit to.
-    let first = parts.next().unwrap_or_default();
-    if entry.append(first).await? == Appended::Differs {
-        entry.merge(&wanted.events).await?;
-    } else {
-        send(ctx, claim, first).await?;
-        for part in parts {
-            if entry.append(part).await? == Appended::Differs {
-                entry.merge(&wanted.events).await?;
-                break;
-            }
-            send(ctx, claim, part).await?;
+    let mut next = Some(parts.next().unwrap_or_default());
+    while let Some(part) = next {
+        if entry.append(part).await? == Appended::Differs {
+            return merged(ctx, claim, header, wanted).await;
         }
+        send(ctx, claim, part).await?;
+        next = parts.next();
     }
-    if !wanted.events.is_empty() {
-        metrics::delivery_latency_seconds(
-            wall_clock().saturating_sub(Duration::from_secs(header.timestamp)).as_secs_f64(),
-        );
-    }
-    let commit = BlockCommit {
-        block: header.block(),
-        epoch: claim.grant.epoch,
-        filter_version: claim.grant.filter_version,
-        digest: entry.digest,
-    };
-    Ok(Delivered { proof: Proof::Journaled(commit), events: wanted.events.len() as u64, _only_here: () })
+    Ok(entry.delivered(wanted))
+}
+
+/// Sends what the journal holds for the block beside our own events, and appends to it what it lacks.
+pub(super) async fn merged(
+    ctx: &Context,
+    claim: &Claim,
+    header: &Header,
+    wanted: &Wanted,
+) -> Result<Delivered, StageError> {
+    let mut entry = Entry { ctx, claim, header, digest: Digest::default() };
+    entry.merge(&wanted.events).await?;
+    Ok(entry.delivered(wanted))
 }
 
 /// Sends a part of a final range.
-pub(super) async fn part(ctx: &Context, claim: &Claim, wanted: Wanted) -> Result<u64, StageError> {
-    bury_undecodable(ctx, wanted.undecodable).await?;
+pub(super) async fn part(ctx: &Context, claim: &Claim, wanted: &Wanted) -> Result<u64, StageError> {
+    bury_undecodable(ctx, &wanted.undecodable).await?;
     for chunk in wanted.events.chunks(ctx.limits.chunk_logs.max(1)) {
         send(ctx, claim, chunk).await?;
     }
@@ -111,7 +107,6 @@ struct Entry<'a> {
     claim: &'a Claim,
     header: &'a Header,
     digest: Digest,
-    part: u32,
 }
 
 #[derive(PartialEq, Eq)]
@@ -123,6 +118,21 @@ enum Appended {
 }
 
 impl Entry<'_> {
+    /// Every sink acknowledged everything that the entry holds.
+    fn delivered(self, wanted: &Wanted) -> Delivered {
+        if !wanted.events.is_empty() {
+            let age = wall_clock().saturating_sub(Duration::from_secs(self.header.timestamp));
+            metrics::delivery_latency_seconds(age.as_secs_f64());
+        }
+        let commit = BlockCommit {
+            block: self.header.block(),
+            epoch: self.claim.grant.epoch,
+            filter_version: self.claim.grant.filter_version,
+            digest: self.digest,
+        };
+        Delivered { proof: Proof::Journaled(commit), events: wanted.events.len() as u64, _only_here: () }
+    }
+
     async fn append(&mut self, events: &[Event]) -> Result<Appended, StageError> {
         let mut digest = self.digest;
         for event in events {
@@ -133,14 +143,12 @@ impl Entry<'_> {
             parent: self.header.parent,
             epoch: self.claim.grant.epoch,
             filter_version: self.claim.grant.filter_version,
-            part: self.part,
             digest,
             events,
         };
         match persist(self.ctx, Duration::MAX, || self.ctx.store.intent(intent.clone())).await? {
             IntentReply::Journaled => {
                 self.digest = digest;
-                self.part += 1;
                 Ok(Appended::Journaled)
             }
             IntentReply::More => Ok(Appended::Differs),
@@ -153,26 +161,25 @@ impl Entry<'_> {
     }
 
     /// Someone journaled other events for this block, with another token list or another provider's answer. What is
-    /// journaled may have been sent, so it is sent again, byte for byte; what is missing from it is appended.
+    /// journaled may have been sent, so it is sent again, byte for byte; what is missing from it is appended first.
     async fn merge(&mut self, ours: &[Event]) -> Result<(), StageError> {
-        let block = self.header.block();
-        let (events, parts) =
-            persist(self.ctx, Duration::MAX, || self.ctx.store.journaled(block, self.claim.grant.epoch)).await?;
-        self.digest = Digest::of(&events);
-        self.part = parts;
-        let missing: Vec<Event> = ours
-            .iter()
-            .filter(|ours| !events.iter().any(|held| held.log_index == ours.log_index && held.handler == ours.handler))
-            .cloned()
-            .collect();
-        for chunk in events.chunks(MAX_PART_EVENTS) {
-            send(self.ctx, self.claim, chunk).await?;
-        }
-        for chunk in missing.chunks(MAX_PART_EVENTS) {
-            if self.append(chunk).await? == Appended::Differs {
+        let (ctx, block) = (self.ctx, self.header.block());
+        let held = persist(ctx, Duration::MAX, || ctx.store.journaled(block, self.claim.grant.epoch)).await?;
+        self.digest = Digest::of(&held);
+        let is_held =
+            |ours: &&Event| held.iter().any(|held| held.log_index == ours.log_index && held.handler == ours.handler);
+        let missing: Vec<Event> = ours.iter().filter(|ours| !is_held(ours)).cloned().collect();
+        // At least one intent, even an empty one: its barrier vouches for what the others journaled, too.
+        let mut parts = missing.chunks(MAX_PART_EVENTS);
+        let mut next = Some(parts.next().unwrap_or_default());
+        while let Some(part) = next {
+            if self.append(part).await? == Appended::Differs {
                 return Err(StageError::Again("someone else appends to the same journal entry"));
             }
-            send(self.ctx, self.claim, chunk).await?;
+            next = parts.next();
+        }
+        for part in held.chunks(MAX_PART_EVENTS).chain(missing.chunks(MAX_PART_EVENTS)) {
+            send(ctx, self.claim, part).await?;
         }
         Ok(())
     }
@@ -302,13 +309,13 @@ fn refused(message: &Message, event: &Event, reason: String) -> DeadLetter {
     }
 }
 
-async fn bury_undecodable(ctx: &Context, logs: Vec<Undecodable>) -> Result<(), StageError> {
+async fn bury_undecodable(ctx: &Context, logs: &[Undecodable]) -> Result<(), StageError> {
     let letters: Vec<DeadLetter> = logs
-        .into_iter()
+        .iter()
         .map(|Undecodable { log, handler, reason, .. }| DeadLetter {
             key: format!("{}:{}:{}|{handler}", ctx.chain.id, log.block.hash, log.log_index),
             kind: DeadKind::Undecodable,
-            reason: reason.to_owned(),
+            reason: (*reason).to_owned(),
             handler: handler.to_string(),
             block_number: log.block.number,
             block_hash: log.block.hash,

@@ -34,6 +34,7 @@ mod plan;
 mod tracks;
 
 use claim::{Acquired, Claim};
+use commit::Advanced;
 use decode::{Candidate, Decoded, Undecodable};
 use deliver::{Delivered, Proof};
 pub use fetch::Span;
@@ -112,8 +113,7 @@ async fn process(
     let lease = claim.clone();
     let work = async {
         let is_final = final_height.is_some_and(|height| range.to <= height) || signed(range.to) <= claim.grant.sealed;
-        let delivered = if is_final { final_range(ctx, &claim).await? } else { one_block(ctx, &claim).await? };
-        timed("commit", commit::advance(ctx, track, claim, delivered)).await
+        if is_final { final_range(ctx, track, &claim).await } else { one_block(ctx, track, &claim).await }
     };
     let span = info_span!("range", %range, %track);
     let outcome = tokio::select! {
@@ -129,14 +129,18 @@ async fn process(
 }
 
 /// A block that may still leave the chain: by hash, journaled before it is sent.
-async fn one_block(ctx: &Context, claim: &Claim) -> Result<Delivered, StageError> {
+async fn one_block(ctx: &Context, track: Track, claim: &Claim) -> Result<(), StageError> {
     let (header, logs) = timed("fetch", fetch::block(ctx, claim.grant.range.from)).await?;
     let wanted = wanted(ctx, logs)?;
-    timed("deliver", deliver::journaled(ctx, claim, &header, wanted)).await
+    let mut delivered = timed("deliver", deliver::journaled(ctx, claim, &header, &wanted)).await?;
+    while timed("commit", commit::advance(ctx, track, claim, delivered)).await? == Advanced::More {
+        delivered = timed("deliver", deliver::merged(ctx, claim, &header, &wanted)).await?;
+    }
+    Ok(())
 }
 
 /// Blocks that are final: by number, in parts as large as the provider bears, committed as one.
-async fn final_range(ctx: &Context, claim: &Claim) -> Result<Delivered, StageError> {
+async fn final_range(ctx: &Context, track: Track, claim: &Claim) -> Result<(), StageError> {
     let BlockRange { from, to } = claim.grant.range;
     let confirmed = fetch::confirm(ctx, &claim.grant.live).await?;
     let (mut next, mut events) = (from, 0);
@@ -148,9 +152,11 @@ async fn final_range(ctx: &Context, claim: &Claim) -> Result<Delivered, StageErr
             return Err(RpcError::Invalid("two parts of a final range that are not one chain".into()).into());
         }
         let wanted = wanted(ctx, answer.logs)?;
-        events += timed("deliver", deliver::part(ctx, claim, wanted)).await?;
+        events += timed("deliver", deliver::part(ctx, claim, &wanted)).await?;
         if part.to >= to {
-            return Ok(deliver::finished(claim, &first, &answer.last, confirmed, events));
+            let delivered = deliver::finished(claim, &first, &answer.last, confirmed, events);
+            timed("commit", commit::advance(ctx, track, claim, delivered)).await?;
+            return Ok(());
         }
         next = part.to + 1;
     }

@@ -146,6 +146,8 @@ struct Tracks {
     tasks: JoinSet<(Work, Result<Option<Processed>, StageError>)>,
     in_flight: Vec<Work>,
     held: Vec<(BlockRange, Instant)>,
+    /// Reading the state.
+    state: Lane,
     realtime: Lane,
     historical: Lane,
     pace: Pace,
@@ -155,7 +157,7 @@ struct Tracks {
     halted: bool,
 }
 
-/// When a track may begin something again.
+/// When something that failed may be tried again.
 struct Lane {
     backoff: Backoff,
     not_before: Instant,
@@ -186,6 +188,7 @@ impl Tracks {
             tasks: JoinSet::new(),
             in_flight: Vec::new(),
             held: Vec::new(),
+            state: Lane::new(),
             realtime: Lane::new(),
             historical: Lane::new(),
             pace,
@@ -224,18 +227,19 @@ impl Tracks {
     /// Looks at the state and the head, and begins what the plan says.
     async fn round(&mut self) -> Option<Ended> {
         let view = self.views.borrow_and_update().clone()?;
-        if self.halted {
+        if self.halted || Instant::now() < self.state.not_before {
             return None;
         }
         let snapshot = match self.ctx.store.snapshot().await {
             Ok(snapshot) => snapshot,
             Err(StoreError::Transient(reason)) => {
                 self.ctx.vitals.edge(Edge::Store, Err(&reason));
-                self.realtime.failed(None);
+                self.state.failed(None);
                 return None;
             }
             Err(error) => return Some(Ended::Unusable(error)),
         };
+        self.state.succeeded();
         self.tell(&snapshot);
         if self.until.is_some_and(|until| snapshot.progress.watermark >= super::signed(until)) {
             return Some(Ended::Reached);
@@ -397,7 +401,7 @@ impl Tracks {
     fn wake_at(&self) -> Instant {
         let now = Instant::now();
         let soonest = self.held.iter().map(|(_, until)| *until);
-        let pauses = [self.realtime.not_before, self.historical.not_before, self.next_start];
+        let pauses = [self.state.not_before, self.realtime.not_before, self.historical.not_before, self.next_start];
         soonest.chain(pauses).filter(|at| *at > now).min().unwrap_or(now + TICK).min(now + TICK)
     }
 

@@ -139,8 +139,6 @@ pub struct Intent<'a> {
     pub epoch: u64,
     /// Filter version of the caller's token list.
     pub filter_version: u64,
-    /// 0 for the first part, then ascending.
-    pub part: u32,
     /// Digest of all parts up to and including this one.
     pub digest: Digest,
     /// The part's events, at most [`MAX_PART_EVENTS`], possibly none.
@@ -164,7 +162,8 @@ pub enum IntentReply {
     Conflict(String),
     /// The block contradicts the sealed chain.
     Deep(String),
-    /// The entry holds other events than the caller's: read it, merge, append.
+    /// The entry holds other events than the caller's: read it, merge, and offer what it lacks under the digest of all.
+    /// Offer it also where it lacks nothing: then the barrier vouches for what others journaled.
     More,
 }
 
@@ -325,8 +324,8 @@ pub trait StateStore: Send + Sync {
     /// INTENT with its barrier, before the part is sent.
     async fn intent(&self, intent: Intent<'_>) -> Result<IntentReply, StoreError>;
 
-    /// The journaled events of an entry, in the order of their parts, and the number of parts.
-    async fn journaled(&self, block: BlockRef, epoch: u64) -> Result<(Vec<Event>, u32), StoreError>;
+    /// The journaled events of an entry, in the order of their parts.
+    async fn journaled(&self, block: BlockRef, epoch: u64) -> Result<Vec<Event>, StoreError>;
 
     /// The live entries at or below `up_to`, ascending.
     async fn journal(&self, up_to: u64) -> Result<Vec<JournalEntry>, StoreError>;

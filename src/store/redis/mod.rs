@@ -84,7 +84,11 @@ impl RedisStore {
                 }
                 answer => answer,
             });
-        let reply = Reply::new(fields.await?);
+        self.reply(fields.await?).await
+    }
+
+    async fn reply(&self, fields: Vec<Vec<u8>>) -> Result<Reply, StoreError> {
+        let reply = Reply::new(fields);
         if matches!(reply, Err(StoreError::Vanished(_))) {
             // A primary that was demoted meanwhile may be empty, or behind: that is an outage, and no reason to stop.
             self.link.check().await?;
@@ -216,17 +220,18 @@ impl StateStore for RedisStore {
         if !self.barrier.is_needed() {
             return self.run(&self.scripts.intent, args).await?.intent();
         }
-        Reply::new(self.barrier.run(&self.scripts.intent, self.keys.fixed(), &args.0).await?)?.intent()
+        let fields = self.barrier.run(&self.scripts.intent, self.keys.fixed(), &args.0).await?;
+        self.reply(fields).await?.intent()
     }
 
-    async fn journaled(&self, block: BlockRef, epoch: u64) -> Result<(Vec<Event>, u32), StoreError> {
+    async fn journaled(&self, block: BlockRef, epoch: u64) -> Result<Vec<Event>, StoreError> {
         let args = self.args().block(block.number)?.text(&block.hash).text(&epoch);
         let reply = self.run(&self.scripts.journaled, args).await?;
         if reply.status() == "LOST" {
             return Err(StoreError::Vanished(format!("{} is missing from the journal", reply.text(1)?)));
         }
-        let parts = reply.rest(1).iter().map(|part| packed::unpack(block, part)).collect::<Result<Vec<_>, _>>()?;
-        Ok((parts.concat(), u32::try_from(parts.len()).unwrap_or(u32::MAX)))
+        let parts = reply.rest(1).iter().map(|part| packed::unpack(block, part));
+        Ok(parts.collect::<Result<Vec<_>, _>>()?.concat())
     }
 
     async fn journal(&self, up_to: u64) -> Result<Vec<JournalEntry>, StoreError> {

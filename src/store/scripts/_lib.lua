@@ -122,12 +122,12 @@ local function drop_entry(p, e)
   p.journal_bytes = math.max(0, p.journal_bytes - e.bytes)
 end
 
--- Entries of low..high that are not being taken back, ascending.
+-- Entries of low..high, ascending.
 local function live_entries(low, high)
   local entries = {}
   for _, field in ipairs(call('ZRANGEBYSCORE', INDEX, str(low), str(high))) do
     local e = entry(field)
-    if e and e.state ~= 'retracting' then table.insert(entries, e) end
+    if e then table.insert(entries, e) end
   end
   return entries
 end
