@@ -45,7 +45,7 @@ check: ## formatting and lints, warnings as errors
 
 .PHONY: doc
 doc: ## build the documentation, warnings as errors
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --locked --no-deps --document-private-items
 
 .PHONY: deny
 deny: $(cargo_deny) ## dependencies: bans, licences, sources
