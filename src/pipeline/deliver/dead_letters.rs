@@ -1,0 +1,93 @@
+//! What cannot be delivered, kept for an operator.
+
+use std::time::Duration;
+
+use alloy::primitives::Bytes;
+use tracing::error;
+
+use super::super::{Context, StageError, Undecodable, persist};
+use crate::{
+    backoff::Backoff,
+    domain::Event,
+    sinks::{Message, Sink},
+    store::{DeadKind, DeadLetter},
+    telemetry::{Edge, metrics},
+};
+
+/// Dead letters in one step of the store.
+const LETTERS_AT_ONCE: usize = 100;
+/// Longest pause while there is no room for more.
+const FULL_PAUSE: Duration = Duration::from_secs(10);
+/// Of an undecodable log's data, so many bytes are kept.
+const DATA_SHOWN: usize = 4_096;
+
+/// What a sink will never take.
+pub(super) fn refused(message: &Message, event: &Event, reason: String) -> DeadLetter {
+    DeadLetter {
+        key: format!("{}|{}", message.id, event.handler),
+        kind: DeadKind::Refused,
+        reason,
+        handler: event.handler.to_string(),
+        block_number: event.block.number,
+        block_hash: event.block.hash,
+        body: message.body.clone(),
+        buried_at: u64::try_from(wall_clock().as_millis()).unwrap_or(u64::MAX),
+    }
+}
+
+/// Keeps logs of tracked contracts that are not what their ABI says.
+pub(super) async fn bury_undecodable(ctx: &Context, logs: &[Undecodable]) -> Result<(), StageError> {
+    let letters: Vec<DeadLetter> = logs
+        .iter()
+        .map(|Undecodable { log, handler, reason, .. }| DeadLetter {
+            key: format!("{}:{}:{}|{handler}", ctx.chain.id, log.block.hash, log.log_index),
+            kind: DeadKind::Undecodable,
+            reason: (*reason).to_owned(),
+            handler: handler.to_string(),
+            block_number: log.block.number,
+            block_hash: log.block.hash,
+            body: serde_json::json!({
+                "address": log.address, "topics": log.topics, "data": shown(&log.data),
+                "transactionHash": log.transaction_hash, "logIndex": log.log_index,
+            })
+            .to_string(),
+            buried_at: u64::try_from(wall_clock().as_millis()).unwrap_or(u64::MAX),
+        })
+        .collect();
+    bury(ctx, None, &letters).await
+}
+
+/// A dead letter counts as delivered only once the store durably holds it; where there is no room for more, progress
+/// waits and its sink counts as down (contract §10).
+pub(super) async fn bury(ctx: &Context, sink: Option<&dyn Sink>, letters: &[DeadLetter]) -> Result<(), StageError> {
+    for chunk in letters.chunks(LETTERS_AT_ONCE) {
+        let mut backoff = Backoff::new(FULL_PAUSE);
+        while !persist(ctx, Duration::MAX, || ctx.store.bury(chunk)).await? {
+            let reason = "no room for more dead letters: redrive or drop some (chaintap dlq)";
+            if let Some(sink) = sink {
+                ctx.vitals.edge(Edge::Sink(sink.name().into()), Err(reason));
+            }
+            error!(reason, "progress waits");
+            backoff.wait(None).await;
+        }
+    }
+    if let Some(first) = letters.first() {
+        error!(letters = letters.len(), key = first.key, reason = first.reason, "kept as dead letters");
+        let kind = match first.kind {
+            DeadKind::Refused => "refused",
+            DeadKind::Undecodable => "undecodable",
+        };
+        metrics::dead_letters_buried(kind, letters.len() as u64);
+    }
+    Ok(())
+}
+
+/// Time since the Unix epoch; for display only.
+pub(super) fn wall_clock() -> Duration {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
+}
+
+/// The data of a log that is kept for a person to read.
+fn shown(data: &Bytes) -> Bytes {
+    data.slice(..data.len().min(DATA_SHOWN))
+}
