@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use futures_util::{StreamExt, stream::BoxStream};
+use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until, timeout_at},
@@ -42,26 +42,102 @@ pub struct View {
 pub(super) async fn heads(ctx: &Context, publish: &watch::Sender<Option<View>>) {
     let mut tags = Tags::default();
     let mut backoff = Backoff::new(Duration::from_secs(30));
-    let mut signs: Option<BoxStream<'static, ()>> = None;
-    let mut reconnect_at = Instant::now();
+    let mut signs = Signs { socket: Socket::Closed, open_at: Instant::now() };
+    let mut failing = false;
     loop {
-        if signs.is_none() && Instant::now() >= reconnect_at {
-            signs = open(ctx).await;
-            reconnect_at = Instant::now() + RECONNECT;
-        }
         match look(ctx, publish, &mut tags).await {
-            Ok(()) => backoff.reset(),
+            Ok(()) => {
+                backoff.reset();
+                failing = false;
+                signs.wait(ctx).await;
+            }
             Err(error) => {
-                debug!(%error, "head not read");
+                // An outage is told once, not at every try.
+                if std::mem::replace(&mut failing, true) {
+                    debug!(%error, "head not read");
+                } else {
+                    warn!(%error, "head not read; trying again");
+                }
                 let wait = match error {
                     RpcError::Throttled { retry_after, .. } => retry_after,
                     _ => None,
                 };
                 backoff.wait(wait).await;
-                continue;
             }
         }
-        signs = wait_for_sign(ctx, signs).await;
+    }
+}
+
+/// Signs of new heads, and what stands in for them: polling.
+struct Signs<'a> {
+    socket: Socket<'a>,
+    /// No socket is opened before.
+    open_at: Instant,
+}
+
+/// A socket with a subscription.
+enum Socket<'a> {
+    Closed,
+    /// Being opened, which may take long, while polling goes on.
+    Opening(BoxFuture<'a, Option<BoxStream<'static, ()>>>),
+    Open(Subscription),
+}
+
+struct Subscription {
+    signs: BoxStream<'static, ()>,
+    /// The last sign, or the moment of the opening.
+    heard: Instant,
+    /// One that has not given a sign yet is not relied on: it may be silent from the start.
+    trusted: bool,
+}
+
+impl<'a> Signs<'a> {
+    /// Waits until it is time to look again.
+    async fn wait(&mut self, ctx: &'a Context) {
+        let now = Instant::now();
+        let poll_at = now + (ctx.chain.block_time / 2).clamp(POLL.0, POLL.1);
+        if matches!(self.socket, Socket::Closed) && now >= self.open_at {
+            self.open_at = now + RECONNECT;
+            self.socket = Socket::Opening(open(ctx).boxed());
+        }
+        self.socket = match std::mem::replace(&mut self.socket, Socket::Closed) {
+            Socket::Closed => {
+                sleep_until(poll_at).await;
+                Socket::Closed
+            }
+            Socket::Opening(mut opening) => match timeout_at(poll_at, &mut opening).await {
+                Ok(Some(signs)) => Socket::Open(Subscription { signs, heard: Instant::now(), trusted: false }),
+                Ok(None) => {
+                    sleep_until(poll_at).await;
+                    Socket::Closed
+                }
+                Err(_) => Socket::Opening(opening),
+            },
+            Socket::Open(subscription) => {
+                let silence = SILENCE.max(ctx.chain.block_time * 3);
+                subscription.next(poll_at, silence).await.map_or(Socket::Closed, Socket::Open)
+            }
+        };
+    }
+}
+
+impl Subscription {
+    /// Waits for a sign, or until it is time to poll; answers the subscription if it is still good.
+    async fn next(mut self, poll_at: Instant, silence: Duration) -> Option<Self> {
+        let silent_at = self.heard + silence;
+        let patience = if self.trusted { silent_at } else { silent_at.min(poll_at) };
+        match timeout_at(patience, self.signs.next()).await {
+            Ok(Some(())) => Some(Self { heard: Instant::now(), trusted: true, ..self }),
+            Ok(None) => {
+                warn!("the WebSocket closed");
+                None
+            }
+            Err(_) if Instant::now() < silent_at => Some(self),
+            Err(_) => {
+                warn!(?silence, "the WebSocket is silent; opening another");
+                None
+            }
+        }
     }
 }
 
@@ -76,26 +152,6 @@ async fn open(ctx: &Context) -> Option<BoxStream<'static, ()>> {
         }
         Err(error) => {
             warn!(%error, "no WebSocket; the head is polled meanwhile");
-            None
-        }
-    }
-}
-
-/// Waits until it is time to look again; answers the socket if it is still good.
-async fn wait_for_sign(ctx: &Context, signs: Option<BoxStream<'static, ()>>) -> Option<BoxStream<'static, ()>> {
-    let Some(mut signs) = signs else {
-        sleep_until(Instant::now() + (ctx.chain.block_time / 2).clamp(POLL.0, POLL.1)).await;
-        return None;
-    };
-    let silent = SILENCE.max(ctx.chain.block_time * 3);
-    match timeout_at(Instant::now() + silent, signs.next()).await {
-        Ok(Some(())) => Some(signs),
-        Ok(None) => {
-            warn!("the WebSocket closed");
-            None
-        }
-        Err(_) => {
-            warn!(?silent, "the WebSocket is silent; opening another");
             None
         }
     }

@@ -22,8 +22,10 @@ use crate::config::LogFormat;
 /// What is logged where nothing else is asked for.
 pub const DEFAULT_FILTER: &str = "info";
 
-/// Crates that say more at `info` than an operator wants; a filter that names one overrides this.
-const QUIET: &str = "alloy=warn,aws_config=warn,hickory_proto=error,hickory_resolver=warn,mongodb=warn,redis=warn";
+/// Crates that say more than an operator wants; a filter that names one overrides this. To alloy's sockets every end of
+/// a connection is an error, several times over; here it is routine, and `pipeline::follow` tells of it once.
+const QUIET: &str = "alloy=warn,alloy_pubsub=off,alloy_transport_ws=off,aws_config=warn,hickory_proto=error,\
+                     hickory_resolver=warn,mongodb=warn,redis=warn";
 
 /// Beginnings of the names of crates whose `debug` and `trace` lines hold requests as they go out: a key in a path or
 /// a header does not look like one there.

@@ -25,7 +25,7 @@ use ::sentry::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
-use tracing::{Level, Subscriber};
+use tracing::{Level, Metadata, Subscriber};
 use tracing_subscriber::{Layer, filter::filter_fn, registry::LookupSpan};
 
 use super::{panics, scrub};
@@ -99,12 +99,15 @@ where
     BreadcrumbLayer::new().with_filter(filter_fn(|line| matches!(*line.level(), Level::WARN | Level::INFO)))
 }
 
-/// Lines that are a report.
+/// Lines that are a report. alloy's are not: to its sockets every end of a connection is an error.
 pub(super) fn errors<S>() -> impl Layer<S>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
-    ErrorLayer::new().with_filter(filter_fn(|line| *line.level() == Level::ERROR && line.target() != panics::TARGET))
+    let is_report = |line: &Metadata<'_>| {
+        *line.level() == Level::ERROR && line.target() != panics::TARGET && !line.target().starts_with("alloy")
+    };
+    ErrorLayer::new().with_filter(filter_fn(is_report))
 }
 
 /// Reports a panic and waits until it is sent, because the process may be about to end.

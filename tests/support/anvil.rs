@@ -41,6 +41,8 @@ impl Anvil {
     pub async fn start_at(port: u16, chain_id: u64, options: &[&str]) -> Self {
         let mut command = Command::new(dev_dir().join("node_modules/@foundry-rs/anvil-linux-amd64/bin/anvil"));
         command.args(["--host", "127.0.0.1", "--port", &port.to_string(), "--chain-id", &chain_id.to_string()]);
+        // Each call may use what a block usually holds, so that a block needs room for many.
+        command.args(["--gas-limit", "10000000000"]);
         let mut child = spawn(command.arg("--silent").args(options));
         let rpc = Rpc::new(format!("http://127.0.0.1:{port}"));
         let ask = json!({ "jsonrpc": "2.0", "id": 1, "method": "eth_chainId", "params": [] });
