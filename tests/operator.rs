@@ -317,6 +317,24 @@ async fn recipe_setting_the_watermark_of_an_empty_database_says_where_to_begin()
 }
 
 #[tokio::test]
+async fn a_watermark_above_the_chain_is_waited_for_and_told() {
+    let (server, chain) = tokio::join!(RedisServer::start(), chain(1, 120));
+    server.shell(r#"redis-cli hset "chain:1:progress" block 18500000 chain 1 updated $(date +%s000) service ethereum_mainnet"#).await;
+    let listener = listener(&chain, 1, &server, 0).start();
+    listener.wait_watermark(18_500_000, SOON).await;
+    chain.mine(1).await;
+    eventually("the state is told to be above the chain", SOON, || async {
+        let health = listener.health().await;
+        let told = "the state stands at block 18500000, but the newest block of the providers is 121";
+        health["status"] == "degraded" && health["reasons"].to_string().contains(told)
+    })
+    .await;
+    let (code, messages, _) = listener.stop().await;
+    assert_eq!((code, messages.len()), (0, 0));
+    assert_eq!(server.shell(r#"redis-cli exists "chain:1:block:18500000""#).await, "0");
+}
+
+#[tokio::test]
 async fn recipe_lowering_the_watermark_of_a_database_in_use_delivers_again_from_there() {
     let deployment = Deployment::caught_up(120).await;
     deployment.chain.mine(10).await;

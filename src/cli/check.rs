@@ -19,8 +19,8 @@ pub struct CheckArgs {
     /// Ask every server too: nodes, store, token directory, queues.
     #[arg(long)]
     pub connect: bool,
-    /// How the answer is written.
-    #[arg(long, value_enum, default_value_t = Format::Text)]
+    /// How the answer is written: text or json.
+    #[arg(long, value_enum, default_value_t = Format::Text, hide_possible_values = true)]
     pub format: Format,
 }
 

@@ -2,11 +2,6 @@
 
 use std::process::ExitCode;
 
-/// The table of exit codes for `--help`.
-pub(super) const EXIT_CODES: &str = "\
-Exit codes (sysexits): 0 done · 1 the answer is no · 64 usage · 65 bad input · 69 a server is unavailable · \
-70 internal fault · 75 try again later · 78 configuration";
-
 /// Why a command ended without doing its work; the exit code is one of sysexits(3).
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand, error::ErrorKind};
 
-use crate::config::{Purpose, Sources};
+use crate::config::{self, Purpose, Settings, Sources};
 
 pub mod check;
 pub mod devchain;
@@ -18,45 +18,64 @@ pub mod tokens;
 
 pub use failure::Failure;
 
-/// Listens to an EVM chain and hands every tracked token transfer to a queue, at least once.
-///
-/// Settings come from the environment, .env and config/*.toml; `chaintap check` says whether they are right, and
-/// `chaintap run --demo` needs none.
+/// Listens to an EVM chain and hands every tracked token transfer to a queue, at least once
 #[derive(Debug, Parser)]
-#[command(name = "chaintap", version, after_help = failure::EXIT_CODES, arg_required_else_help = true)]
+#[command(name = "chaintap", version, after_help = AFTER_HELP, arg_required_else_help = true)]
 struct Cli {
-    #[command(flatten)]
-    overrides: Overrides,
     #[command(subcommand)]
     command: Command,
 }
 
+/// What a person who has just met the program asks next.
+const AFTER_HELP: &str = "\
+To see it work, without any configuration: chaintap run --demo
+
+Settings come from the environment, .env and config/*.toml; `chaintap check` says whether they are right.
+Commands that read them take the most common ones as flags, too: `chaintap run --help`.
+
+Exit codes (sysexits): 0 done · 1 the answer is no · 64 usage · 65 bad input · 69 a server is unavailable ·
+70 internal fault · 75 try again later · 78 configuration";
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Listen to the chain and deliver
-    Run(run::RunArgs),
+    Run(Configured<run::RunArgs>),
     /// Say whether the configuration is right, and with --connect whether every server answers
-    Check(check::CheckArgs),
+    Check(Configured<check::CheckArgs>),
     /// Show what is listened to, and where it goes
-    Contracts(check::ContractsArgs),
+    Contracts(Configured<check::ContractsArgs>),
     /// Print the first topic of an event: 'Transfer(address,address,uint256)'
     Topic(check::TopicArgs),
     /// Show where the listener stands, from the state store
-    Status(status::StatusArgs),
+    Status(Configured<status::StatusArgs>),
     /// List and change the tokens whose transfers are delivered
-    #[command(subcommand)]
-    Tokens(tokens::TokensCommand),
+    Tokens(Configured<OneOf<tokens::TokensCommand>>),
     /// List, send again and drop what could not be delivered
-    #[command(subcommand)]
-    Dlq(dlq::DlqCommand),
+    Dlq(Configured<OneOf<dlq::DlqCommand>>),
     /// Deliver again from the block after N, with the same ids and higher versions
-    Rewind(operate::RewindArgs),
+    Rewind(Configured<operate::RewindArgs>),
     /// Knowingly leave out every block up to N that is not delivered yet
-    Skip(operate::SkipArgs),
+    Skip(Configured<operate::SkipArgs>),
     /// Serve a simulated EVM node
     Devchain(devchain::Args),
     /// Ask a running process on this machine whether it is alive
     Healthcheck(healthcheck::HealthcheckArgs),
+}
+
+/// A command that reads the configuration, with the flags that stand above it.
+#[derive(Debug, clap::Args)]
+struct Configured<A: clap::Args> {
+    #[command(flatten)]
+    own: A,
+    #[command(flatten)]
+    overrides: Overrides,
+}
+
+/// One of several commands of a kind.
+#[derive(Debug, clap::Args)]
+struct OneOf<C: Subcommand> {
+    #[command(subcommand)]
+    command: C,
 }
 
 /// Flags that stand above the environment.
@@ -97,6 +116,11 @@ impl Overrides {
             flags.into_iter().filter_map(|(name, value)| Some((name, value.clone()?))).collect();
         Sources { config_dir: self.config.clone(), flags, purpose, ..Sources::of_process() }
     }
+
+    /// The settings of a command that looks at a deployment or changes it.
+    async fn settings(&self) -> Result<Settings, Failure> {
+        Ok(config::load(&self.sources(Purpose::Operate)).await?)
+    }
 }
 
 /// Does what the command line says; the exit code tells how it went.
@@ -132,10 +156,9 @@ fn complain(text: &str) {
 }
 
 fn dispatch(cli: Cli) -> Result<(), Failure> {
-    let Cli { overrides, command } = cli;
-    match command {
-        Command::Run(args) => run::run(&args, &overrides),
+    match cli.command {
+        Command::Run(Configured { own, overrides }) => run::run(&own, &overrides),
         Command::Topic(args) => check::topic(&args, &mut std::io::stdout()),
-        other => run::runtime()?.block_on(operate::operate(other, &overrides)),
+        other => run::runtime()?.block_on(operate::operate(other)),
     }
 }

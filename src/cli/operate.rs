@@ -4,10 +4,10 @@ use std::{io::Write, sync::Arc};
 
 use clap::Args;
 
-use super::{Command, Failure, Overrides, check, devchain, dlq, healthcheck, run::logs, status, tokens};
+use super::{Command, Configured, Failure, Overrides, check, devchain, dlq, healthcheck, run::logs, status, tokens};
 use crate::{
     app,
-    config::{self, Purpose, Settings},
+    config::{Purpose, Settings},
     store::{ReplayReply, Snapshot, StateStore, StoreError},
 };
 
@@ -34,29 +34,39 @@ pub(super) struct SkipArgs {
 }
 
 /// Does the commands that need a runtime.
-pub(super) async fn operate(command: Command, overrides: &Overrides) -> Result<(), Failure> {
+pub(super) async fn operate(command: Command) -> Result<(), Failure> {
     let out = &mut std::io::stdout();
     match command {
         Command::Devchain(args) => {
             let _logs = logs("info", None)?;
-            return devchain::run(args).await;
+            devchain::run(args).await
         }
-        Command::Healthcheck(args) => return healthcheck::run(&args).await,
-        Command::Check(args) => return check(&args, overrides, out).await,
-        _ => {}
+        Command::Healthcheck(args) => healthcheck::run(&args).await,
+        Command::Check(Configured { own, overrides }) => check(&own, &overrides, out).await,
+        deployed => {
+            let _logs = logs("warn", None)?;
+            Box::pin(on_deployment(deployed, out)).await
+        }
     }
-    let _logs = logs("warn", None)?;
-    let sources = overrides.sources(Purpose::Operate);
-    let settings = config::load(&sources).await?;
+}
+
+/// Does the commands that look at a deployment or change it.
+async fn on_deployment(command: Command, out: &mut std::io::Stdout) -> Result<(), Failure> {
     match command {
-        Command::Contracts(args) => check::contracts(&args, &settings, out),
-        Command::Status(args) => status::run(&args, settings.chain.id, opened(&settings).await?, out).await,
-        Command::Tokens(command) => {
-            tokens::run(&command, &settings.tokens, settings.chain.id, out, &mut std::io::stderr()).await
+        Command::Contracts(Configured { own, overrides }) => check::contracts(&own, &overrides.settings().await?, out),
+        Command::Status(Configured { own, overrides }) => {
+            let settings = overrides.settings().await?;
+            status::run(&own, settings.chain.id, opened(&settings).await?, out).await
         }
-        Command::Dlq(command) => dead_letters(&command, &settings).await,
-        Command::Rewind(args) => rewind(&args, &settings, out).await,
-        Command::Skip(args) => skip(&args, &settings, out).await,
+        Command::Tokens(Configured { own, overrides }) => {
+            let settings = overrides.settings().await?;
+            tokens::run(&own.command, &settings.tokens, settings.chain.id, out, &mut std::io::stderr()).await
+        }
+        Command::Dlq(Configured { own, overrides }) => {
+            dead_letters(&own.command, &overrides.settings().await?, out).await
+        }
+        Command::Rewind(Configured { own, overrides }) => rewind(&own, &overrides.settings().await?, out).await,
+        Command::Skip(Configured { own, overrides }) => skip(&own, &overrides.settings().await?, out).await,
         _ => Err(Failure::Internal("not a command that operates on a deployment".into())),
     }
 }
@@ -81,10 +91,14 @@ async fn check(args: &check::CheckArgs, overrides: &Overrides, out: &mut impl Wr
 }
 
 /// Lists, sends again or drops what could not be delivered.
-async fn dead_letters(command: &dlq::DlqCommand, settings: &Settings) -> Result<(), Failure> {
-    let store = app::open_store(settings).await.map_err(|error| app::store_failure(&error))?;
+async fn dead_letters(
+    command: &dlq::DlqCommand,
+    settings: &Settings,
+    out: &mut (dyn Write + Send),
+) -> Result<(), Failure> {
+    let (store, _) = opened(settings).await?;
     let sinks = app::sinks(settings).await?;
-    dlq::run(command, &*store, &sinks, &mut std::io::stdout(), &mut std::io::stderr()).await
+    dlq::run(command, &*store, &sinks, out, &mut std::io::stderr()).await
 }
 
 /// Sets the state back, so that blocks are delivered again.

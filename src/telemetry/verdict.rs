@@ -179,6 +179,7 @@ fn oddities(profile: &Profile, facts: &Facts, now: Instant) -> Vec<String> {
     }
     reasons.extend(old_head(profile, facts, now));
     reasons.extend(behind(facts));
+    reasons.extend(ahead(facts));
     reasons.extend(old_tokens(profile, facts, now));
     reasons.extend(facts.notes.values().cloned());
     reasons
@@ -204,6 +205,17 @@ fn behind(facts: &Facts) -> Option<String> {
     }
     let lag = facts.lag().filter(|lag| *lag > USUAL_LAG)?;
     Some(format!("{lag} blocks behind the head"))
+}
+
+/// A view that was set too high, a skip too far or a provider that fell back: nothing is delivered, and nothing fails.
+fn ahead(facts: &Facts) -> Option<String> {
+    let (tip, head) = (u64::try_from(facts.progress?.tip).ok()?, facts.head?.header.number);
+    (tip > head.saturating_add(USUAL_LAG)).then(|| {
+        format!(
+            "the state stands at block {tip}, but the newest block of the providers is {head}: nothing is delivered \
+             until the chain is above it, or after `chaintap rewind`"
+        )
+    })
 }
 
 pub(super) fn old_tokens(profile: &Profile, facts: &Facts, now: Instant) -> Option<String> {
