@@ -173,11 +173,24 @@ pub async fn open_store(settings: &Settings) -> Result<Arc<dyn StateStore>, Stor
     })
 }
 
+/// The store that the settings name, for a command that looks or mends; `None` where there is no file of it yet.
+///
+/// # Errors
+///
+/// As [`open_store`].
+pub async fn existing_store(settings: &Settings) -> Result<Option<Arc<dyn StateStore>>, StoreError> {
+    match &settings.store {
+        StoreSettings::Embedded { dir } if !Embedded::exists(dir, settings.chain.id) => Ok(None),
+        _ => open_store(settings).await.map(Some),
+    }
+}
+
 /// How a store that cannot be used ends a command.
 #[must_use]
 pub fn store_failure(error: &StoreError) -> Failure {
     match error {
         StoreError::Transient(_) | StoreError::Vanished(_) => Failure::Unavailable(error.to_string()),
+        StoreError::InUse(_) => Failure::Temporary(error.to_string()),
         StoreError::Fatal(_) => Failure::Config(error.to_string()),
     }
 }
@@ -294,25 +307,36 @@ where
                 vitals.edge(edge.clone(), Err(&error.to_string()));
                 backoff.wait(None).await;
             }
-            Err(error) => return Err(Failure::Config(error.to_string())),
+            Err(error) => return Err(error.failure()),
         }
     }
 }
 
-/// Whether trying again may help.
+/// Why an edge is not reached.
 trait Outage: std::fmt::Display {
+    /// Whether trying again may help.
     fn passes(&self) -> bool;
+    /// How it ends the start otherwise.
+    fn failure(&self) -> Failure;
 }
 
 impl Outage for StoreError {
     fn passes(&self) -> bool {
         matches!(self, Self::Transient(_))
     }
+
+    fn failure(&self) -> Failure {
+        store_failure(self)
+    }
 }
 
 impl Outage for TokenError {
     fn passes(&self) -> bool {
         matches!(self, Self::Transient(_))
+    }
+
+    fn failure(&self) -> Failure {
+        Failure::Config(self.to_string())
     }
 }
 

@@ -7,9 +7,8 @@ mod support;
 use std::{collections::BTreeSet, time::Duration};
 
 use chaintap::devchain::Options;
-use serde_json::Value;
 use support::{
-    chaintap::Settings,
+    chaintap::{Settings, ids},
     devchain::{Devchain, still},
 };
 
@@ -17,27 +16,7 @@ const SOON: Duration = Duration::from_secs(30);
 
 /// A listener of this chain with the embedded store and no token list.
 fn listener_of(chain: &Devchain) -> Settings {
-    Settings::default().set("CHAIN_ID", 31_337).set("WEB3_PROVIDER", format!("ws://{}", chain.address))
-}
-
-/// Every ERC-20 transfer of these blocks, as the node itself tells it: the ids that must be delivered.
-async fn transfers(chain: &Devchain, from: u64, to: u64) -> BTreeSet<String> {
-    let topic = "0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef";
-    let filter = serde_json::json!([{
-        "fromBlock": format!("{from:#x}"), "toBlock": format!("{to:#x}"), "topics": [topic],
-    }]);
-    let logs = chain.rpc().call("eth_getLogs", filter).await;
-    let erc20 =
-        |log: &&Value| log["topics"].as_array().unwrap().len() == 3 && log["data"].as_str().unwrap().len() == 66;
-    let id = |log: &Value| {
-        let index = u64::from_str_radix(log["logIndex"].as_str().unwrap().trim_start_matches("0x"), 16).unwrap();
-        format!("31337:{}:{index}", log["blockHash"].as_str().unwrap())
-    };
-    logs.as_array().unwrap().iter().filter(erc20).map(id).collect()
-}
-
-fn ids(messages: &[Value]) -> Vec<String> {
-    messages.iter().map(|message| message["id"].as_str().unwrap().to_owned()).collect()
+    Settings::default().set("CHAIN_ID", 31_337).set("WEB3_PROVIDER", chain.ws_url())
 }
 
 #[tokio::test]
@@ -48,7 +27,7 @@ async fn every_transfer_from_the_start_block_on_is_delivered_once_and_in_order()
     assert_eq!(code, 0, "{log}");
     let delivered = ids(&messages);
     let set: BTreeSet<String> = delivered.iter().cloned().collect();
-    assert_eq!(set, transfers(&chain, 1, 150).await);
+    assert_eq!(set, chain.transfers(1, 150).await);
     assert_eq!(set.len(), delivered.len(), "nothing twice");
 }
 
@@ -58,7 +37,7 @@ async fn r02_new_heads_are_delivered_one_by_one() {
     let listener = listener_of(&chain).start();
     listener.wait_watermark(100, SOON).await;
     for number in 101..=115 {
-        chain.rpc().call("devchain_mine", serde_json::json!([1])).await;
+        chain.mine(1).await;
         listener.wait_watermark(number, SOON).await;
     }
     let health = listener.health().await;
@@ -66,8 +45,8 @@ async fn r02_new_heads_are_delivered_one_by_one() {
     let (code, messages, _) = listener.stop().await;
     assert_eq!(code, 0);
     let delivered = ids(&messages);
-    assert_eq!(delivered.iter().cloned().collect::<BTreeSet<_>>(), transfers(&chain, 100, 115).await);
-    assert_eq!(delivered.len(), transfers(&chain, 100, 115).await.len());
+    assert_eq!(delivered.iter().cloned().collect::<BTreeSet<_>>(), chain.transfers(100, 115).await);
+    assert_eq!(delivered.len(), chain.transfers(100, 115).await.len());
 }
 
 #[tokio::test]
@@ -78,14 +57,14 @@ async fn a_restart_goes_on_where_it_stopped_without_losing_or_repeating_a_block(
     for round in 1..=3u64 {
         let listener = settings.start();
         listener.wait_watermark(100 + 3 * (round - 1), SOON).await;
-        chain.rpc().call("devchain_mine", serde_json::json!([3])).await;
+        chain.mine(3).await;
         listener.wait_watermark(100 + 3 * round, SOON).await;
         let (code, messages, _) = listener.stop().await;
         assert_eq!(code, 0);
         delivered.extend(ids(&messages));
     }
     let set: BTreeSet<String> = delivered.iter().cloned().collect();
-    assert_eq!(set, transfers(&chain, 100, 109).await);
+    assert_eq!(set, chain.transfers(100, 109).await);
     assert_eq!(set.len(), delivered.len(), "nothing twice");
 }
 
@@ -96,13 +75,13 @@ async fn r03_a_gap_of_three_is_filled_in_order_before_the_new_block() {
     let listener = settings.start();
     listener.wait_watermark(100, SOON).await;
     assert_eq!(listener.stop().await.0, 0);
-    chain.rpc().call("devchain_mine", serde_json::json!([4])).await;
+    chain.mine(4).await;
     let listener = settings.start();
     listener.wait_watermark(104, SOON).await;
     let (_, messages, _) = listener.stop().await;
     let blocks: Vec<u64> = messages.iter().map(|message| message["blockNumber"].as_u64().unwrap()).collect();
     assert!(blocks.is_sorted(), "{blocks:?}");
-    assert_eq!(ids(&messages).into_iter().collect::<BTreeSet<_>>(), transfers(&chain, 101, 104).await);
+    assert_eq!(ids(&messages).into_iter().collect::<BTreeSet<_>>(), chain.transfers(101, 104).await);
 }
 
 #[tokio::test]
@@ -112,13 +91,13 @@ async fn r04_behind_a_gap_of_nineteen_the_head_comes_first() {
     let listener = settings.start();
     listener.wait_watermark(100, SOON).await;
     assert_eq!(listener.stop().await.0, 0);
-    chain.rpc().call("devchain_mine", serde_json::json!([20])).await;
+    chain.mine(20).await;
     let listener = settings.start();
     listener.wait_watermark(120, SOON).await;
     let (_, messages, _) = listener.stop().await;
     let blocks: Vec<u64> = messages.iter().map(|message| message["blockNumber"].as_u64().unwrap()).collect();
     assert_eq!(blocks.first(), Some(&120), "{blocks:?}");
-    assert_eq!(ids(&messages).into_iter().collect::<BTreeSet<_>>(), transfers(&chain, 101, 120).await);
+    assert_eq!(ids(&messages).into_iter().collect::<BTreeSet<_>>(), chain.transfers(101, 120).await);
 }
 
 #[tokio::test]
@@ -126,10 +105,10 @@ async fn a_reorganisation_stops_deliveries_and_says_so() {
     let chain = Devchain::start(Options { logs_per_block: 4, ..still(100) }).await;
     let listener = listener_of(&chain).start();
     listener.wait_watermark(100, SOON).await;
-    chain.rpc().call("devchain_mine", serde_json::json!([3])).await;
+    chain.mine(3).await;
     listener.wait_watermark(103, SOON).await;
     chain.rpc().call("devchain_reorg", serde_json::json!([2])).await;
-    chain.rpc().call("devchain_mine", serde_json::json!([1])).await;
+    chain.mine(1).await;
     let failing = || async { listener.health().await["status"] == "fail" };
     support::process::eventually("health fails", SOON, failing).await;
     let health = listener.health().await;

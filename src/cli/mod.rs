@@ -50,9 +50,9 @@ enum Command {
     #[command(subcommand)]
     Dlq(dlq::DlqCommand),
     /// Deliver again from the block after N, with the same ids and higher versions
-    Rewind(operate::MoveArgs),
+    Rewind(operate::RewindArgs),
     /// Knowingly leave out every block up to N that is not delivered yet
-    Skip(operate::MoveArgs),
+    Skip(operate::SkipArgs),
     /// Serve a simulated EVM node
     Devchain(devchain::Args),
     /// Ask a running process on this machine whether it is alive

@@ -8,13 +8,24 @@ use super::{Command, Failure, Overrides, check, devchain, dlq, healthcheck, run:
 use crate::{
     app,
     config::{self, Purpose, Settings},
-    store::{ReplayReply, StateStore},
+    store::{ReplayReply, Snapshot, StateStore, StoreError},
 };
 
-/// Flags of `rewind` and `skip`.
+/// Flags of `rewind`.
 #[derive(Debug, Args)]
-pub(super) struct MoveArgs {
-    /// The last block that stays as it is (rewind), or the last one that is left out (skip)
+pub(super) struct RewindArgs {
+    /// The last block that stays delivered
+    #[arg(long, value_name = "N")]
+    to: u64,
+    /// Do it; without this it is only said what would be done
+    #[arg(long)]
+    yes: bool,
+}
+
+/// Flags of `skip`.
+#[derive(Debug, Args)]
+pub(super) struct SkipArgs {
+    /// The last block that is left out
     #[arg(long, value_name = "N")]
     to: u64,
     /// Do it; without this it is only said what would be done
@@ -39,7 +50,7 @@ pub(super) async fn operate(command: Command, overrides: &Overrides) -> Result<(
     let settings = config::load(&sources).await?;
     match command {
         Command::Contracts(args) => check::contracts(&args, &settings, out),
-        Command::Status(args) => status::run(&args, settings.chain.id, app::open_store(&settings).await, out).await,
+        Command::Status(args) => status::run(&args, settings.chain.id, opened(&settings).await?, out).await,
         Command::Tokens(command) => {
             tokens::run(&command, &settings.tokens, settings.chain.id, out, &mut std::io::stderr()).await
         }
@@ -77,8 +88,8 @@ async fn dead_letters(command: &dlq::DlqCommand, settings: &Settings) -> Result<
 }
 
 /// Sets the state back, so that blocks are delivered again.
-async fn rewind(args: &MoveArgs, settings: &Settings, out: &mut impl Write) -> Result<(), Failure> {
-    let (store, progress) = opened(settings).await?;
+async fn rewind(args: &RewindArgs, settings: &Settings, out: &mut impl Write) -> Result<(), Failure> {
+    let (store, Snapshot { progress, .. }) = opened(settings).await?;
     let to = i64::try_from(args.to).unwrap_or(i64::MAX);
     if to >= progress.tip {
         return Err(Failure::Data(format!("block {to} is not below the highest delivered block, {}", progress.tip)));
@@ -91,15 +102,15 @@ async fn rewind(args: &MoveArgs, settings: &Settings, out: &mut impl Write) -> R
             progress.tip, progress.watermark, progress.tip
         ),
     )?;
-    if !confirmed(args, out)? {
+    if !confirmed(args.yes, out)? {
         return Ok(());
     }
     finished(store.replay(to, progress.epoch).await.map_err(|error| app::store_failure(&error))?, out)
 }
 
 /// Marks blocks as done that were not delivered.
-async fn skip(args: &MoveArgs, settings: &Settings, out: &mut impl Write) -> Result<(), Failure> {
-    let (store, progress) = opened(settings).await?;
+async fn skip(args: &SkipArgs, settings: &Settings, out: &mut impl Write) -> Result<(), Failure> {
+    let (store, Snapshot { progress, .. }) = opened(settings).await?;
     if i64::try_from(args.to).unwrap_or(i64::MAX) <= progress.watermark {
         let watermark = progress.watermark;
         return Err(Failure::Data(format!("every block up to {} is delivered: the watermark is {watermark}", args.to)));
@@ -112,25 +123,34 @@ async fn skip(args: &MoveArgs, settings: &Settings, out: &mut impl Write) -> Res
             args.to
         ),
     )?;
-    if !confirmed(args, out)? {
+    if !confirmed(args.yes, out)? {
         return Ok(());
     }
     finished(store.skip(args.to, progress.epoch).await.map_err(|error| app::store_failure(&error))?, out)
 }
 
-async fn opened(settings: &Settings) -> Result<(Arc<dyn StateStore>, crate::store::Progress), Failure> {
-    let store = app::open_store(settings).await.map_err(|error| app::store_failure(&error))?;
-    let snapshot = store.peek().await.map_err(|error| app::store_failure(&error))?;
-    let nothing = || Failure::No("the store holds nothing of this chain yet: `chaintap run` begins it".into());
-    let progress = snapshot.ok_or_else(nothing)?.progress;
-    Ok((store, progress))
+/// The store and what it holds of this chain.
+async fn opened(settings: &Settings) -> Result<(Arc<dyn StateStore>, Snapshot), Failure> {
+    let id = settings.chain.id;
+    let nothing = || Failure::No(format!("the store holds nothing of chain {id} yet: `chaintap run` begins it"));
+    let store = app::existing_store(settings).await.map_err(|error| match error {
+        // Told without a scheme: what looks like a URL is cut to its host.
+        StoreError::InUse(why) => {
+            let port = settings.http.port();
+            Failure::Temporary(format!("{why}\nif that is chaintap, it can be asked: curl localhost:{port}/health"))
+        }
+        other => app::store_failure(&other),
+    })?;
+    let store = store.ok_or_else(nothing)?;
+    let snapshot = store.peek().await.map_err(|error| app::store_failure(&error))?.ok_or_else(nothing)?;
+    Ok((store, snapshot))
 }
 
-fn confirmed(args: &MoveArgs, out: &mut impl Write) -> Result<bool, Failure> {
-    if !args.yes {
+fn confirmed(yes: bool, out: &mut impl Write) -> Result<bool, Failure> {
+    if !yes {
         say(out, "nothing was changed; say --yes to do it")?;
     }
-    Ok(args.yes)
+    Ok(yes)
 }
 
 fn finished(reply: ReplayReply, out: &mut impl Write) -> Result<(), Failure> {

@@ -11,8 +11,9 @@ use serde::Serialize;
 
 use super::Failure;
 use crate::{
+    app,
     domain::{BlockRange, IntervalSet},
-    store::{Snapshot, StateStore, StoreError},
+    store::{Snapshot, StateStore},
 };
 
 /// Gaps that are listed, the lowest ones.
@@ -65,44 +66,21 @@ pub struct Gap {
     pub to: u64,
 }
 
-/// Prints the state of `chain_id` to `out`; `opened` is the store, or why it could not be opened.
+/// Prints the state of `chain_id`, `snapshot`, to `out`.
 ///
 /// # Errors
 ///
-/// [`Failure::Unavailable`] where the store does not answer, [`Failure::Config`] where it cannot be used as configured,
-/// [`Failure::No`] where it holds nothing of this chain.
+/// [`Failure::Unavailable`] where the store does not answer, [`Failure::Config`] where it cannot be used as configured.
 pub async fn run(
     args: &StatusArgs,
     chain_id: u64,
-    opened: Result<Arc<dyn StateStore>, StoreError>,
+    (store, snapshot): (Arc<dyn StateStore>, Snapshot),
     out: &mut (dyn Write + Send),
 ) -> Result<(), Failure> {
-    let store = opened.map_err(not_opened)?;
-    let Some(snapshot) = store.peek().await.map_err(not_read)? else {
-        return Err(Failure::No(format!("the store holds nothing of chain {chain_id} yet: `chaintap run` begins it")));
-    };
-    let dead_letters = store.dead_letters_len().await.map_err(not_read)?;
+    let dead_letters = store.dead_letters_len().await.map_err(|error| app::store_failure(&error))?;
     let report = report(chain_id, snapshot, dead_letters, store.durability());
     let text = if args.json { json(&report)? } else { table(&report) };
     writeln!(out, "{text}").map_err(|error| Failure::Internal(format!("cannot write the status: {error}")))
-}
-
-/// The embedded store is opened by one process at a time, so a store that cannot be opened often means that one runs.
-const ASK_THE_PROCESS: &str =
-    "if chaintap is running on this store, ask it: curl http://127.0.0.1:${PORT:-3001}/health";
-
-fn not_opened(error: StoreError) -> Failure {
-    match error {
-        StoreError::Fatal(why) => Failure::Config(format!("{why}\n{ASK_THE_PROCESS}")),
-        error => Failure::Unavailable(format!("{error}\n{ASK_THE_PROCESS}")),
-    }
-}
-
-fn not_read(error: StoreError) -> Failure {
-    match error {
-        StoreError::Fatal(why) => Failure::Config(why),
-        error => Failure::Unavailable(error.to_string()),
-    }
 }
 
 fn report(chain_id: u64, snapshot: Snapshot, dead_letters: u64, durability: String) -> Report {
@@ -231,14 +209,5 @@ mod tests {
         ];
         assert_eq!(members, expected);
         assert_eq!(value["lowestGaps"][0]["to"], 109);
-    }
-
-    #[tokio::test]
-    async fn a_store_that_another_process_holds_is_told_with_a_way_out() {
-        let locked = Err(StoreError::Transient("state.redb is in use by another process".to_owned()));
-        let failure = run(&StatusArgs { json: false }, 1, locked, &mut Vec::new()).await.unwrap_err();
-        assert!(
-            matches!(&failure, Failure::Unavailable(why) if why.contains("another process") && why.contains("/health"))
-        );
     }
 }

@@ -7,6 +7,7 @@ use alloy::{
     json_abi::{Event, EventParam, JsonAbi},
 };
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::{
     files::Files,
@@ -57,7 +58,7 @@ fn parse(source: &Arc<Source>) -> Result<JsonAbi, Problem> {
     } else {
         serde_json::from_str::<JsonAbi>(&source.text)
     };
-    parsed.map_err(|error| {
+    parsed.or_else(|error| completed(text).ok_or(error)).map_err(|error| {
         let byte = byte_of(&source.text, error.line(), error.column());
         // The parser says the place again at the end of its message.
         let message = error.to_string();
@@ -65,6 +66,18 @@ fn parse(source: &Arc<Source>) -> Result<JsonAbi, Problem> {
         Problem::at(source, byte..byte, format!("not an ABI: {message}"))
             .mend("an ABI is a JSON array of items, or an object with that array under \"abi\"")
     })
+}
+
+/// The ABI with `anonymous: false` where an event does not say; compilers always do, people who write ABIs by hand do not.
+fn completed(text: &str) -> Option<JsonAbi> {
+    let mut abi: Value = serde_json::from_str(text).ok()?;
+    let items = if abi.is_array() { &mut abi } else { abi.get_mut("abi")? };
+    for item in items.as_array_mut()?.iter_mut().filter_map(Value::as_object_mut) {
+        if item.get("type").is_some_and(|kind| kind == "event") {
+            item.entry("anonymous").or_insert(Value::Bool(false));
+        }
+    }
+    serde_json::from_value(items.take()).ok()
 }
 
 /// The byte of a line and a column, both from 1; the column counts bytes.

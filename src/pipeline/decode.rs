@@ -139,3 +139,108 @@ fn candidate(listener: &Listener, log: &RawLog, args: Args) -> Candidate {
     };
     Candidate { event, token_filter: listener.token_filter }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloy::{
+        json_abi::Event as AbiEvent,
+        primitives::{Address, B256, Bytes, U256},
+    };
+
+    use super::*;
+    use crate::{config::SinkTarget, domain::BlockRef};
+
+    const TOKEN: Address = Address::repeat_byte(0x11);
+    const FROM: Address = Address::repeat_byte(0x22);
+    const TO: Address = Address::repeat_byte(0x33);
+
+    fn listener(contract: &str, shape: Shape, address: Option<Address>) -> Listener {
+        let event = AbiEvent::parse("event Transfer(address indexed from, address indexed to, uint256 value)").unwrap();
+        Listener {
+            contract: contract.into(),
+            address,
+            start_block: None,
+            topic0: event.selector(),
+            event,
+            handler: "handleTransferEvent".into(),
+            target: SinkTarget::Stdout,
+            token_filter: true,
+            shape,
+        }
+    }
+
+    fn erc20() -> Registry {
+        Registry::new(vec![listener("Transfers", Shape::Erc20Transfer, None)])
+    }
+
+    /// A log of `Transfer` with these further topics and this many bytes of data.
+    fn log(topics: &[B256], data: Bytes) -> RawLog {
+        let signature = Transfer::SIGNATURE_HASH;
+        RawLog {
+            address: TOKEN,
+            topics: std::iter::once(signature).chain(topics.iter().copied()).collect(),
+            data,
+            block: BlockRef { number: 7, hash: B256::repeat_byte(0xaa) },
+            timestamp: 1,
+            transaction_hash: B256::ZERO,
+            transaction_index: 0,
+            log_index: 3,
+        }
+    }
+
+    fn word(value: U256) -> Bytes {
+        value.to_be_bytes::<32>().into()
+    }
+
+    fn rejects(log: RawLog) -> Vec<(&'static str, u64)> {
+        let decoded = events(&erc20(), vec![log]);
+        assert!(decoded.candidates.is_empty());
+        decoded.rejected.into_iter().collect()
+    }
+
+    #[test]
+    fn a_transfer_is_decoded_exactly_also_at_the_largest_amount() {
+        let (from, to) = (FROM.into_word(), TO.into_word());
+        let decoded = events(&erc20(), vec![log(&[from, to], word(U256::MAX))]);
+        let event = &decoded.candidates[0].event;
+        assert_eq!(event.args, Args::Transfer { from: FROM, to: TO, value: U256::MAX });
+        assert_eq!((&*event.name, &*event.contract, event.log_index), ("Transfer", "Transfers", 3));
+        assert!(decoded.rejected.is_empty() && decoded.undecodable.is_empty());
+    }
+
+    #[test]
+    fn r23_what_is_no_erc20_transfer_is_counted_by_reason_and_never_fatal() {
+        let (from, to) = (FROM.into_word(), TO.into_word());
+        assert_eq!(rejects(log(&[from, to, from], Bytes::new())), [("erc721", 1)]);
+        assert_eq!(rejects(log(&[], Bytes::from(vec![0; 96]))), [("unindexed", 1)]);
+        assert_eq!(rejects(log(&[from], Bytes::from(vec![0; 64]))), [("unindexed", 1)]);
+        for length in [0, 31, 33, 64] {
+            assert_eq!(rejects(log(&[from, to], Bytes::from(vec![0; length]))), [("malformed", 1)], "{length} bytes");
+        }
+        let anonymous = RawLog { topics: vec![], ..log(&[], Bytes::new()) };
+        assert_eq!(rejects(anonymous), []);
+    }
+
+    #[test]
+    fn what_cannot_be_decoded_is_kept_but_an_erc721_transfer_is_not() {
+        let (from, to) = (FROM.into_word(), TO.into_word());
+        let broken = events(&erc20(), vec![log(&[from, to], Bytes::from(vec![0; 31]))]).undecodable;
+        assert_eq!((broken.len(), broken[0].reason, broken[0].by_address), (1, "malformed", false));
+        assert!(events(&erc20(), vec![log(&[from, to, from], Bytes::new())]).undecodable.is_empty());
+    }
+
+    #[test]
+    fn for_one_sink_the_first_entry_that_fits_wins() {
+        let one = listener("One", Shape::Erc20Transfer, Some(TOKEN));
+        let any = listener("Any", Shape::Erc20Transfer, None);
+        let elsewhere = Listener {
+            target: SinkTarget::Sqs { url: "http://localhost/q".into() },
+            handler: "other".into(),
+            ..listener("Elsewhere", Shape::Erc20Transfer, None)
+        };
+        let registry = Registry::new(vec![one, any, elsewhere]);
+        let decoded = events(&registry, vec![log(&[FROM.into_word(), TO.into_word()], word(U256::ONE))]);
+        let contracts: Vec<&str> = decoded.candidates.iter().map(|found| &*found.event.contract).collect();
+        assert_eq!(contracts, ["One", "Elsewhere"]);
+    }
+}

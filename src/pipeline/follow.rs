@@ -15,7 +15,7 @@ use tracing::{debug, info, warn};
 use super::Context;
 use crate::{
     backoff::Backoff,
-    domain::{Header, Heights},
+    domain::{DeliveryMode, Header, Heights},
     rpc::{At, RpcError},
     telemetry::Edge,
 };
@@ -24,7 +24,7 @@ use crate::{
 const SILENCE: Duration = Duration::from_secs(30);
 /// Without a socket the head is read twice in a block time, within these bounds.
 const POLL: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(4));
-/// The `safe` and `finalized` tags move slowly; they are read at most this often.
+/// The `safe` and `finalized` tags move slowly; where nobody waits for them they are read at most this often.
 const TAGS: Duration = Duration::from_secs(2);
 /// Pause before a socket is opened again, while polling goes on.
 const RECONNECT: Duration = Duration::from_secs(1);
@@ -162,6 +162,8 @@ async fn look(ctx: &Context, publish: &watch::Sender<Option<View>>, tags: &mut T
     let latest = ctx.source.header(At::Latest).await;
     tell_endpoints(ctx);
     let head = latest?.ok_or_else(|| RpcError::Behind("the node has no latest block".into()))?;
+    let before = publish.borrow().as_ref().map(|view| view.head.number);
+    believe(ctx, &head, before).await?;
     let show = |tags: &Tags| {
         let view = View { head, heights: Heights { head: head.number, safe: tags.safe, finalized: tags.finalized } };
         ctx.vitals.head(&head, view.heights.deliverable(ctx.deliver, ctx.chain.finality_depth));
@@ -177,6 +179,18 @@ async fn look(ctx: &Context, publish: &watch::Sender<Option<View>>, tags: &mut T
         show(tags);
     }
     Ok(())
+}
+
+/// A head that is far above the last one, or the first one, must be a block that the node also knows by its number: a
+/// number out of thin air would make everything below it look final (R15).
+pub(super) async fn believe(ctx: &Context, head: &Header, before: Option<u64>) -> Result<(), RpcError> {
+    if before.is_some_and(|before| head.number <= before.saturating_add(ctx.chain.finality_depth)) {
+        return Ok(());
+    }
+    match ctx.source.header(At::Number(head.number)).await? {
+        Some(_) => Ok(()),
+        None => Err(RpcError::Behind(format!("its newest block, {}, is not known by its number", head.number))),
+    }
 }
 
 fn tell_endpoints(ctx: &Context) {
@@ -196,7 +210,9 @@ struct Tags {
 impl Tags {
     /// Reads both tags if they are due; answers whether they were.
     async fn refresh(&mut self, ctx: &Context) -> bool {
-        if self.read_at.is_some_and(|at| at.elapsed() < TAGS) {
+        // What is delivered by a tag is late by as much as the tag is old.
+        let awaited = matches!(ctx.deliver, DeliveryMode::Safe | DeliveryMode::Finalized);
+        if !awaited && self.read_at.is_some_and(|at| at.elapsed() < TAGS) {
             return false;
         }
         // A chain without a tag answers null or an error; both mean that depth alone decides (F15).

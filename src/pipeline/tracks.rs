@@ -68,6 +68,15 @@ pub async fn run(ctx: Arc<Context>, start: Option<u64>, until: Option<u64>, stop
         ended = tracks.turn(stop) => ended,
         Some(died) = keepers.join_next() => Ended::Broken(format!("a keeper ended: {died:?}")),
     };
+    if let Ended::Unusable(StoreError::Vanished(reason)) = &ended {
+        let (chain, watermark) = (ctx.chain.id, tracks.watermark);
+        error!(
+            reason,
+            watermark,
+            "the state is gone, and the next start begins at the chain's head; to go on where this one ended, first \
+             set `block` of chain:{chain}:progress to this watermark"
+        );
+    }
     tracks.drain().await;
     keepers.shutdown().await;
     ended
@@ -114,7 +123,9 @@ async fn verified_head(ctx: &Context) -> Result<u64, RpcError> {
         return Err(RpcError::WrongChain { endpoint: "the endpoint".into(), expected: ctx.chain.id, told });
     }
     let head = ctx.source.header(At::Latest).await?;
-    head.map(|head| head.number).ok_or_else(|| RpcError::Behind("the node has no latest block".into()))
+    let head = head.ok_or_else(|| RpcError::Behind("the node has no latest block".into()))?;
+    follow::believe(ctx, &head, None).await?;
+    Ok(head.number)
 }
 
 /// Says every few seconds that this process lives, so that its claims are taken over soon after it died.
@@ -146,16 +157,19 @@ struct Tracks {
     tasks: JoinSet<(Work, Result<Option<Processed>, StageError>)>,
     in_flight: Vec<Work>,
     held: Vec<(BlockRange, Instant)>,
+    /// Reading the state.
+    state: Lane,
     realtime: Lane,
     historical: Lane,
     pace: Pace,
     next_start: Instant,
     next_seal: Instant,
+    watermark: i64,
     sealed: i64,
     halted: bool,
 }
 
-/// When a track may begin something again.
+/// When something that failed may be tried again.
 struct Lane {
     backoff: Backoff,
     not_before: Instant,
@@ -186,11 +200,13 @@ impl Tracks {
             tasks: JoinSet::new(),
             in_flight: Vec::new(),
             held: Vec::new(),
+            state: Lane::new(),
             realtime: Lane::new(),
             historical: Lane::new(),
             pace,
             next_start: now,
             next_seal: now,
+            watermark: -1,
             sealed: -1,
             halted: false,
         }
@@ -224,18 +240,19 @@ impl Tracks {
     /// Looks at the state and the head, and begins what the plan says.
     async fn round(&mut self) -> Option<Ended> {
         let view = self.views.borrow_and_update().clone()?;
-        if self.halted {
+        if self.halted || Instant::now() < self.state.not_before {
             return None;
         }
         let snapshot = match self.ctx.store.snapshot().await {
             Ok(snapshot) => snapshot,
             Err(StoreError::Transient(reason)) => {
                 self.ctx.vitals.edge(Edge::Store, Err(&reason));
-                self.realtime.failed(None);
+                self.state.failed(None);
                 return None;
             }
             Err(error) => return Some(Ended::Unusable(error)),
         };
+        self.state.succeeded();
         self.tell(&snapshot);
         if self.until.is_some_and(|until| snapshot.progress.watermark >= super::signed(until)) {
             return Some(Ended::Reached);
@@ -357,7 +374,7 @@ impl Tracks {
                 self.halt(reason);
                 return None;
             }
-            StageError::Store(error @ (StoreError::Fatal(_) | StoreError::Vanished(_))) => {
+            StageError::Store(error) if !matches!(error, StoreError::Transient(_)) => {
                 return Some(Ended::Unusable(error.clone()));
             }
             StageError::Rpc(error @ RpcError::WrongChain { .. }) => return Some(Ended::WrongChain(error.clone())),
@@ -389,7 +406,7 @@ impl Tracks {
 
     fn tell(&mut self, snapshot: &Snapshot) {
         let progress = &snapshot.progress;
-        self.sealed = progress.sealed;
+        (self.watermark, self.sealed) = (progress.watermark, progress.sealed);
         self.ctx.vitals.edge(Edge::Store, Ok(()));
         self.ctx.vitals.progress(progress.watermark, progress.tip, &snapshot.done);
     }
@@ -397,7 +414,7 @@ impl Tracks {
     fn wake_at(&self) -> Instant {
         let now = Instant::now();
         let soonest = self.held.iter().map(|(_, until)| *until);
-        let pauses = [self.realtime.not_before, self.historical.not_before, self.next_start];
+        let pauses = [self.state.not_before, self.realtime.not_before, self.historical.not_before, self.next_start];
         soonest.chain(pauses).filter(|at| *at > now).min().unwrap_or(now + TICK).min(now + TICK)
     }
 

@@ -410,6 +410,9 @@ pub enum StoreError {
     /// The truth is gone while running (flushed, evicted, another database): stop and let someone look.
     #[error("state vanished: {0}")]
     Vanished(String),
+    /// Another process has the embedded store: one at a time.
+    #[error("{0}")]
+    InUse(String),
     /// The store is not usable for this chain until someone mends it; says what and how.
     #[error("{0}")]
     Fatal(String),

@@ -82,6 +82,10 @@ fn url_length(text: &str) -> usize {
 
 /// What of a URL's part after `://` may be seen.
 fn visible(url: &str) -> Cow<'_, str> {
+    if url.is_empty() {
+        // A scheme alone, as in "write wss:// or https://".
+        return Cow::Borrowed(url);
+    }
     let (authority, path) = url.split_at(url.find(['/', '?', '#', '\\']).unwrap_or(url.len()));
     let (user, hosts) = authority.rsplit_once('@').map_or((None, authority), |(user, hosts)| (Some(user), hosts));
     let named = !hosts.is_empty() && hosts.split(',').all(|host| host_of(host).is_some());

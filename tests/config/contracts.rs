@@ -103,6 +103,8 @@ fn an_abi_is_read_in_both_forms_and_its_mistakes_are_told() {
     assert_eq!(with_abi(&format!("[{}]", event(address, false))), Vec::<String>::new());
     let artifact = format!(r#"{{"contractName":"X","abi":[{}],"bytecode":"0x__$lib$__"}}"#, event(number, false));
     assert_eq!(with_abi(&artifact), Vec::<String>::new());
+    let by_hand = format!("[{}]", event(number, false).replace(r#","anonymous":false"#, ""));
+    assert_eq!(with_abi(&by_hand), Vec::<String>::new(), "people leave `anonymous` out");
     let cases = [
         (
             format!("[{},{}]", event(address, false), event(number, false)),

@@ -87,6 +87,15 @@ impl Settings {
         self.home.path()
     }
 
+    /// Writes a file into the directory that it runs in: `config/chains.toml`, `.env`, …
+    #[must_use]
+    pub fn file(self, path: &str, text: &str) -> Self {
+        let path = self.home().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+        self
+    }
+
     /// The command that starts it; also for other commands than `run`.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_chaintap"));
@@ -120,6 +129,23 @@ impl Settings {
         ];
         Listener { child, port, lines, log, readers, home: self.home.clone() }
     }
+}
+
+/// The ids of messages, in their order.
+pub fn ids(messages: &[Value]) -> Vec<String> {
+    messages.iter().map(|message| message["id"].as_str().unwrap().to_owned()).collect()
+}
+
+/// The blocks of messages, in the order in which they first appear.
+pub fn blocks(messages: &[Value]) -> Vec<u64> {
+    let mut blocks: Vec<u64> = Vec::new();
+    for message in messages {
+        let block = message["blockNumber"].as_u64().unwrap();
+        if !blocks.contains(&block) {
+            blocks.push(block);
+        }
+    }
+    blocks
 }
 
 type Lines = Arc<Mutex<Vec<String>>>;

@@ -87,7 +87,7 @@ export_aws() {
     export AWS_REGION=us-east-1 AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test AWS_ENDPOINT_URL_SQS=$sqs
 }
 
-# Creating a queue that is there already gives its URL.
+# Creating a queue that is there already gives its URL, which is what is printed.
 create_queues() {
     .dev/venv/bin/python - "$queue" <<'PYTHON'
 import os, sys
@@ -95,8 +95,8 @@ import os, sys
 import boto3
 
 name, sqs = sys.argv[1], boto3.client("sqs", region_name=os.environ["AWS_REGION"])
-sqs.create_queue(QueueName=name)
 sqs.create_queue(QueueName=name + ".fifo", Attributes={"FifoQueue": "true"})
+print(sqs.create_queue(QueueName=name)["QueueUrl"])
 PYTHON
     say "sqs: queues $queue and $queue.fifo"
 }
@@ -115,7 +115,7 @@ export WEB3_PROVIDER=ws://127.0.0.1:$node_port,http://127.0.0.1:$node_port
 export REDIS_URL=redis://127.0.0.1:$redis_port
 export MONGODB_URI='$(mongo_uri)'
 export MONGODB_DATABASE=$database
-export TRANSFER_HANDLER_SQS=$sqs/000000000000/$queue
+export TRANSFER_HANDLER_SQS=$queue_url
 export AWS_REGION=$AWS_REGION
 export AWS_ENDPOINT_URL_SQS=$AWS_ENDPOINT_URL_SQS
 export AWS_ACCESS_KEY_ID=$AWS_ACCESS_KEY_ID
@@ -149,7 +149,7 @@ case ${1:-} in
 start)
     start_servers
     export_aws
-    create_queues
+    queue_url=$(create_queues)
     load_tokens
     print_environment
     ;;

@@ -1,7 +1,12 @@
 //! A devchain in this process, and plain JSON-RPC to it or to any other node.
 
-use std::{collections::VecDeque, net::SocketAddr, time::Duration};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    net::SocketAddr,
+    time::Duration,
+};
 
+use alloy::primitives::U64;
 use chaintap::devchain::{Options, Serving, serve};
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
@@ -26,6 +31,47 @@ impl Devchain {
     /// Plain calls.
     pub fn rpc(&self) -> Rpc {
         Rpc::new(format!("http://{}", self.address))
+    }
+
+    /// Where it takes sockets.
+    pub fn ws_url(&self) -> String {
+        format!("ws://{}", self.address)
+    }
+
+    /// Mines this many blocks at once.
+    pub async fn mine(&self, blocks: u64) {
+        self.rpc().call("devchain_mine", json!([blocks])).await;
+    }
+
+    /// Height of the newest block.
+    pub async fn head(&self) -> u64 {
+        let head: U64 = serde_json::from_value(self.rpc().call("eth_blockNumber", json!([])).await).unwrap();
+        head.to()
+    }
+
+    /// Hash of a canonical block.
+    pub async fn hash(&self, number: u64) -> String {
+        let block = self.rpc().call("eth_getBlockByNumber", json!([format!("{number:#x}"), false])).await;
+        block["hash"].as_str().unwrap().to_owned()
+    }
+
+    /// The ids of every ERC-20 transfer of these blocks, as the node itself tells of them: what must be delivered.
+    pub async fn transfers(&self, from: u64, to: u64) -> BTreeSet<String> {
+        let chain: U64 = serde_json::from_value(self.rpc().call("eth_chainId", json!([])).await).unwrap();
+        let topic = "0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef";
+        let mut logs = Vec::new();
+        for first in (from..=to).step_by(500) {
+            let (first, last) = (format!("{first:#x}"), format!("{:#x}", to.min(first + 499)));
+            let filter = json!([{ "fromBlock": first, "toBlock": last, "topics": [topic] }]);
+            logs.extend(self.rpc().call("eth_getLogs", filter).await.as_array().unwrap().iter().cloned());
+        }
+        let erc20 =
+            |log: &&Value| log["topics"].as_array().unwrap().len() == 3 && log["data"].as_str().unwrap().len() == 66;
+        let id = |log: &Value| {
+            let index: U64 = serde_json::from_value(log["logIndex"].clone()).unwrap();
+            format!("{chain}:{}:{index}", log["blockHash"].as_str().unwrap())
+        };
+        logs.iter().filter(erc20).map(id).collect()
     }
 }
 

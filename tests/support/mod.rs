@@ -19,5 +19,6 @@ pub mod message;
 pub mod mongo;
 pub mod process;
 pub mod proxy;
+pub mod puppet;
 pub mod redis;
 pub mod sqs;

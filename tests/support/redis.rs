@@ -1,11 +1,22 @@
 //! Private Redis servers: each on its own port, in its own directory, without persistence unless asked for.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // a test fails by panicking
 
-use std::{ffi::OsString, process::Stdio, time::Duration};
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    process::Stdio,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use redis::{FromRedisValue, aio::MultiplexedConnection};
 use tempfile::TempDir;
-use tokio::process::{Child, Command};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
+    net::TcpStream,
+    process::{Child, Command},
+    task::JoinHandle,
+};
 
 use super::process::{dev_dir, eventually, free_port, spawn};
 
@@ -82,6 +93,49 @@ impl RedisServer {
             .unwrap_or_else(|error| panic!("{line}: {error}"))
     }
 
+    /// A line as it stands in the contract, `$(…)` and all: what `redis-cli` prints, of this server.
+    pub async fn shell(&self, line: &str) -> String {
+        let script = line.replacen("redis-cli", &format!("redis-cli -p {}", self.port), 1);
+        let output = Command::new("sh").args(["-c", &script]).output().await.unwrap();
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success() && !text.contains("ERR"), "{line}: {text}");
+        text.trim().to_owned()
+    }
+
+    /// A hash; empty where there is none.
+    pub async fn hash(&self, database: u8, key: &str) -> Fields {
+        self.cli(database, &format!("HGETALL {key}")).await
+    }
+
+    /// Every key with its value as far as an operator sees it, for comparing before and after.
+    pub async fn dump(&self, database: u8) -> BTreeMap<String, Option<Vec<u8>>> {
+        let mut dump = BTreeMap::new();
+        for key in self.cli::<Vec<String>>(database, "KEYS *").await {
+            let value = self.cli(database, &format!("DUMP {key}")).await;
+            dump.insert(key, value);
+        }
+        dump
+    }
+
+    /// From now on, every hash as it stood after every command.
+    pub async fn watch(&self) -> Watch {
+        let stream = TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
+        let mut stream = BufReader::new(stream);
+        stream.write_all(b"MONITOR\r\n").await.unwrap();
+        let mut line = String::new();
+        stream.read_line(&mut line).await.unwrap();
+        assert_eq!(line.trim(), "+OK");
+        let lines = Arc::<Mutex<Vec<String>>>::default();
+        let seen = lines.clone();
+        let reader = tokio::spawn(async move {
+            let mut incoming = stream.lines();
+            while let Ok(Some(line)) = incoming.next_line().await {
+                seen.lock().unwrap().push(line);
+            }
+        });
+        Watch { lines, reader }
+    }
+
     /// Kills the server at once.
     pub async fn kill(&mut self) {
         self.child.kill().await.unwrap();
@@ -92,6 +146,73 @@ impl RedisServer {
         self.child = command(&self.binary, self.port, &self.options, &self.dir);
         self.ready().await;
     }
+}
+
+/// The fields of a hash.
+pub type Fields = BTreeMap<String, String>;
+
+/// All hashes at one moment, by key.
+pub type Hashes = BTreeMap<String, Fields>;
+
+/// Everything that a server is told, from MONITOR.
+pub struct Watch {
+    lines: Arc<Mutex<Vec<String>>>,
+    reader: JoinHandle<()>,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+impl Watch {
+    /// The hashes of a database as others could see them: after each command, and never in the middle of a script.
+    /// Begins with what was written since the watch began.
+    pub async fn moments(&self, server: &RedisServer, database: u8) -> Vec<Hashes> {
+        let end = format!("end-{:x}", fresh_mark());
+        let _: String = server.cli(database, &format!("ECHO {end}")).await;
+        let seen = || async { self.lines.lock().unwrap().last().is_some_and(|line| line.contains(&end)) };
+        eventually("the monitor has seen everything", Duration::from_secs(10), seen).await;
+        let (mut hashes, mut moments) = (Hashes::new(), Vec::new());
+        for line in self.lines.lock().unwrap().iter() {
+            // +1700000000.123456 [0 127.0.0.1:40000] "HSET" "key" "field" "value"
+            let Some((place, words)) = line.split_once("] ") else { continue };
+            let Some((_, place)) = place.split_once('[') else { continue };
+            let (number, client) = place.split_once(' ').unwrap();
+            if client != "lua" && moments.last() != Some(&hashes) {
+                moments.push(hashes.clone());
+            }
+            if number == database.to_string() {
+                let words: Vec<&str> = words.trim_matches('"').split("\" \"").collect();
+                apply(&mut hashes, &words);
+            }
+        }
+        moments
+    }
+}
+
+fn apply(hashes: &mut Hashes, words: &[&str]) {
+    match words[0].to_uppercase().as_str() {
+        // What is being sent is nobody's view, and large.
+        "HSET" if !words[1].ends_with(":journal") => {
+            let fields = hashes.entry(words[1].to_owned()).or_default();
+            fields.extend(words[2..].chunks(2).map(|pair| (pair[0].to_owned(), pair[1].to_owned())));
+        }
+        "HDEL" => {
+            for field in &words[2..] {
+                hashes.entry(words[1].to_owned()).or_default().remove(*field);
+            }
+        }
+        "DEL" | "UNLINK" => hashes.retain(|key, _| !words[1..].contains(&key.as_str())),
+        "FLUSHDB" | "FLUSHALL" => hashes.clear(),
+        _ => {}
+    }
+}
+
+/// A word that was not said before.
+fn fresh_mark() -> u128 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos()
 }
 
 fn command(binary: &OsString, port: u16, options: &[String], dir: &TempDir) -> Child {

@@ -5,7 +5,7 @@
 //! There are no views: nobody but this process can read the file while it runs.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -50,20 +50,28 @@ impl Embedded {
     ///
     /// # Errors
     ///
-    /// [`StoreError::Fatal`] where the directory cannot be written, or the file is in use by another process or broken.
+    /// [`StoreError::InUse`] where another process has the file, [`StoreError::Fatal`] where the directory cannot be
+    /// written or the file is broken.
     pub fn open(dir: &Path, chain_id: u64, service: &str) -> Result<Self, StoreError> {
-        let path = dir.join(format!("chain-{chain_id}.redb"));
-        let fatal = |what: String| StoreError::Fatal(format!("state file {}: {what}", path.display()));
-        std::fs::create_dir_all(dir).map_err(|error| fatal(format!("cannot make its directory ({error})")))?;
-        let database = Database::create(&path).map_err(|error| {
-            fatal(match error {
-                DatabaseError::DatabaseAlreadyOpen => {
-                    "in use by another process: stop that one, or give this one another DATA_DIR".into()
-                }
-                error => format!("cannot be opened ({error}): check DATA_DIR, or restore the file"),
-            })
+        let path = file(dir, chain_id);
+        let of_file = |what: String| format!("state file {}: {what}", path.display());
+        std::fs::create_dir_all(dir)
+            .map_err(|error| StoreError::Fatal(of_file(format!("cannot make its directory ({error})"))))?;
+        let database = Database::create(&path).map_err(|error| match error {
+            DatabaseError::DatabaseAlreadyOpen => StoreError::InUse(of_file(
+                "in use by another process: stop that one, or give this one another DATA_DIR".into(),
+            )),
+            error => {
+                StoreError::Fatal(of_file(format!("cannot be opened ({error}): check DATA_DIR, or restore the file")))
+            }
         })?;
         Ok(Self::new(database, chain_id, service, true))
+    }
+
+    /// Whether there is a file to open; asking makes none.
+    #[must_use]
+    pub fn exists(dir: &Path, chain_id: u64) -> bool {
+        file(dir, chain_id).exists()
     }
 
     /// State that ends with the process, for tests and simulations.
@@ -121,6 +129,10 @@ impl Embedded {
         })
         .await
     }
+}
+
+fn file(dir: &Path, chain_id: u64) -> PathBuf {
+    dir.join(format!("chain-{chain_id}.redb"))
 }
 
 impl Home {
