@@ -35,7 +35,7 @@ impl Proxy {
         Self::start(server, false).await
     }
 
-    /// Starts one that hangs up on whoever posts: only WebSockets come through.
+    /// Starts one that hangs up on whoever posts: only a `WebSocket` comes through.
     pub async fn for_sockets(server: &str) -> Self {
         Self::start(server, true).await
     }
