@@ -22,6 +22,10 @@ demo: ## build and run the listener on a built-in chain; needs nothing else; Ctr
 test: tools ## install what the tests need (once) and run every test
 	cargo test --locked
 
+.PHONY: soak
+soak: tools ## kill the listener 100 times over a catch-up of 20,000 blocks, with each store; takes some minutes
+	CHAINTAP_SOAK=100 cargo test --locked --test crash kills -- --nocapture --test-threads=1
+
 .PHONY: dev
 dev: tools ## start Redis, MongoDB-wire, SQS and an EVM node; print the environment for `chaintap run`
 	@tests/support/dev.sh start

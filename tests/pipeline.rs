@@ -1,6 +1,6 @@
 //! The pipeline in this process, on the embedded store in memory and a simulated node, with faults that no real part
 //! produces on demand: replies that are lost after the effect, and a journal that another replica wrote to.
-#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here fails the test")]
 
 mod support;
 

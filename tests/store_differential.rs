@@ -54,6 +54,7 @@ fn shape(reply: Result<String, StoreError>) -> String {
     reply.unwrap_or_else(|error| match error {
         StoreError::Transient(_) => "transient".into(),
         StoreError::Vanished(_) => "vanished".into(),
+        StoreError::InUse(_) => "in use".into(),
         StoreError::Fatal(_) => "fatal".into(),
     })
 }

@@ -27,6 +27,10 @@ use crate::{
 const TICK: Duration = Duration::from_secs(1);
 /// Longest pause of a track after failures.
 const PAUSE: Duration = Duration::from_secs(5);
+/// Of the grace period, what is kept for giving back claims and closing down.
+const CLOSING: Duration = Duration::from_secs(3);
+/// Longest time that giving back all claims may take.
+const RETIRE_WITHIN: Duration = Duration::from_secs(1);
 /// What became final is sealed at most this often.
 const SEAL_EVERY: Duration = Duration::from_secs(2);
 
@@ -215,7 +219,12 @@ impl Tracks {
     async fn turn(&mut self, stop: CancellationToken) -> Ended {
         loop {
             self.ctx.vitals.beat();
-            if let Some(ended) = self.round().await {
+            let ended = tokio::select! {
+                biased;
+                () = stop.cancelled() => Some(Ended::Stopped),
+                ended = self.round() => ended,
+            };
+            if let Some(ended) = ended {
                 return ended;
             }
             let wake = self.wake_at();
@@ -237,10 +246,15 @@ impl Tracks {
         }
     }
 
-    /// Looks at the state and the head, and begins what the plan says.
+    /// Looks at the state and the head, and begins what the plan says. Nothing is begun before its only await, so it may
+    /// be dropped there.
     async fn round(&mut self) -> Option<Ended> {
         let view = self.views.borrow_and_update().clone()?;
-        if self.halted || Instant::now() < self.state.not_before {
+        if self.halted {
+            self.give_up_claims().await;
+            return None;
+        }
+        if Instant::now() < self.state.not_before {
             return None;
         }
         let snapshot = match self.ctx.store.snapshot().await {
@@ -336,6 +350,7 @@ impl Tracks {
     fn settle(&mut self, finished: Result<(Work, Result<Option<Processed>, StageError>), JoinError>) -> Option<Ended> {
         let (work, outcome) = match finished {
             Ok(finished) => finished,
+            Err(aborted) if aborted.is_cancelled() && self.halted => return None,
             Err(died) => return Some(Ended::Broken(format!("a task died: {died}"))),
         };
         self.in_flight.retain(|other| *other != work);
@@ -360,6 +375,7 @@ impl Tracks {
                 self.pace.answered();
                 self.ctx.vitals.historical_done(range);
             }
+            _ if track == Track::Historical => self.historical.succeeded(),
             _ => self.realtime.succeeded(),
         }
     }
@@ -421,14 +437,35 @@ impl Tracks {
     /// Lets what is in flight finish within the grace period, then gives back every claim.
     async fn drain(&mut self) {
         self.ctx.vitals.draining();
-        let finishing = async { while self.tasks.join_next().await.is_some() {} };
-        if timeout(self.ctx.limits.grace, finishing).await.is_err() {
+        let grace = self.ctx.limits.grace;
+        let patience = grace.saturating_sub(CLOSING.min(grace / 2));
+        let finishing = async {
+            while !matches!(timeout(TICK, self.tasks.join_next()).await, Ok(None)) {
+                self.ctx.vitals.beat();
+            }
+        };
+        if timeout(patience, finishing).await.is_err() {
             warn!(tasks = self.tasks.len(), "not finished within the grace period; the claims are released");
         }
         self.tasks.shutdown().await;
-        if let Err(error) = persist(&self.ctx, TICK, || self.ctx.store.retire()).await {
+        self.retire().await;
+    }
+
+    /// After a halt nothing here will finish what was aborted, but another replica may not have to halt.
+    async fn give_up_claims(&mut self) {
+        if self.tasks.is_empty() && !self.in_flight.is_empty() && self.retire().await {
+            self.in_flight.clear();
+        }
+    }
+
+    async fn retire(&self) -> bool {
+        let retiring = persist(&self.ctx, RETIRE_WITHIN, || self.ctx.store.retire());
+        let late = |_| Err(StoreError::Transient("the store did not answer in time".into()));
+        let retired = timeout(RETIRE_WITHIN, retiring).await.unwrap_or_else(late);
+        if let Err(error) = &retired {
             warn!(%error, "claims not released; they run out by themselves");
         }
+        retired.is_ok()
     }
 }
 

@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
+    sync::Notify,
     task::JoinHandle,
     time::timeout,
 };
@@ -112,6 +113,13 @@ impl Settings {
 
     /// Starts the listener.
     pub fn start(&self) -> Listener {
+        let listener = self.start_unread();
+        listener.read();
+        listener
+    }
+
+    /// Starts the listener without reading its standard output: what does not fit into the pipe hangs in its sink.
+    pub fn start_unread(&self) -> Listener {
         let port = free_port();
         let settings = self.clone().set("PORT", port);
         let arguments: Vec<&str> = settings.arguments.iter().map(String::as_str).collect();
@@ -123,11 +131,17 @@ impl Settings {
             .spawn()
             .expect("the binary starts");
         let (lines, log) = (Lines::default(), Lines::default());
+        let gate = Arc::new(Notify::new());
+        let (opened, into) = (gate.clone(), lines.clone());
+        let stdout = BufReader::new(child.stdout.take().unwrap()).lines();
         let readers = [
-            tokio::spawn(read(BufReader::new(child.stdout.take().unwrap()).lines(), lines.clone())),
+            tokio::spawn(async move {
+                opened.notified().await;
+                read(stdout, into).await;
+            }),
             tokio::spawn(read(BufReader::new(child.stderr.take().unwrap()).lines(), log.clone())),
         ];
-        Listener { child, port, lines, log, readers, home: self.home.clone() }
+        Listener { child, port, lines, log, gate, readers, home: self.home.clone() }
     }
 }
 
@@ -162,11 +176,34 @@ pub struct Listener {
     pub port: u16,
     lines: Lines,
     log: Lines,
+    /// Lets the reader of standard output begin.
+    gate: Arc<Notify>,
     readers: [JoinHandle<()>; 2],
     home: Arc<TempDir>,
 }
 
 impl Listener {
+    /// Begins to read its standard output, where it was started without.
+    pub fn read(&self) {
+        self.gate.notify_one();
+    }
+
+    /// The process's id.
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("it still runs")
+    }
+
+    /// How many lines it has written so far.
+    pub fn line_count(&self) -> usize {
+        self.lines.lock().unwrap().len()
+    }
+
+    /// The messages as they were written. A kill may cut the last line off: that one was not acknowledged.
+    pub fn whole_lines(&self) -> Vec<String> {
+        let whole = |line: &&String| serde_json::from_str::<Value>(line).is_ok();
+        self.lines.lock().unwrap().iter().filter(whole).cloned().collect()
+    }
+
     /// The messages on standard output so far.
     pub fn messages(&self) -> Vec<Value> {
         let parse = |line: &String| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}"));
@@ -202,6 +239,22 @@ impl Listener {
         eventually(&what, within, || async { self.get("/readyz").await.is_some_and(|(code, _)| code == status) }).await;
     }
 
+    /// Whether a delivery hangs in its sink: messages stay queued for a while.
+    pub async fn hangs(&self) -> bool {
+        for _ in 0..8 {
+            if self.health().await["sinks"][0]["queued"].as_u64().unwrap_or(0) == 0 {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        true
+    }
+
+    /// The watermark that `/health` shows; 0 where there is none yet.
+    pub async fn watermark(&self) -> u64 {
+        self.health().await["watermark"].as_u64().unwrap_or(0)
+    }
+
     /// Waits until every block up to `number` is delivered.
     pub async fn wait_watermark(&self, number: u64, within: Duration) {
         let reached = async {
@@ -215,29 +268,39 @@ impl Listener {
 
     /// Sends a signal by its name: `TERM`, `KILL`, `STOP`, `CONT`.
     pub async fn signal(&self, name: &str) {
-        let id = self.child.id().expect("it still runs").to_string();
-        assert!(Command::new("kill").args(["-s", name, &id]).status().await.unwrap().success());
+        assert!(Command::new("kill").args(["-s", name, &self.id().to_string()]).status().await.unwrap().success());
     }
 
     /// Kills it as a crash would, and answers what it had written.
     pub async fn crash(mut self) -> Vec<Value> {
+        self.kill().await.iter().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// Kills it with signal 9, and answers what it had written, line by line.
+    pub async fn kill(&mut self) -> Vec<String> {
         self.child.kill().await.unwrap();
+        self.read_to_the_end().await;
+        self.whole_lines()
+    }
+
+    async fn read_to_the_end(&mut self) {
+        self.read();
         for reader in &mut self.readers {
             reader.await.unwrap();
         }
-        // A kill may cut the last line off; what was not written whole was not acknowledged.
-        let whole = |line: &String| serde_json::from_str(line).ok();
-        self.lines.lock().unwrap().iter().filter_map(whole).collect()
     }
 
     /// Waits for its end: exit code, messages, log.
     pub async fn end(mut self, within: Duration) -> (i32, Vec<Value>, String) {
+        (self.ended(within).await, self.messages(), self.log())
+    }
+
+    /// Waits for its end and answers its exit code; what it wrote can be read after that.
+    pub async fn ended(&mut self, within: Duration) -> i32 {
         let ended = timeout(within, self.child.wait()).await;
         let status = ended.unwrap_or_else(|_| panic!("still running after {within:?}:\n{}", self.log())).unwrap();
-        for reader in &mut self.readers {
-            reader.await.unwrap();
-        }
-        (status.code().unwrap_or(-1), self.messages(), self.log())
+        self.read_to_the_end().await;
+        status.code().unwrap_or(-1)
     }
 
     /// Asks it to stop and waits for its end.

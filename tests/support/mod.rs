@@ -15,6 +15,7 @@ pub mod anvil;
 pub mod chain;
 pub mod chaintap;
 pub mod devchain;
+pub mod ledger;
 pub mod message;
 pub mod mongo;
 pub mod process;

@@ -35,7 +35,7 @@ impl Proxy {
         Self::start(server, false).await
     }
 
-    /// Starts one that hangs up on whoever posts: only a `WebSocket` comes through.
+    /// Starts one that hangs up on whoever posts: only sockets come through.
     pub async fn for_sockets(server: &str) -> Self {
         Self::start(server, true).await
     }
