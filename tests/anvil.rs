@@ -273,15 +273,20 @@ async fn a_socket_that_falls_silent_is_given_up() {
     let listener = settings.start();
     listener.wait_watermark(1, SOON).await;
     wait_sockets(&listener, 1).await;
+    // A socket is relied on once it has told of something.
+    for value in 2..4 {
+        let heard = stage.pay_in_a_block(value).await;
+        listener.wait_watermark(heard, SOON).await;
+    }
 
     // The line stands, and nobody says that it is dead.
     proxy.silence();
-    stage.pay_in_a_block(2).await;
-    let unheard = stage.pay_in_a_block(3).await;
+    stage.pay_in_a_block(4).await;
+    let unheard = stage.pay_in_a_block(5).await;
     listener.wait_watermark(unheard, Duration::from_mins(1)).await;
     proxy.restore();
     wait_sockets(&listener, 2).await;
-    let last = stage.pay_in_a_block(4).await;
+    let last = stage.pay_in_a_block(6).await;
     listener.wait_watermark(last, SOONER_THAN_SILENCE).await;
 
     stop(listener).await;
