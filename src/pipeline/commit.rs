@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tracing::{debug, warn};
 
-use super::{Claim, Context, Delivered, Proof, StageError, View, deliver, persist};
+use super::{Claim, Context, Delivered, Proof, StageError, View, all_journaled, persist};
 use crate::{
     domain::{BlockRef, Track},
     rpc::At,
@@ -45,7 +45,7 @@ pub(super) async fn advance(ctx: &Context, track: Track, claim: Claim, delivered
 async fn block(ctx: &Context, track: Track, claim: &Claim, mut commit: BlockCommit) -> Result<CommitReply, StageError> {
     loop {
         match persist(ctx, Duration::MAX, || ctx.store.commit(commit, track, &claim.grant)).await? {
-            CommitReply::More => commit = deliver::all_journaled(ctx, claim, commit).await?,
+            CommitReply::More => commit = all_journaled(ctx, claim, commit).await?,
             reply => return Ok(reply),
         }
     }

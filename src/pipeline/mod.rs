@@ -35,7 +35,7 @@ mod tracks;
 
 use claim::{Acquired, Claim};
 use decode::{Candidate, Decoded, Undecodable};
-use deliver::{Delivered, Proof};
+use deliver::{Delivered, Proof, all_journaled};
 pub use fetch::Span;
 use filter::Wanted;
 pub use filter::{Tokens, keep_fresh};

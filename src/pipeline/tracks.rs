@@ -418,7 +418,7 @@ impl Tracks {
     async fn drain(&mut self) {
         self.ctx.vitals.draining();
         let grace = self.ctx.limits.grace;
-        let patience = grace - CLOSING.min(grace / 2);
+        let patience = grace.saturating_sub(CLOSING.min(grace / 2));
         let finishing = async {
             while !matches!(timeout(TICK, self.tasks.join_next()).await, Ok(None)) {
                 self.ctx.vitals.beat();
