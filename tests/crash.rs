@@ -4,6 +4,7 @@
 //! `make soak` kills a hundred times over a catch-up of 20,000 blocks; the tests do it ten times over a smaller one.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)] // a test's own functions fail the test
+#![allow(clippy::print_stderr)] // seeds and measurements
 
 mod support;
 
@@ -51,12 +52,16 @@ impl Effort {
 
 /// Where a listener keeps its state.
 enum Home {
-    Redis(RedisServer),
+    Redis(Box<RedisServer>),
     /// In the data directory of the one replica.
     Embedded,
 }
 
 impl Home {
+    async fn redis() -> Self {
+        Self::Redis(Box::new(RedisServer::start().await))
+    }
+
     fn settings(&self, chain: &Devchain) -> Settings {
         let settings = Settings::default()
             .set("CHAIN_ID", CHAIN)
@@ -95,7 +100,8 @@ struct Dice(u64);
 impl Dice {
     fn new() -> Self {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-        let seed = std::env::var("CHAINTAP_SEED").map_or(now.as_micros() as u64, |seed| seed.parse().unwrap());
+        let seed = std::env::var("CHAINTAP_SEED")
+            .map_or(u64::try_from(now.as_micros()).unwrap(), |seed| seed.parse().unwrap());
         eprintln!("CHAINTAP_SEED={seed}");
         Self(seed)
     }
@@ -184,18 +190,18 @@ async fn kills_lose_nothing_with_the_embedded_store() {
 
 #[tokio::test]
 async fn kills_lose_nothing_with_redis() {
-    kill_and_restart(Home::Redis(RedisServer::start().await), 1).await;
+    kill_and_restart(Home::redis().await, 1).await;
 }
 
 #[tokio::test]
 async fn kills_of_three_replicas_in_turn_lose_nothing() {
-    kill_and_restart(Home::Redis(RedisServer::start().await), 3).await;
+    kill_and_restart(Home::redis().await, 3).await;
 }
 
 /// R19 while everything works: what is in flight is finished, so nothing comes twice.
 #[tokio::test]
 async fn r19_a_stop_in_the_middle_of_a_catch_up_leaves_nothing_behind_and_the_next_start_goes_on_at_once() {
-    let home = Home::Redis(RedisServer::start().await);
+    let home = Home::redis().await;
     let chain = Devchain::start(Options { logs_per_block: 4, ..still(2_000) }).await;
     let settings = home.settings(&chain);
     let (mut dice, mut ledger) = (Dice::new(), Ledger::default());
@@ -239,8 +245,7 @@ async fn hanging(home: &Home) -> (Devchain, Settings, Listener) {
 /// R19 while the sink hangs: the process ends in time all the same, and gives its claims back.
 #[tokio::test]
 async fn r19_a_stop_while_the_sink_hangs_ends_in_time_and_gives_every_claim_back() {
-    let server = RedisServer::start().await;
-    let home = Home::Redis(server);
+    let home = Home::redis().await;
     let (chain, settings, mut stuck) = hanging(&home).await;
     let Home::Redis(redis) = &home else { unreachable!() };
     let claims: Vec<String> = redis.cli(DB, &format!("KEYS chain:{CHAIN}:claim:*")).await;
