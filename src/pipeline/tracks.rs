@@ -371,7 +371,10 @@ impl Tracks {
         }
         match work {
             Work::Range(Track::Historical, _) => {
-                if matches!(error, StageError::Rpc(RpcError::Throttled { .. } | RpcError::Transient(_))) {
+                if matches!(
+                    error,
+                    StageError::Rpc(RpcError::Throttled { .. } | RpcError::Transient(_) | RpcError::TimedOut)
+                ) {
                     self.pace.pressed();
                 }
                 self.historical.failed(wait);
