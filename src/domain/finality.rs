@@ -42,35 +42,54 @@ impl fmt::Display for DeliveryMode {
     }
 }
 
+/// What is known of a chain's `safe` or `finalized` tag. Ordered by how much is known, so that the greater of two
+/// readings is the one to keep: a tag that was seen does not go back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Tag {
+    /// No node has said anything about it yet: nothing may be concluded.
+    #[default]
+    Unread,
+    /// The chain has no such tag, or no block has it yet (F15).
+    Absent,
+    /// The height of the block that has it.
+    At(u64),
+}
+
 /// What a node says about the heights of its chain at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Heights {
     /// The newest block.
     pub head: u64,
-    /// The `safe` tag, where the chain has one.
-    pub safe: Option<u64>,
-    /// The `finalized` tag, where the chain has one.
-    pub finalized: Option<u64>,
+    /// The `safe` tag.
+    pub safe: Tag,
+    /// The `finalized` tag.
+    pub finalized: Tag,
 }
 
 impl Heights {
     /// The height at and below which no reorganisation is expected: the `finalized` tag or `head - depth`, the lower;
-    /// without a tag the depth alone (F15). `None` while the chain is shorter than the depth.
+    /// on a chain without the tag the depth alone (F15). `None` while the chain is shorter than the depth, and while
+    /// the tag is unread: then nothing counts as final.
     #[must_use]
     pub fn final_height(&self, depth: u64) -> Option<u64> {
         let by_depth = self.head.checked_sub(depth)?;
-        Some(self.finalized.map_or(by_depth, |tag| tag.min(by_depth)))
+        match self.finalized {
+            Tag::Unread => None,
+            Tag::Absent => Some(by_depth),
+            Tag::At(height) => Some(height.min(by_depth)),
+        }
     }
 
     /// The highest block that `mode` may deliver; `None` where there is none yet. `safe` falls back to the final
-    /// height on a chain without the tag.
+    /// height on a chain without the tag, but not while it is unread.
     #[must_use]
     pub fn deliverable(&self, mode: DeliveryMode, depth: u64) -> Option<u64> {
-        match mode {
-            DeliveryMode::Instant => Some(self.head),
-            DeliveryMode::Safe => self.safe.map(|safe| safe.min(self.head)).or_else(|| self.final_height(depth)),
-            DeliveryMode::Finalized => self.final_height(depth),
-            DeliveryMode::Depth(blocks) => self.head.checked_sub(blocks),
+        match (mode, self.safe) {
+            (DeliveryMode::Instant, _) => Some(self.head),
+            (DeliveryMode::Safe, Tag::Unread) => None,
+            (DeliveryMode::Safe, Tag::At(height)) => Some(height.min(self.head)),
+            (DeliveryMode::Safe, Tag::Absent) | (DeliveryMode::Finalized, _) => self.final_height(depth),
+            (DeliveryMode::Depth(blocks), _) => self.head.checked_sub(blocks),
         }
     }
 }
@@ -79,13 +98,13 @@ impl Heights {
 mod tests {
     use super::*;
 
-    const HEIGHTS: Heights = Heights { head: 100, safe: Some(90), finalized: Some(70) };
+    const HEIGHTS: Heights = Heights { head: 100, safe: Tag::At(90), finalized: Tag::At(70) };
 
     #[test]
     fn the_final_height_is_the_lower_of_tag_and_depth() {
         assert_eq!(HEIGHTS.final_height(64), Some(36));
         assert_eq!(HEIGHTS.final_height(10), Some(70));
-        assert_eq!(Heights { finalized: None, ..HEIGHTS }.final_height(64), Some(36));
+        assert_eq!(Heights { finalized: Tag::Absent, ..HEIGHTS }.final_height(64), Some(36));
         assert_eq!(HEIGHTS.final_height(101), None);
     }
 
@@ -102,6 +121,25 @@ mod tests {
             assert_eq!(HEIGHTS.deliverable(mode, 64), expected, "{mode}");
             assert_eq!(mode.to_string().parse(), Ok(mode));
         }
-        assert_eq!(Heights { safe: None, ..HEIGHTS }.deliverable(DeliveryMode::Safe, 64), Some(36));
+        assert_eq!(Heights { safe: Tag::Absent, ..HEIGHTS }.deliverable(DeliveryMode::Safe, 64), Some(36));
+    }
+
+    #[test]
+    fn while_a_tag_is_unread_nothing_is_concluded_from_the_depth() {
+        let unread = Heights { head: 100, ..Heights::default() };
+        assert_eq!(unread.final_height(10), None);
+        assert_eq!(unread.deliverable(DeliveryMode::Safe, 10), None);
+        assert_eq!(unread.deliverable(DeliveryMode::Finalized, 10), None);
+        assert_eq!(unread.deliverable(DeliveryMode::Instant, 10), Some(100));
+        let no_safe = Heights { safe: Tag::Absent, ..unread };
+        assert_eq!(no_safe.deliverable(DeliveryMode::Safe, 10), None);
+    }
+
+    #[test]
+    fn of_two_readings_of_a_tag_the_one_that_knows_more_is_kept() {
+        assert_eq!(Tag::At(7).max(Tag::Unread), Tag::At(7));
+        assert_eq!(Tag::At(7).max(Tag::At(6)), Tag::At(7));
+        assert_eq!(Tag::At(0).max(Tag::Absent), Tag::At(0));
+        assert_eq!(Tag::Absent.max(Tag::Unread), Tag::Absent);
     }
 }

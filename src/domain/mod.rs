@@ -5,7 +5,7 @@
 //! | block, head | [`BlockRef`], [`Header`] |
 //! | range | [`BlockRange`] |
 //! | gap | [`IntervalSet`] |
-//! | safe, finalized, confirmation depth | [`DeliveryMode`], [`Heights`] |
+//! | safe, finalized, confirmation depth | [`DeliveryMode`], [`Heights`], [`Tag`] |
 //! | log | [`RawLog`] |
 //! | event | [`Event`], [`Args`] |
 //! | token | [`Token`], [`TokenList`] |
@@ -19,7 +19,7 @@ mod token;
 
 pub use block::{BlockRef, Header, MAX_BLOCK_NUMBER};
 pub use event::{Args, Digest, Event, RawLog, Track};
-pub use finality::{DeliveryMode, Heights};
+pub use finality::{DeliveryMode, Heights, Tag};
 pub use gaps::IntervalSet;
 pub use range::BlockRange;
 pub use token::{Token, TokenList};

@@ -72,8 +72,8 @@ pub(super) async fn part(ctx: &Context, from: u64, to: u64) -> Result<(BlockRang
                 ctx.span.answered(range.blocks(), most);
                 return Ok((range, answer));
             }
-            Err(RpcError::TooLarge(reason)) => {
-                debug!(%range, reason, "answer too large");
+            Err(error) if wants_less(&error, range) => {
+                debug!(%range, %error, "answer too large");
                 ctx.span.refused(range.blocks());
                 let Some((lower, _)) = range.halves() else { return Ok((range, single(ctx, range.from).await?)) };
                 range = lower;
@@ -81,6 +81,12 @@ pub(super) async fn part(ctx: &Context, from: u64, to: u64) -> Result<(BlockRang
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// Whether a smaller range may fare better. What takes a node too long is too large, whatever else may be wrong; but one
+/// block cannot be asked for in parts.
+fn wants_less(error: &RpcError, range: BlockRange) -> bool {
+    matches!(error, RpcError::TooLarge(_)) || (matches!(error, RpcError::TimedOut) && range.blocks() > 1)
 }
 
 /// One block that is too large as a range: many providers exempt requests by hash from their limits.

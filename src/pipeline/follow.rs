@@ -2,20 +2,29 @@
 //!
 //! A sign from the socket or a tick of the clock only taps on the shoulder; the head itself is read anew, and whoever
 //! waits sees the newest one. Nothing is repaired after an outage: what was missed is missing in the plan.
+//!
+//! Three things go on beside each other and never wait for one another: reading the head, reading the tags, and keeping
+//! a socket open. All three live and die with the future of [`heads`]; none is a task of its own.
 
-use std::time::Duration;
+use std::{
+    collections::HashMap,
+    mem::replace,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
-use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
+use futures_util::{StreamExt, stream::BoxStream};
 use tokio::{
-    sync::watch,
-    time::{Instant, sleep_until, timeout_at},
+    join, select,
+    sync::{Notify, watch},
+    time::{sleep, timeout},
 };
 use tracing::{debug, info, warn};
 
 use super::Context;
 use crate::{
     backoff::Backoff,
-    domain::{DeliveryMode, Header, Heights},
+    domain::{DeliveryMode, Header, Heights, Tag},
     rpc::{At, RpcError},
     telemetry::Edge,
 };
@@ -24,10 +33,12 @@ use crate::{
 const SILENCE: Duration = Duration::from_secs(30);
 /// Without a socket the head is read twice in a block time, within these bounds.
 const POLL: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(4));
-/// The `safe` and `finalized` tags move slowly; where nobody waits for them they are read at most this often.
+/// The `safe` and `finalized` tags move slowly; where nobody waits for them they are read this often.
 const TAGS: Duration = Duration::from_secs(2);
-/// Pause before a socket is opened again, while polling goes on.
-const RECONNECT: Duration = Duration::from_secs(1);
+/// Longest pause before the head is read again while no node answers.
+const OUTAGE: Duration = Duration::from_secs(5);
+/// Shortest and longest pause before a socket is opened again, while polling goes on.
+const RECONNECT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// The chain as it was at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,23 +51,67 @@ pub struct View {
 
 /// Keeps the published view fresh; never returns.
 pub(super) async fn heads(ctx: &Context, publish: &watch::Sender<Option<View>>) {
-    let mut tags = Tags::default();
-    let mut backoff = Backoff::new(Duration::from_secs(30));
-    let mut signs = Signs { socket: Socket::Closed, open_at: Instant::now() };
-    let mut failing = false;
+    let signs = Signs::default();
+    join!(read_heads(ctx, publish, &signs), read_tags(ctx, publish), keep_socket(ctx, &signs));
+}
+
+/// What the socket tells the reader of heads.
+#[derive(Default)]
+struct Signs {
+    /// A new head, or the end of the socket. Signs that nobody waits for become one.
+    sign: Notify,
+    /// Whether signs come at all.
+    live: AtomicBool,
+}
+
+impl Signs {
+    /// Waits for a sign; without a socket until it is time to poll.
+    async fn next(&self, block_time: Duration) {
+        let pause = if self.live.load(Ordering::Relaxed) {
+            silence(block_time)
+        } else {
+            (block_time / 2).clamp(POLL.0, POLL.1)
+        };
+        // Either way it is time to look.
+        timeout(pause, self.sign.notified()).await.unwrap_or_default();
+    }
+
+    fn set_live(&self, live: bool) {
+        self.live.store(live, Ordering::Relaxed);
+        self.sign.notify_one();
+    }
+}
+
+fn silence(block_time: Duration) -> Duration {
+    SILENCE.max(block_time * 3)
+}
+
+/// Reads the head whenever it is time to.
+async fn read_heads(ctx: &Context, publish: &watch::Sender<Option<View>>, signs: &Signs) {
+    let mut backoff = Backoff::new(OUTAGE);
+    let mut is_outage = false;
+    let mut told = HashMap::new();
     loop {
-        match look(ctx, publish, &mut tags).await {
-            Ok(()) => {
+        let before = publish.borrow().as_ref().map(|view| view.head.number);
+        let latest = newest(ctx, before).await;
+        tell_endpoints(ctx, &mut told);
+        match latest {
+            Ok(head) => {
+                if replace(&mut is_outage, false) {
+                    info!(head = head.number, "the head is read again");
+                }
                 backoff.reset();
-                failing = false;
-                signs.wait(ctx).await;
+                update(ctx, publish, |known| {
+                    let tags = known.map(|view| view.heights).unwrap_or_default();
+                    Some(View { head, heights: Heights { head: head.number, ..tags } })
+                });
+                signs.next(ctx.chain.block_time).await;
             }
             Err(error) => {
-                // An outage is told once, not at every try.
-                if std::mem::replace(&mut failing, true) {
+                if replace(&mut is_outage, true) {
                     debug!(%error, "head not read");
                 } else {
-                    warn!(%error, "head not read; trying again");
+                    warn!(%error, "the head cannot be read; trying until it can");
                 }
                 let wait = match error {
                     RpcError::Throttled { retry_after, .. } => retry_after,
@@ -68,161 +123,251 @@ pub(super) async fn heads(ctx: &Context, publish: &watch::Sender<Option<View>>) 
     }
 }
 
-/// Signs of new heads, and what stands in for them: polling.
-struct Signs<'a> {
-    socket: Socket<'a>,
-    /// No socket is opened before.
-    open_at: Instant,
-}
-
-/// A socket with a subscription.
-enum Socket<'a> {
-    Closed,
-    /// Being opened, which may take long, while polling goes on.
-    Opening(BoxFuture<'a, Option<BoxStream<'static, ()>>>),
-    Open(Subscription),
-}
-
-struct Subscription {
-    signs: BoxStream<'static, ()>,
-    /// The last sign, or the moment of the opening.
-    heard: Instant,
-    /// One that has not given a sign yet is not relied on: it may be silent from the start.
-    trusted: bool,
-}
-
-impl<'a> Signs<'a> {
-    /// Waits until it is time to look again.
-    async fn wait(&mut self, ctx: &'a Context) {
-        let now = Instant::now();
-        let poll_at = now + (ctx.chain.block_time / 2).clamp(POLL.0, POLL.1);
-        if matches!(self.socket, Socket::Closed) && now >= self.open_at {
-            self.open_at = now + RECONNECT;
-            self.socket = Socket::Opening(open(ctx).boxed());
-        }
-        self.socket = match std::mem::replace(&mut self.socket, Socket::Closed) {
-            Socket::Closed => {
-                sleep_until(poll_at).await;
-                Socket::Closed
-            }
-            Socket::Opening(mut opening) => match timeout_at(poll_at, &mut opening).await {
-                Ok(Some(signs)) => Socket::Open(Subscription { signs, heard: Instant::now(), trusted: false }),
-                Ok(None) => {
-                    sleep_until(poll_at).await;
-                    Socket::Closed
-                }
-                Err(_) => Socket::Opening(opening),
-            },
-            Socket::Open(subscription) => {
-                let silence = SILENCE.max(ctx.chain.block_time * 3);
-                subscription.next(poll_at, silence).await.map_or(Socket::Closed, Socket::Open)
-            }
-        };
-    }
-}
-
-impl Subscription {
-    /// Waits for a sign, or until it is time to poll; answers the subscription if it is still good.
-    async fn next(mut self, poll_at: Instant, silence: Duration) -> Option<Self> {
-        let silent_at = self.heard + silence;
-        let patience = if self.trusted { silent_at } else { silent_at.min(poll_at) };
-        match timeout_at(patience, self.signs.next()).await {
-            Ok(Some(())) => Some(Self { heard: Instant::now(), trusted: true, ..self }),
-            Ok(None) => {
-                warn!("the WebSocket closed");
-                None
-            }
-            Err(_) if Instant::now() < silent_at => Some(self),
-            Err(_) => {
-                warn!(?silence, "the WebSocket is silent; opening another");
-                None
-            }
-        }
-    }
-}
-
-/// A socket with a subscription, where there is one to be had.
-async fn open(ctx: &Context) -> Option<BoxStream<'static, ()>> {
-    match ctx.source.heads().await {
-        Ok(signs) => {
-            if signs.is_some() {
-                info!("heads come over the WebSocket");
-            }
-            signs
-        }
-        Err(error) => {
-            warn!(%error, "no WebSocket; the head is polled meanwhile");
-            None
-        }
-    }
-}
-
-/// Reads the head, and the tags when they are due, and publishes what is new.
-async fn look(ctx: &Context, publish: &watch::Sender<Option<View>>, tags: &mut Tags) -> Result<(), RpcError> {
-    let latest = ctx.source.header(At::Latest).await;
-    tell_endpoints(ctx);
-    let head = latest?.ok_or_else(|| RpcError::Behind("the node has no latest block".into()))?;
-    let before = publish.borrow().as_ref().map(|view| view.head.number);
-    believe(ctx, &head, before).await?;
-    let show = |tags: &Tags| {
-        let view = View { head, heights: Heights { head: head.number, safe: tags.safe, finalized: tags.finalized } };
-        ctx.vitals.head(&head, view.heights.deliverable(ctx.deliver, ctx.chain.finality_depth));
-        publish.send_if_modified(|current| {
-            let new = current.as_ref() != Some(&view);
-            *current = Some(view);
-            new
-        });
-    };
-    // The head first: nobody waits for tags to deliver it.
-    show(tags);
-    if tags.refresh(ctx).await {
-        show(tags);
-    }
-    Ok(())
-}
-
-/// A head that is far above the last one, or the first one, must be a block that the node also knows by its number: a
-/// number out of thin air would make everything below it look final (R15).
-pub(super) async fn believe(ctx: &Context, head: &Header, before: Option<u64>) -> Result<(), RpcError> {
+/// The newest block. One that is far above the last one, or the first one, must be a block that the node also knows by
+/// its number: a number out of thin air would make everything below it look final (R15).
+pub(super) async fn newest(ctx: &Context, before: Option<u64>) -> Result<Header, RpcError> {
+    let latest = ctx.source.header(At::Latest).await?;
+    let head = latest.ok_or_else(|| RpcError::Behind("the node has no latest block".into()))?;
     if before.is_some_and(|before| head.number <= before.saturating_add(ctx.chain.finality_depth)) {
-        return Ok(());
+        return Ok(head);
     }
     match ctx.source.header(At::Number(head.number)).await? {
-        Some(_) => Ok(()),
+        Some(_) => Ok(head),
         None => Err(RpcError::Behind(format!("its newest block, {}, is not known by its number", head.number))),
     }
 }
 
-fn tell_endpoints(ctx: &Context) {
+/// Publishes what `next` makes of the known view; whoever waits is woken where it is another.
+fn update(ctx: &Context, publish: &watch::Sender<Option<View>>, next: impl FnOnce(Option<&View>) -> Option<View>) {
+    publish.send_if_modified(|known| {
+        let Some(view) = next(known.as_ref()) else { return false };
+        ctx.vitals.head(&view.head, view.heights.deliverable(ctx.deliver, ctx.chain.finality_depth));
+        let is_new = known.as_ref() != Some(&view);
+        *known = Some(view);
+        is_new
+    });
+}
+
+/// Tells of the endpoints that were asked since `told` last counted; of the others there is nothing new to say.
+fn tell_endpoints(ctx: &Context, told: &mut HashMap<String, u64>) {
     for endpoint in ctx.source.endpoints() {
+        let before = told.insert(endpoint.name.clone(), endpoint.asked);
+        if before.unwrap_or_default() == endpoint.asked {
+            continue;
+        }
+        if let Some(head) = endpoint.head {
+            ctx.vitals.provider_head(&endpoint.name, head);
+        }
         ctx.vitals.edge(Edge::Provider(endpoint.name), endpoint.last_error.as_deref().map_or(Ok(()), Err));
     }
 }
 
-/// What the node last said about `safe` and `finalized`.
-#[derive(Debug, Default)]
-struct Tags {
-    read_at: Option<Instant>,
-    safe: Option<u64>,
-    finalized: Option<u64>,
-}
-
-impl Tags {
-    /// Reads both tags if they are due; answers whether they were.
-    async fn refresh(&mut self, ctx: &Context) -> bool {
+/// Reads both tags again and again, from the first head on. A tag that could not be read stays as it was, and one that
+/// was seen does not go back: nodes behind one address differ.
+async fn read_tags(ctx: &Context, publish: &watch::Sender<Option<View>>) {
+    let mut views = publish.subscribe();
+    // Fails only without a sender, and there is one for as long as this runs.
+    while views.wait_for(Option::is_some).await.is_ok() {
+        let (safe, finalized) = join!(tag(ctx, At::Safe), tag(ctx, At::Finalized));
+        update(ctx, publish, |known| {
+            let View { head, heights } = known?.clone();
+            let (safe, finalized) = (heights.safe.max(safe), heights.finalized.max(finalized));
+            Some(View { head, heights: Heights { safe, finalized, ..heights } })
+        });
         // What is delivered by a tag is late by as much as the tag is old.
-        let awaited = matches!(ctx.deliver, DeliveryMode::Safe | DeliveryMode::Finalized);
-        if !awaited && self.read_at.is_some_and(|at| at.elapsed() < TAGS) {
-            return false;
+        let is_awaited = matches!(ctx.deliver, DeliveryMode::Safe | DeliveryMode::Finalized);
+        views.mark_unchanged();
+        select! {
+            () = sleep(TAGS) => {}
+            _ = views.changed(), if is_awaited => {}
         }
-        // A chain without a tag answers null or an error; both mean that depth alone decides (F15).
-        self.safe = height(ctx, At::Safe).await.or(self.safe);
-        self.finalized = height(ctx, At::Finalized).await.or(self.finalized);
-        self.read_at = Some(Instant::now());
-        true
     }
 }
 
-async fn height(ctx: &Context, tag: At) -> Option<u64> {
-    ctx.source.header(tag).await.ok().flatten().map(|header| header.number)
+async fn tag(ctx: &Context, at: At) -> Tag {
+    match ctx.source.header(at).await {
+        Ok(header) => header.map_or(Tag::Absent, |header| Tag::At(header.number)),
+        Err(error) => {
+            debug!(?at, %error, "tag not read");
+            Tag::Unread
+        }
+    }
+}
+
+/// Keeps a socket open that tells of new heads; returns where the source has none. An outage lasts until signs come
+/// again, however many sockets open and close meanwhile.
+async fn keep_socket(ctx: &Context, signs: &Signs) {
+    let mut backoff = Backoff::new(RECONNECT.1);
+    let mut is_outage = false;
+    loop {
+        let reason = match ctx.source.heads().await {
+            Ok(Some(stream)) => {
+                let (came, reason) = pass_on(ctx, stream, signs).await;
+                signs.set_live(false);
+                if came {
+                    is_outage = false;
+                    backoff.reset();
+                }
+                reason.to_owned()
+            }
+            Ok(None) => return,
+            Err(error) => error.to_string(),
+        };
+        if replace(&mut is_outage, true) {
+            debug!(reason, "no WebSocket");
+        } else {
+            warn!(reason, "no WebSocket; the head is polled meanwhile");
+        }
+        sleep(backoff.next_delay().max(RECONNECT.0)).await;
+    }
+}
+
+/// Passes signs on until the socket ends or falls silent; answers whether there were any, and the reason for the end.
+async fn pass_on(ctx: &Context, mut stream: BoxStream<'static, ()>, signs: &Signs) -> (bool, &'static str) {
+    let mut came = false;
+    loop {
+        match timeout(silence(ctx.chain.block_time), stream.next()).await {
+            Ok(Some(())) => {
+                if !replace(&mut came, true) {
+                    info!("heads come over the WebSocket");
+                }
+                signs.set_live(true);
+            }
+            Ok(None) => return (came, "it closed"),
+            Err(_) => return (came, "it is silent"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::BTreeMap,
+        sync::{Arc, Mutex},
+        time::SystemTime,
+    };
+
+    use async_trait::async_trait;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::{
+        config::{Limits, Sources, load_offline},
+        devchain::{Options, serve},
+        domain::{BlockRange, BlockRef, RawLog},
+        pipeline::{Span, Tokens},
+        rpc::{ChainSource, EndpointState, Endpoints, LogFilter, RangeLogs},
+        store::embedded::Embedded,
+        telemetry::Vitals,
+    };
+
+    const PATIENCE: Duration = Duration::from_mins(1);
+
+    /// What a source does with requests for tags.
+    #[derive(Clone, Copy)]
+    enum Fault {
+        Hangs,
+        Fails,
+        None,
+    }
+
+    /// A node whose socket never opens, and which has trouble with tags.
+    struct Troubled {
+        node: Endpoints,
+        fault: Mutex<Fault>,
+    }
+
+    #[async_trait]
+    impl ChainSource for Troubled {
+        async fn chain_id(&self) -> Result<u64, RpcError> {
+            self.node.chain_id().await
+        }
+        async fn header(&self, at: At) -> Result<Option<Header>, RpcError> {
+            let fault = *self.fault.lock().unwrap();
+            match (at, fault) {
+                (At::Safe | At::Finalized, Fault::Hangs) => std::future::pending().await,
+                (At::Safe | At::Finalized, Fault::Fails) => Err(RpcError::TimedOut),
+                _ => self.node.header(at).await,
+            }
+        }
+        async fn block_logs(&self, block: BlockRef, time: u64, filter: &LogFilter) -> Result<Vec<RawLog>, RpcError> {
+            self.node.block_logs(block, time, filter).await
+        }
+        async fn range_logs(&self, range: BlockRange, filter: &LogFilter) -> Result<RangeLogs, RpcError> {
+            self.node.range_logs(range, filter).await
+        }
+        async fn heads(&self) -> Result<Option<BoxStream<'static, ()>>, RpcError> {
+            std::future::pending().await
+        }
+        fn endpoints(&self) -> Vec<EndpointState> {
+            self.node.endpoints()
+        }
+    }
+
+    /// A chain that grows five times a second, from height 100 on.
+    async fn troubled(fault: Fault, safe_depth: u64) -> (Arc<Troubled>, Context) {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        let options = Options {
+            port: 0,
+            genesis_time: Some(now),
+            start_height: 100,
+            block_time: Duration::from_millis(200),
+            safe_depth,
+            ..Options::default()
+        };
+        let serving = serve(options, CancellationToken::new()).await.unwrap();
+        let environment = [("CHAIN_ID", "31337".to_owned()), ("WEB3_PROVIDER", format!("http://{}", serving.address))];
+        let environment = environment.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let settings = load_offline(&Sources { environment, ..Sources::default() }).unwrap();
+        let node = Endpoints::new(settings.chain.id, settings.providers.clone(), Limits::default());
+        let source = Arc::new(Troubled { node, fault: Mutex::new(fault) });
+        let context = Context {
+            chain: settings.chain.clone(),
+            deliver: DeliveryMode::Instant,
+            filter: LogFilter { addresses: vec![], topics: settings.registry.topics() },
+            registry: settings.registry.clone(),
+            source: source.clone(),
+            store: Arc::new(Embedded::in_memory(settings.chain.id, "development").unwrap()),
+            sinks: BTreeMap::new(),
+            tokens: watch::channel(Tokens::Off).1,
+            vitals: Arc::new(Vitals::default()),
+            span: Span::new(settings.chain.batch_blocks),
+            limits: Limits::default(),
+        };
+        (source, context)
+    }
+
+    async fn seen(views: &mut watch::Receiver<Option<View>>, right: impl Fn(&View) -> bool) -> View {
+        let found = timeout(PATIENCE, views.wait_for(|view| view.as_ref().is_some_and(&right))).await;
+        found.unwrap().unwrap().clone().unwrap()
+    }
+
+    #[tokio::test]
+    async fn neither_a_socket_that_does_not_open_nor_tags_that_hang_delay_the_head() {
+        let (_source, context) = troubled(Fault::Hangs, 32).await;
+        let (publish, mut views) = watch::channel(None);
+        let look = async {
+            let first = seen(&mut views, |_| true).await;
+            seen(&mut views, |view| view.head.number >= first.head.number + 3).await
+        };
+        let last = tokio::select! { view = look => view, () = heads(&context, &publish) => unreachable!() };
+        assert_eq!(last.heights, Heights { head: last.head.number, safe: Tag::Unread, finalized: Tag::Unread });
+    }
+
+    #[tokio::test]
+    async fn a_tag_is_unread_until_a_node_answers_and_absent_where_the_chain_has_none() {
+        let (source, context) = troubled(Fault::Fails, 1_000_000).await;
+        let (publish, mut views) = watch::channel(None);
+        let look = async {
+            let first = seen(&mut views, |_| true).await;
+            assert_eq!((first.heights.safe, first.heights.finalized), (Tag::Unread, Tag::Unread));
+            *source.fault.lock().unwrap() = Fault::None;
+            let read = seen(&mut views, |view| view.heights.finalized != Tag::Unread).await;
+            assert!(matches!(read.heights, Heights { safe: Tag::Absent, finalized: Tag::At(36..), .. }), "{read:?}");
+            *source.fault.lock().unwrap() = Fault::Fails;
+            let later = seen(&mut views, |view| view.head.number > read.head.number + 15).await;
+            assert!(later.heights.finalized >= read.heights.finalized && later.heights.safe == Tag::Absent);
+        };
+        tokio::select! { () = look => {}, () = heads(&context, &publish) => unreachable!() }
+    }
 }

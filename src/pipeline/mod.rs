@@ -32,6 +32,7 @@ mod filter;
 mod follow;
 mod pauses;
 mod plan;
+mod start;
 mod tracks;
 
 use claim::{Acquired, Claim};

@@ -9,21 +9,21 @@ use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::watch,
     task::{JoinError, JoinSet},
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
 use super::{
     Context, Processed, Situation, StageError, View, commit, follow,
     pauses::{self, Pause, Stubborn},
-    persist, plan, process,
+    persist, plan, process, start,
 };
 use crate::{
-    backoff::{Backoff, Pace},
+    backoff::Pace,
     domain::{BlockRange, IntervalSet, Track},
-    rpc::{At, RpcError},
-    store::{HEARTBEAT_EVERY, MAX_DONE_INTERVALS, Snapshot, Start, StoreError},
+    rpc::RpcError,
+    store::{MAX_DONE_INTERVALS, Snapshot, StoreError},
     telemetry::{Edge, metrics},
 };
 
@@ -54,7 +54,7 @@ pub enum Ended {
 }
 
 /// Follows the chain until `stop`, or until the watermark is at `until`.
-pub async fn run(ctx: Arc<Context>, start: Option<u64>, until: Option<u64>, stop: CancellationToken) -> Ended {
+pub async fn run(ctx: Arc<Context>, first: Option<u64>, until: Option<u64>, stop: CancellationToken) -> Ended {
     let (publish, views) = watch::channel(None);
     let mut keepers = JoinSet::new();
     let (head_ctx, beat_ctx) = (ctx.clone(), ctx.clone());
@@ -62,13 +62,13 @@ pub async fn run(ctx: Arc<Context>, start: Option<u64>, until: Option<u64>, stop
     let begun = tokio::select! {
         biased;
         () = stop.cancelled() => Err(Ended::Stopped),
-        begun = begin(&ctx, start) => begun,
+        begun = start::begin(&ctx, first) => begun,
     };
     if let Err(ended) = begun {
         keepers.shutdown().await;
         return ended;
     }
-    keepers.spawn(async move { beat(&beat_ctx).await });
+    keepers.spawn(async move { start::beat(&beat_ctx).await });
     ctx.vitals.started();
     let mut tracks = Tracks::new(ctx.clone(), views, until);
     let ended = tokio::select! {
@@ -88,67 +88,6 @@ pub async fn run(ctx: Arc<Context>, start: Option<u64>, until: Option<u64>, stop
     tracks.drain().await;
     keepers.shutdown().await;
     ended
-}
-
-/// Opens the state; waits for the store and, where the start depends on it, for the node.
-async fn begin(ctx: &Context, start: Option<u64>) -> Result<(), Ended> {
-    let mut backoff = Backoff::new(pauses::LONGEST);
-    loop {
-        ctx.vitals.beat();
-        let opened = match verified_head(ctx).await {
-            Ok(head) => ctx.store.init(start.map_or(Start::Latest(head), Start::At)).await,
-            Err(error @ RpcError::WrongChain { .. }) => return Err(Ended::WrongChain(error)),
-            Err(error) => {
-                warn!(%error, "waiting for the node");
-                backoff.wait(None).await;
-                continue;
-            }
-        };
-        match opened {
-            Ok(state) => {
-                ctx.vitals.edge(Edge::Store, Ok(()));
-                let at = &state.progress;
-                info!(watermark = at.watermark, tip = at.tip, fresh = state.fresh, "state opened");
-                for edit in &state.edits {
-                    warn!(edit, "an operator's edit is applied");
-                }
-                return Ok(());
-            }
-            Err(StoreError::Transient(reason)) => {
-                warn!(reason, "waiting for the state store");
-                ctx.vitals.edge(Edge::Store, Err(&reason));
-                backoff.wait(None).await;
-            }
-            Err(error) => return Err(Ended::Unusable(error)),
-        }
-    }
-}
-
-/// The head of the right chain.
-async fn verified_head(ctx: &Context) -> Result<u64, RpcError> {
-    let told = ctx.source.chain_id().await?;
-    if told != ctx.chain.id {
-        return Err(RpcError::WrongChain { endpoint: "the endpoint".into(), expected: ctx.chain.id, told });
-    }
-    let head = ctx.source.header(At::Latest).await?;
-    let head = head.ok_or_else(|| RpcError::Behind("the node has no latest block".into()))?;
-    follow::believe(ctx, &head, None).await?;
-    Ok(head.number)
-}
-
-/// Says every few seconds that this process lives, so that its claims are taken over soon after it died.
-async fn beat(ctx: &Context) {
-    loop {
-        match ctx.store.heartbeat().await {
-            Ok(()) => ctx.vitals.edge(Edge::Store, Ok(())),
-            Err(error) => {
-                metrics::heartbeat_failed();
-                warn!(%error, "heartbeat not written");
-                ctx.vitals.edge(Edge::Store, Err(&error.to_string()));
-            }
-        }
-        sleep(HEARTBEAT_EVERY).await;
-    }
 }
 
 /// One unit of work in flight.
@@ -399,7 +338,8 @@ impl Tracks {
             StageError::Store(_) => (None, true),
             _ => (None, false),
         };
-        let pressed = matches!(error, StageError::Rpc(RpcError::Throttled { .. } | RpcError::Transient(_)));
+        let pressed =
+            matches!(error, StageError::Rpc(RpcError::Throttled { .. } | RpcError::Transient(_) | RpcError::TimedOut));
         if track == Track::Historical && pressed && now >= self.next_press {
             self.pace.pressed();
             self.next_press = now + PRESS_EVERY;

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use super::{
     At, LogFilter, RangeLogs, RpcError,
-    error::classify,
+    error::{classify, tag_is_unknown},
     transport::Capped,
     wire::{self, WireHeader, WireLog},
 };
@@ -58,7 +58,7 @@ impl Node {
             .with_max_retries(u32::MAX)
             .with_retry_interval(SOCKET_RETRY);
         let connected = timeout(limits.rpc_timeout, RpcClient::connect_pubsub(connect)).await;
-        let rpc = connected.map_err(|_| timed_out())?.map_err(classify)?;
+        let rpc = connected.map_err(|_| not_open_in_time())?.map_err(classify)?;
         Ok(Self { name, rpc, timeout: limits.rpc_timeout })
     }
 
@@ -67,12 +67,20 @@ impl Node {
         Ok(id.to())
     }
 
+    /// The header, or `None` where the node says that there is no such block, or its chain no such tag.
     pub(super) async fn header(&self, at: At) -> Result<Option<Header>, RpcError> {
         let (method, params) = header_request(at);
-        let answer: Result<Option<WireHeader>, RpcError> = self.one(method, params).await;
-        let found = match answer {
-            // Nodes say "unknown block" or an error for a tag that the chain does not have; both mean no such block.
-            Err(RpcError::Behind(_)) => None,
+        let call = self.rpc.request::<Value, Option<WireHeader>>(method, params);
+        let asks_tag = matches!(at, At::Safe | At::Finalized);
+        let answered = async {
+            match call.await {
+                Err(error) if asks_tag && tag_is_unknown(&error) => Ok(None),
+                other => other.map_err(classify),
+            }
+        };
+        let found = match self.timed(method, answered).await {
+            // Some nodes say null where they lack a block, others an error.
+            Err(RpcError::Behind(_)) if !asks_tag => None,
             other => other?,
         };
         found.map(|wire| check_header(wire, at)).transpose()
@@ -160,15 +168,16 @@ impl Node {
         call: impl Future<Output = Result<R, RpcError>>,
     ) -> Result<R, RpcError> {
         let begun = tokio::time::Instant::now();
-        let answer = timeout(self.timeout, call).await.unwrap_or_else(|_| Err(timed_out()));
+        let answer = timeout(self.timeout, call).await.unwrap_or(Err(RpcError::TimedOut));
         let outcome = answer.as_ref().map_or_else(RpcError::kind, |_| "ok");
         metrics::rpc_request(&self.name, method, outcome, begun.elapsed().as_secs_f64());
         answer
     }
 }
 
-fn timed_out() -> RpcError {
-    RpcError::Transient("request timed out".into())
+/// A socket that could not be opened: the node is down or far, whatever it would be asked for.
+pub(super) fn not_open_in_time() -> RpcError {
+    RpcError::Transient("the WebSocket did not open in time".into())
 }
 
 fn add<R>(batch: &mut BatchRequest<'_>, method: &'static str, params: &Value) -> Result<Waiter<R>, RpcError>

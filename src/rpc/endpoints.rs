@@ -2,20 +2,24 @@
 //!
 //! An endpoint is verified by its chain id before its first use. Requests stay with one endpoint as long as it answers,
 //! so that a block's header and its logs come from one place (F08); after a failure they move on to the next, and come
-//! back to the preferred one after a while.
+//! back to the preferred one once it answers again. A node that lacks a block has not failed: the others are asked for
+//! that block, and requests stay where they are.
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
-use tokio::{sync::OnceCell, time::Instant};
-use tracing::{info, warn};
+use tokio::{
+    sync::OnceCell,
+    time::{Instant, timeout},
+};
+use tracing::{debug, info, warn};
 
 use super::{At, ChainSource, EndpointState, LogFilter, RangeLogs, RpcError, client::Node, heads};
 use crate::{
@@ -23,8 +27,10 @@ use crate::{
     domain::{BlockRange, BlockRef, Header, RawLog},
 };
 
-/// After a failure of the preferred endpoint the next one is used for this long before the preferred one is tried again.
+/// While another endpoint serves, the preferred one is probed this often.
 const RETURN_AFTER: Duration = Duration::from_secs(30);
+/// How long the probe may take; one request waits for it.
+const PROBE: Duration = Duration::from_secs(2);
 
 /// The configured endpoints of one chain.
 pub struct Endpoints {
@@ -32,15 +38,25 @@ pub struct Endpoints {
     limits: Limits,
     by_preference: Vec<Endpoint>,
     current: AtomicUsize,
+    /// When the preferred endpoint was left, or last probed in vain; `None` while it serves.
     left_preferred: Mutex<Option<Instant>>,
+    return_after: Duration,
 }
 
 struct Endpoint {
     name: String,
     url: SecretUrl,
     node: OnceCell<Arc<Node>>,
-    errors: AtomicU64,
-    last_error: Mutex<Option<String>>,
+    record: Mutex<Record>,
+}
+
+/// How an endpoint has done so far.
+#[derive(Default)]
+struct Record {
+    asked: u64,
+    errors: u64,
+    last_error: Option<String>,
+    head: Option<u64>,
 }
 
 impl Endpoints {
@@ -49,30 +65,29 @@ impl Endpoints {
     pub fn new(chain_id: u64, urls: Vec<SecretUrl>, limits: Limits) -> Self {
         let by_preference = urls
             .into_iter()
-            .map(|url| Endpoint {
-                name: url.name().to_owned(),
-                url,
-                node: OnceCell::new(),
-                errors: AtomicU64::new(0),
-                last_error: Mutex::new(None),
-            })
+            .map(|url| Endpoint { name: url.name().to_owned(), url, node: OnceCell::new(), record: Mutex::default() })
             .collect();
-        Self { chain_id, limits, by_preference, current: AtomicUsize::new(0), left_preferred: Mutex::new(None) }
+        Self {
+            chain_id,
+            limits,
+            by_preference,
+            current: AtomicUsize::new(0),
+            left_preferred: Mutex::new(None),
+            return_after: RETURN_AFTER,
+        }
     }
 
-    /// Whether some endpoint can push heads.
-    fn sockets(&self) -> impl Iterator<Item = &Endpoint> {
-        self.by_preference.iter().filter(|endpoint| endpoint.url.is_socket())
-    }
-
-    /// Asks the current endpoint, then each other one, until one answers. What only says that the *request* is at
-    /// fault (too large) is answered at once.
-    async fn ask<R, F>(&self, request: impl Fn(Arc<Node>) -> F) -> Result<R, RpcError>
+    /// Asks the current endpoint, then each other one, until one has what was asked for; says which. What only says
+    /// that the *request* is at fault (too large) is answered at once; that a block is not there yet only when no
+    /// endpoint has it.
+    async fn ask<R, F>(&self, request: impl Fn(Arc<Node>) -> F) -> Result<(&Endpoint, R), RpcError>
     where
         F: Future<Output = Result<R, RpcError>> + Send,
     {
-        let start = self.preferred();
-        let mut first_error = None;
+        self.return_if_due().await;
+        let start = self.current.load(Ordering::Relaxed);
+        let mut settled = false;
+        let mut reason: Option<RpcError> = None;
         for step in 0..self.by_preference.len() {
             let index = (start + step) % self.by_preference.len();
             let Some(endpoint) = self.by_preference.get(index) else { continue };
@@ -81,33 +96,60 @@ impl Endpoints {
                 Err(error) => Err(error),
             };
             endpoint.remember(answer.as_ref().err());
+            if !settled && answer.as_ref().err().is_none_or(|error| !error.is_failure()) {
+                self.settle(index);
+                settled = true;
+            }
             match answer {
-                Ok(answer) => {
-                    self.settle(index);
-                    return Ok(answer);
-                }
+                Ok(answer) => return Ok((endpoint, answer)),
                 Err(error @ (RpcError::TooLarge(_) | RpcError::Orphaned(_))) => return Err(error),
-                Err(error) => first_error = first_error.or(Some(error)),
+                // Of several reasons the first that is about the chain, and before it the first about a node.
+                Err(error) if reason.as_ref().is_none_or(|known| known.is_failure() && !error.is_failure()) => {
+                    reason = Some(error);
+                }
+                Err(error) => debug!(endpoint = endpoint.name, %error, "not served"),
             }
         }
-        Err(first_error.unwrap_or_else(|| RpcError::Fatal("no endpoint is configured".into())))
+        Err(reason.unwrap_or_else(|| RpcError::Fatal("no endpoint is configured".into())))
     }
 
-    fn preferred(&self) -> usize {
-        let mut left = self.left_preferred.lock().unwrap_or_else(PoisonError::into_inner);
-        if left.is_some_and(|at| at.elapsed() >= RETURN_AFTER) {
-            *left = None;
-            self.current.store(0, Ordering::Relaxed);
+    /// Goes back to the preferred endpoint if it answers a probe, so that one that hangs does not cost every request
+    /// its time limit. Only the request that finds the probe due waits for it.
+    async fn return_if_due(&self) {
+        let Some(preferred) = self.by_preference.first() else { return };
+        if !self.probe_is_due() {
+            return;
         }
-        self.current.load(Ordering::Relaxed)
+        let probe = timeout(PROBE.min(self.limits.rpc_timeout), async {
+            preferred.node(self.chain_id, &self.limits).await?.chain_id().await
+        });
+        let answer = probe.await.unwrap_or(Err(RpcError::TimedOut));
+        preferred.remember(answer.as_ref().err());
+        match answer {
+            Ok(_) => self.settle(0),
+            Err(error) => debug!(endpoint = preferred.name, %error, "the preferred endpoint does not serve yet"),
+        }
+    }
+
+    fn probe_is_due(&self) -> bool {
+        let mut left = self.left_preferred.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = left.is_some_and(|at| at.elapsed() >= self.return_after);
+        if due {
+            *left = Some(Instant::now());
+        }
+        due
     }
 
     fn settle(&self, index: usize) {
         let before = self.current.swap(index, Ordering::Relaxed);
-        if before != index {
-            let mut left = self.left_preferred.lock().unwrap_or_else(PoisonError::into_inner);
-            *left = (index != 0).then(Instant::now);
-            let name = self.by_preference.get(index).map_or("?", |endpoint| &endpoint.name);
+        if before == index {
+            return;
+        }
+        *self.left_preferred.lock().unwrap_or_else(PoisonError::into_inner) = (index != 0).then(Instant::now);
+        let name = self.by_preference.get(index).map_or("?", |endpoint| &endpoint.name);
+        if index == 0 {
+            info!(endpoint = name, "requests are back at the preferred endpoint");
+        } else {
             warn!(endpoint = name, "requests move to another endpoint");
         }
     }
@@ -143,50 +185,213 @@ impl Endpoint {
     }
 
     fn remember(&self, error: Option<&RpcError>) {
-        if error.is_some() {
-            self.errors.fetch_add(1, Ordering::Relaxed);
+        let mut record = self.record();
+        let failure = error.filter(|error| error.is_failure());
+        record.asked += 1;
+        record.errors += u64::from(failure.is_some());
+        record.last_error = failure.map(ToString::to_string);
+    }
+
+    fn record(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state(&self) -> EndpointState {
+        let record = self.record();
+        EndpointState {
+            name: self.name.clone(),
+            asked: record.asked,
+            errors: record.errors,
+            last_error: record.last_error.clone(),
+            head: record.head,
         }
-        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = error.map(ToString::to_string);
     }
 }
 
 #[async_trait]
 impl ChainSource for Endpoints {
     async fn chain_id(&self) -> Result<u64, RpcError> {
-        self.ask(|node| async move { node.chain_id().await }).await
+        let (_, id) = self.ask(|node| async move { node.chain_id().await }).await?;
+        Ok(id)
     }
 
     async fn header(&self, at: At) -> Result<Option<Header>, RpcError> {
-        self.ask(|node| async move { node.header(at).await }).await
+        let may_be_elsewhere = !matches!(at, At::Safe | At::Finalized);
+        let asked = self.ask(|node| async move {
+            match node.header(at).await? {
+                None if may_be_elsewhere => Err(RpcError::Behind("the node does not have this block".into())),
+                found => Ok(found),
+            }
+        });
+        match asked.await {
+            Ok((endpoint, found)) => {
+                if at == At::Latest {
+                    endpoint.record().head = found.map(|header| header.number);
+                }
+                Ok(found)
+            }
+            Err(RpcError::Behind(_)) if may_be_elsewhere => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     async fn block_logs(&self, block: BlockRef, timestamp: u64, filter: &LogFilter) -> Result<Vec<RawLog>, RpcError> {
-        self.ask(|node| async move { node.block_logs(block, timestamp, filter).await }).await
+        let (_, logs) = self.ask(|node| async move { node.block_logs(block, timestamp, filter).await }).await?;
+        Ok(logs)
     }
 
     async fn range_logs(&self, range: BlockRange, filter: &LogFilter) -> Result<RangeLogs, RpcError> {
-        self.ask(|node| async move { node.range_logs(range, filter).await }).await
+        let (_, logs) = self.ask(|node| async move { node.range_logs(range, filter).await }).await?;
+        Ok(logs)
     }
 
     async fn heads(&self) -> Result<Option<BoxStream<'static, ()>>, RpcError> {
-        let mut last_error = None;
-        for endpoint in self.sockets() {
+        let mut first_error = None;
+        for endpoint in self.by_preference.iter().filter(|endpoint| endpoint.url.is_socket()) {
             match heads::subscribe(&endpoint.url, self.limits.rpc_timeout).await {
                 Ok(signs) => return Ok(Some(signs)),
-                Err(error) => last_error = Some(error),
+                Err(error) => first_error = first_error.or(Some(error)),
             }
         }
-        last_error.map_or(Ok(None), Err)
+        first_error.map_or(Ok(None), Err)
     }
 
     fn endpoints(&self) -> Vec<EndpointState> {
-        self.by_preference
-            .iter()
-            .map(|endpoint| EndpointState {
-                name: endpoint.name.clone(),
-                errors: endpoint.errors.load(Ordering::Relaxed),
-                last_error: endpoint.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-            })
-            .collect()
+        self.by_preference.iter().map(Endpoint::state).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::devchain::{Options, Serving, serve};
+
+    struct Devchain {
+        serving: Serving,
+        shutdown: CancellationToken,
+    }
+
+    impl Devchain {
+        /// The same chain in every node, up to `height`, without new blocks.
+        async fn start(port: u16, height: u64) -> Self {
+            let shutdown = CancellationToken::new();
+            let genesis_time = Some(1_750_000_000);
+            let options = Options { port, genesis_time, start_height: height, mining: false, ..Options::default() };
+            Self { serving: serve(options, shutdown.clone()).await.unwrap(), shutdown }
+        }
+
+        fn url(&self, scheme: &str) -> SecretUrl {
+            SecretUrl::parse(&format!("{scheme}://{}", self.serving.address)).unwrap()
+        }
+
+        /// Stops it; answers the port that it leaves free.
+        async fn stop(self) -> u16 {
+            self.shutdown.cancel();
+            self.serving.task.await.unwrap().unwrap();
+            self.serving.address.port()
+        }
+    }
+
+    fn endpoints(urls: Vec<SecretUrl>, rpc_timeout: Duration) -> Endpoints {
+        Endpoints::new(Options::CHAIN_ID, urls, Limits { rpc_timeout, ..Limits::default() })
+    }
+
+    fn current(endpoints: &Endpoints) -> usize {
+        endpoints.current.load(Ordering::Relaxed)
+    }
+
+    async fn head(endpoints: &Endpoints) -> u64 {
+        endpoints.header(At::Latest).await.unwrap().unwrap().number
+    }
+
+    /// Takes connections and never says a word.
+    async fn mute() -> (tokio::net::TcpListener, SecretUrl) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = SecretUrl::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+        (listener, url)
+    }
+
+    #[tokio::test]
+    async fn requests_leave_an_endpoint_that_stops_and_come_back_once_it_answers() {
+        let (first, second) = (Devchain::start(0, 100).await, Devchain::start(0, 90).await);
+        let mut endpoints = endpoints(vec![first.url("http"), second.url("http")], Duration::from_secs(20));
+        assert_eq!(head(&endpoints).await, 100);
+        let [one, two] = endpoints.endpoints().try_into().unwrap();
+        assert_eq!((one.asked, one.errors, one.head), (1, 0, Some(100)));
+        assert_eq!((two.asked, two.errors, two.head), (0, 0, None), "never asked");
+
+        let port = first.stop().await;
+        assert_eq!(head(&endpoints).await, 90);
+        let [one, two] = endpoints.endpoints().try_into().unwrap();
+        assert_eq!((one.asked, one.errors, one.last_error.is_some()), (2, 1, true));
+        assert_eq!((two.asked, two.errors, two.head), (1, 0, Some(90)));
+
+        endpoints.return_after = Duration::ZERO;
+        assert_eq!(head(&endpoints).await, 90, "a probe that fails changes nothing");
+        let _first = Devchain::start(port, 100).await;
+        assert_eq!(head(&endpoints).await, 100);
+        assert_eq!(endpoints.endpoints()[0].last_error, None);
+    }
+
+    #[tokio::test]
+    async fn a_preferred_endpoint_that_hangs_costs_one_request_its_time_limit() {
+        let limit = Duration::from_secs(3);
+        let ((_listener, mute), second) = (mute().await, Devchain::start(0, 90).await);
+        let endpoints = endpoints(vec![mute, second.url("http")], limit);
+        assert_eq!(head(&endpoints).await, 90);
+        let begun = Instant::now();
+        for _ in 0..5 {
+            assert_eq!(head(&endpoints).await, 90);
+        }
+        assert!(begun.elapsed() < limit);
+        assert_eq!(endpoints.endpoints()[0].errors, 1);
+    }
+
+    #[tokio::test]
+    async fn a_probe_of_an_endpoint_that_hangs_is_short_and_rare() {
+        let ((_listener, mute), second) = (mute().await, Devchain::start(0, 90).await);
+        let mut endpoints = endpoints(vec![mute, second.url("http")], Duration::from_secs(30));
+        endpoints.settle(1);
+        endpoints.return_after = PROBE;
+        tokio::time::sleep(PROBE).await;
+        let begun = Instant::now();
+        assert_eq!(head(&endpoints).await, 90);
+        assert!((PROBE..Duration::from_secs(15)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+        endpoints.return_after = RETURN_AFTER;
+        assert_eq!(head(&endpoints).await, 90);
+        assert_eq!((endpoints.endpoints()[0].asked, current(&endpoints)), (1, 1));
+    }
+
+    #[tokio::test]
+    async fn a_block_that_one_endpoint_lacks_is_read_from_another_and_nobody_failed() {
+        let (short, long) = (Devchain::start(0, 100).await, Devchain::start(0, 120).await);
+        let endpoints = endpoints(vec![short.url("http"), long.url("http")], Duration::from_secs(20));
+        assert_eq!(endpoints.header(At::Number(110)).await.unwrap().unwrap().number, 110);
+        assert!(endpoints.header(At::Number(500)).await.unwrap().is_none());
+        assert_eq!((current(&endpoints), head(&endpoints).await), (0, 100));
+        assert!(endpoints.endpoints().iter().all(|state| state.errors == 0 && state.last_error.is_none()));
+    }
+
+    #[tokio::test]
+    async fn where_no_endpoint_serves_the_reason_is_that_of_the_preferred_one() {
+        let (first, second) = (Devchain::start(0, 10).await, Devchain::start(0, 10).await);
+        let urls = vec![first.url("http"), second.url("http")];
+        first.stop().await;
+        let other_chain = Endpoints::new(5, urls, Limits::default());
+        assert!(matches!(other_chain.header(At::Latest).await, Err(RpcError::Transient(_))));
+        assert!(other_chain.endpoints().iter().all(|state| state.errors == 1));
+    }
+
+    #[tokio::test]
+    async fn heads_come_from_the_first_endpoint_whose_socket_opens() {
+        let (first, second) = (Devchain::start(0, 100).await, Devchain::start(0, 100).await);
+        let urls = vec![first.url("http"), first.url("ws"), second.url("ws")];
+        first.stop().await;
+        let endpoints = endpoints(urls, Duration::from_secs(20));
+        assert!(endpoints.heads().await.unwrap().is_some());
+        second.stop().await;
+        assert!(endpoints.heads().await.is_err());
     }
 }

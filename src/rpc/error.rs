@@ -13,6 +13,11 @@ use super::RpcError;
 /// Longest piece of a provider's message that is repeated, characters.
 const MESSAGE_CHARS: usize = 300;
 
+/// The transport's own time limit passed while it waited for the answer.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("no answer in time")]
+pub(super) struct NoAnswerInTime;
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Class {
     Behind,
@@ -48,6 +53,7 @@ const TABLE: &[(&str, Class)] = &[
     ("daily request count exceeded", Class::Throttled),
     ("under too much load", Class::Throttled),
     ("compute units", Class::Throttled),
+    ("throughput", Class::Throttled),
     ("monthly capacity limit", Class::Throttled),
     // This endpoint will not serve it.
     ("archive requests require", Class::Fatal),
@@ -97,7 +103,8 @@ pub(super) fn classify(error: TransportError) -> RpcError {
             }
         }
         AlloyError::NullResp => RpcError::Behind("the node answered null".into()),
-        AlloyError::DeserError { err, .. } => RpcError::Invalid(err.to_string()),
+        AlloyError::DeserError { err, .. } => RpcError::Invalid(shorten(&err.to_string())),
+        AlloyError::Transport(TransportErrorKind::Custom(error)) if error.is::<NoAnswerInTime>() => RpcError::TimedOut,
         AlloyError::Transport(TransportErrorKind::HttpErrorWithRetryAfter { error, retry_after }) => {
             by_status(&error, Some(retry_after))
         }
@@ -108,6 +115,15 @@ pub(super) fn classify(error: TransportError) -> RpcError {
         }
         other => RpcError::Transient(shorten(&other.to_string())),
     }
+}
+
+/// Whether a node says that its chain does not have the tag that was asked for, or that it does not know such a tag
+/// (F15). Whatever else keeps it from answering says nothing about the chain.
+pub(super) fn tag_is_unknown(error: &TransportError) -> bool {
+    let AlloyError::ErrorResp(payload) = error else { return false };
+    let message = payload.message.to_lowercase();
+    let is_missing = ["unknown block", "not found"].iter().any(|words| message.contains(words));
+    is_missing || payload.code == -32601 || (payload.code == -32602 && by_words(&message).is_none())
 }
 
 fn by_status(error: &HttpError, retry_after: Option<Duration>) -> RpcError {
@@ -175,6 +191,7 @@ mod tests {
             ("project ID request rate exceeded", Class::Throttled),
             ("daily request count exceeded, request rate limited", Class::Throttled),
             ("Too many requests", Class::Throttled),
+            ("Your app has exceeded its throughput limit", Class::Throttled),
             ("pruned history unavailable", Class::Fatal),
         ];
         for (message, class) in rows {
@@ -188,6 +205,29 @@ mod tests {
         let error = TransportErrorKind::custom_str(&"x\n".repeat(1_000));
         let RpcError::Transient(text) = classify(error) else { panic!("not transient") };
         assert_eq!(text.len(), MESSAGE_CHARS);
+    }
+
+    #[test]
+    fn foreign_text_in_an_invalid_answer_is_short() {
+        let err = serde_json::from_str::<u8>(&format!("\"{}\"", "x".repeat(10_000))).unwrap_err();
+        assert!(err.to_string().len() > MESSAGE_CHARS);
+        let RpcError::Invalid(text) = classify(TransportError::deser_err(err, "")) else { panic!("not invalid") };
+        assert_eq!(text.len(), MESSAGE_CHARS);
+    }
+
+    #[test]
+    fn only_an_answer_about_the_tag_says_that_there_is_none() {
+        let says = |code: i64, message: &str| {
+            let text = format!(r#"{{"code":{code},"message":"{message}"}}"#);
+            tag_is_unknown(&TransportError::ErrorResp(serde_json::from_str(&text).unwrap()))
+        };
+        assert!(says(-32601, "the method does not exist"));
+        assert!(says(-39001, "Unknown block"));
+        assert!(says(-32000, "finalized block not found"));
+        assert!(says(-32602, "invalid argument 0: hex string without 0x prefix"));
+        assert!(!says(-32000, "the node is still syncing"));
+        assert!(!says(-32602, "rate limit"));
+        assert!(!tag_is_unknown(&TransportErrorKind::http_error_with_retry_after(401, "not found".into(), None)));
     }
 
     #[test]

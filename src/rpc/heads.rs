@@ -15,7 +15,7 @@ use futures_util::{StreamExt, stream, stream::BoxStream};
 use serde::de::IgnoredAny;
 use tokio::{sync::broadcast::error::RecvError, time::timeout};
 
-use super::{RpcError, error::classify};
+use super::{RpcError, client::not_open_in_time, error::classify};
 use crate::config::SecretUrl;
 
 /// A new socket with a subscription to `newHeads`. The stream ends when the socket does; the caller decides when to
@@ -29,8 +29,7 @@ pub(super) async fn subscribe(url: &SecretUrl, limit: Duration) -> Result<BoxStr
         Ok((provider, signs))
     };
     let connected = timeout(limit, connecting).await;
-    let state =
-        connected.map_err(|_| RpcError::Transient("the WebSocket did not open in time".into()))?.map_err(classify)?;
+    let state = connected.map_err(|_| not_open_in_time())?.map_err(classify)?;
     // The provider travels with the stream: dropping it would close the socket.
     let signs = stream::unfold(state, |(provider, mut signs)| async move {
         match signs.recv_any().await {

@@ -86,10 +86,14 @@ pub trait ChainSource: Send + Sync {
 pub struct EndpointState {
     /// Its name, without secrets.
     pub name: String,
-    /// Failed requests since the start.
+    /// Requests that it answered or failed since the start; 0 where it was never asked.
+    pub asked: u64,
+    /// How many of them failed. "Too large" or "not yet" are answers, not failures.
     pub errors: u64,
-    /// The last request's error; `None` where it was answered, or none was sent.
+    /// Why the last request failed; `None` where it was answered, or none was sent.
     pub last_error: Option<String>,
+    /// The newest block that it told of.
+    pub head: Option<u64>,
 }
 
 /// What went wrong with a node, by what the caller should do.
@@ -98,6 +102,9 @@ pub enum RpcError {
     /// Try again after a pause, elsewhere if there is an elsewhere.
     #[error("{0}")]
     Transient(String),
+    /// No answer within the time limit: the node is slow, or was asked for too much. Try again, elsewhere, or for less.
+    #[error("request timed out")]
+    TimedOut,
     /// The node asks for fewer requests: wait, at least as long as it says.
     #[error("rate limited: {message}")]
     Throttled {
@@ -134,11 +141,18 @@ pub enum RpcError {
 }
 
 impl RpcError {
+    /// Whether the node failed to serve, as opposed to an answer about the request or the chain.
+    #[must_use]
+    pub fn is_failure(&self) -> bool {
+        !matches!(self, Self::TooLarge(_) | Self::Behind(_) | Self::Orphaned(_))
+    }
+
     /// The kind, for metric labels.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Transient(_) => "transient",
+            Self::TimedOut => "timeout",
             Self::Throttled { .. } => "rate_limited",
             Self::TooLarge(_) => "range_too_large",
             Self::Behind(_) => "behind",

@@ -10,16 +10,22 @@ use std::{
 };
 
 use alloy::{
-    rpc::json_rpc::{RequestPacket, ResponsePacket},
+    rpc::json_rpc::{Id, RequestPacket, ResponsePacket},
     transports::{TransportError, TransportErrorKind, TransportFut},
 };
-use reqwest::{StatusCode, header::RETRY_AFTER};
+use reqwest::{
+    StatusCode,
+    header::{HeaderMap, RETRY_AFTER},
+};
 use tower_service::Service;
 
+use super::error::NoAnswerInTime;
 use crate::config::SecretUrl;
 
 /// How much of an error page is kept for the error's text, bytes.
 const ERROR_TEXT: usize = 512;
+/// Longest wait that a provider may ask for; the number comes from outside and ends here.
+const MAX_WAIT: Duration = Duration::from_mins(1);
 
 /// An HTTP endpoint.
 #[derive(Clone)]
@@ -47,6 +53,7 @@ impl Capped {
     }
 
     async fn post(self, packet: RequestPacket) -> Result<ResponsePacket, TransportError> {
+        let is_batch = matches!(packet, RequestPacket::Batch(_));
         let request = self.client.post(self.url.expose()).json(&packet);
         let mut response = request.send().await.map_err(without_url)?;
         let status = response.status();
@@ -60,12 +67,32 @@ impl Capped {
             }
             body.extend_from_slice(&chunk);
         }
+        // What these three mean is sure, and their headers say how long to wait; a body says less.
+        if matches!(status.as_u16(), 402 | 413 | 429) {
+            return Err(http_error(status, response.headers(), &body));
+        }
         // Some nodes put a JSON-RPC error into an answer of status 4xx or 5xx; it says more than the status.
         match serde_json::from_slice(&body) {
-            Ok(packet) => Ok(packet),
+            Ok(answer) if is_batch => refused(answer),
+            Ok(answer) => Ok(answer),
             Err(_) if !status.is_success() => Err(http_error(status, response.headers(), &body)),
             Err(error) => Err(TransportErrorKind::custom_str(&format!("invalid JSON in the answer: {error}"))),
         }
+    }
+}
+
+/// The answer to a batch, or the error of the batch as a whole: one object for all, or one without an id. alloy would
+/// only say that answers are missing, and not why.
+fn refused(answer: ResponsePacket) -> Result<ResponsePacket, TransportError> {
+    let alone = matches!(answer, ResponsePacket::Single(_));
+    let whole = answer
+        .responses()
+        .iter()
+        .find(|response| alone || matches!(response.id, Id::None))
+        .and_then(|response| response.payload.as_error());
+    match whole {
+        Some(error) => Err(TransportError::ErrorResp(error.clone())),
+        None => Ok(answer),
     }
 }
 
@@ -84,19 +111,58 @@ impl Service<RequestPacket> for Capped {
 }
 
 fn without_url(error: reqwest::Error) -> TransportError {
-    let timed_out = error.is_timeout();
+    // Who cannot be reached in time is down; who does not answer in time may have been asked for too much.
+    if error.is_timeout() && !error.is_connect() {
+        return TransportErrorKind::custom(NoAnswerInTime);
+    }
     let error = error.without_url();
     // The cause (refused, reset, unknown host) stands at the end of the chain.
     let mut cause: &dyn std::error::Error = &error;
     while let Some(inner) = cause.source() {
         cause = inner;
     }
-    let text = if timed_out { "request timed out".to_owned() } else { format!("{error}: {cause}") };
-    TransportErrorKind::custom_str(&text)
+    TransportErrorKind::custom_str(&format!("{error}: {cause}"))
 }
 
-fn http_error(status: StatusCode, headers: &reqwest::header::HeaderMap, body: &[u8]) -> TransportError {
+fn http_error(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> TransportError {
     let text = String::from_utf8_lossy(body.get(..ERROR_TEXT).unwrap_or(body)).into_owned();
-    let wait = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
-    TransportErrorKind::http_error_with_retry_after(status.as_u16(), text, wait.map(Duration::from_secs))
+    TransportErrorKind::http_error_with_retry_after(status.as_u16(), text, wait(headers))
+}
+
+/// `Retry-After`, at most [`MAX_WAIT`]. The form with a date is not read: it needs two clocks that agree.
+fn wait(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds).min(MAX_WAIT))
+}
+
+#[cfg(test)]
+mod tests {
+    use reqwest::header::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn no_provider_can_ask_for_a_wait_beyond_a_minute() {
+        let asked = |text: &'static str| wait(&HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static(text))]));
+        assert_eq!(asked("7"), Some(Duration::from_secs(7)));
+        assert_eq!(asked("18446744073709551615"), Some(MAX_WAIT));
+        for unreadable in ["18446744073709551616", "-1", "soon", ""] {
+            assert_eq!(asked(unreadable), None, "{unreadable}");
+        }
+    }
+
+    #[test]
+    fn one_error_for_a_whole_batch_is_that_error() {
+        let refusals = [
+            r#"{"jsonrpc":"2.0","id":1,"error":{"code":-32005,"message":"block range too large"}}"#,
+            r#"[{"jsonrpc":"2.0","id":null,"error":{"code":-32005,"message":"block range too large"}}]"#,
+        ];
+        for text in refusals {
+            let error = refused(serde_json::from_str(text).unwrap()).unwrap_err();
+            assert!(error.as_error_resp().is_some_and(|payload| payload.message.contains("too large")), "{text}");
+        }
+        let partly =
+            r#"[{"jsonrpc":"2.0","id":1,"result":1},{"jsonrpc":"2.0","id":2,"error":{"code":1,"message":""}}]"#;
+        assert!(refused(serde_json::from_str(partly).unwrap()).is_ok());
+    }
 }

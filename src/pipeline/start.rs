@@ -1,0 +1,71 @@
+//! The start of a run, and the sign that it goes on: the state is opened once the node proved to be of the right chain,
+//! and the heartbeat says every few seconds that this process lives.
+
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+use super::{Context, Ended, follow, pauses};
+use crate::{
+    backoff::Backoff,
+    rpc::RpcError,
+    store::{HEARTBEAT_EVERY, Start, StoreError},
+    telemetry::{Edge, metrics},
+};
+
+/// Opens the state; waits for the store and, where the start depends on it, for the node.
+pub(super) async fn begin(ctx: &Context, start: Option<u64>) -> Result<(), Ended> {
+    let mut backoff = Backoff::new(pauses::LONGEST);
+    loop {
+        ctx.vitals.beat();
+        let opened = match verified_head(ctx).await {
+            Ok(head) => ctx.store.init(start.map_or(Start::Latest(head), Start::At)).await,
+            Err(error @ RpcError::WrongChain { .. }) => return Err(Ended::WrongChain(error)),
+            Err(error) => {
+                warn!(%error, "waiting for the node");
+                backoff.wait(None).await;
+                continue;
+            }
+        };
+        match opened {
+            Ok(state) => {
+                ctx.vitals.edge(Edge::Store, Ok(()));
+                let at = &state.progress;
+                info!(watermark = at.watermark, tip = at.tip, fresh = state.fresh, "state opened");
+                for edit in &state.edits {
+                    warn!(edit, "an operator's edit is applied");
+                }
+                return Ok(());
+            }
+            Err(StoreError::Transient(reason)) => {
+                warn!(reason, "waiting for the state store");
+                ctx.vitals.edge(Edge::Store, Err(&reason));
+                backoff.wait(None).await;
+            }
+            Err(error) => return Err(Ended::Unusable(error)),
+        }
+    }
+}
+
+/// The head of the right chain.
+async fn verified_head(ctx: &Context) -> Result<u64, RpcError> {
+    let told = ctx.source.chain_id().await?;
+    if told != ctx.chain.id {
+        return Err(RpcError::WrongChain { endpoint: "the endpoint".into(), expected: ctx.chain.id, told });
+    }
+    Ok(follow::newest(ctx, None).await?.number)
+}
+
+/// Says every few seconds that this process lives, so that its claims are taken over soon after it died.
+pub(super) async fn beat(ctx: &Context) {
+    loop {
+        match ctx.store.heartbeat().await {
+            Ok(()) => ctx.vitals.edge(Edge::Store, Ok(())),
+            Err(error) => {
+                metrics::heartbeat_failed();
+                warn!(%error, "heartbeat not written");
+                ctx.vitals.edge(Edge::Store, Err(&error.to_string()));
+            }
+        }
+        sleep(HEARTBEAT_EVERY).await;
+    }
+}
