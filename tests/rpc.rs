@@ -1,5 +1,5 @@
 //! What nodes say over HTTP when they do not serve, and what the client makes of it.
-#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "what fails here fails the test")]
 
 use std::{sync::Arc, time::Duration};
 
@@ -65,7 +65,8 @@ async fn a_batch_that_is_rate_limited_is_throttled_for_as_long_as_the_node_says_
 
 #[tokio::test]
 async fn one_error_for_a_whole_batch_is_taken_by_its_words() {
-    let rows: [(&str, fn(&RpcError) -> bool); 3] = [
+    type Right = fn(&RpcError) -> bool;
+    let rows: [(&str, Right); 3] = [
         ("block range too large", |error| matches!(error, RpcError::TooLarge(_))),
         ("exceeded its throughput limit", |error| matches!(error, RpcError::Throttled { .. })),
         ("something else", |error| matches!(error, RpcError::Transient(text) if text.contains("something else"))),

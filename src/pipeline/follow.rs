@@ -35,6 +35,8 @@ const SILENCE: Duration = Duration::from_secs(30);
 const POLL: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(4));
 /// The `safe` and `finalized` tags move slowly; where nobody waits for them they are read this often.
 const TAGS: Duration = Duration::from_secs(2);
+/// After this many rounds in vain an operator should know why nothing is final.
+const TAG_ROUNDS: u32 = 3;
 /// Longest pause before the head is read again while no node answers.
 const OUTAGE: Duration = Duration::from_secs(5);
 /// Shortest and longest pause before a socket is opened again, while polling goes on.
@@ -166,6 +168,7 @@ fn tell_endpoints(ctx: &Context, told: &mut HashMap<String, u64>) {
 /// was seen does not go back: nodes behind one address differ.
 async fn read_tags(ctx: &Context, publish: &watch::Sender<Option<View>>) {
     let mut views = publish.subscribe();
+    let mut rounds = 0u32;
     // Fails only without a sender, and there is one for as long as this runs.
     while views.wait_for(Option::is_some).await.is_ok() {
         let (safe, finalized) = join!(tag(ctx, At::Safe), tag(ctx, At::Finalized));
@@ -174,6 +177,11 @@ async fn read_tags(ctx: &Context, publish: &watch::Sender<Option<View>>) {
             let (safe, finalized) = (heights.safe.max(safe), heights.finalized.max(finalized));
             Some(View { head, heights: Heights { safe, finalized, ..heights } })
         });
+        let is_unread = publish.borrow().as_ref().is_some_and(|view| view.heights.finalized == Tag::Unread);
+        rounds = if is_unread { rounds.saturating_add(1) } else { 0 };
+        if rounds == TAG_ROUNDS {
+            warn!("no node tells which block is finalized, nor that there is none: nothing counts as final meanwhile");
+        }
         // What is delivered by a tag is late by as much as the tag is old.
         let is_awaited = matches!(ctx.deliver, DeliveryMode::Safe | DeliveryMode::Finalized);
         views.mark_unchanged();

@@ -121,12 +121,15 @@ impl Endpoints {
             return;
         }
         let probe = timeout(PROBE.min(self.limits.rpc_timeout), async {
-            preferred.node(self.chain_id, &self.limits).await?.chain_id().await
+            match preferred.node(self.chain_id, &self.limits).await?.chain_id().await? {
+                told if told == self.chain_id => Ok(()),
+                told => Err(preferred.wrong_chain(self.chain_id, told)),
+            }
         });
         let answer = probe.await.unwrap_or(Err(RpcError::TimedOut));
         preferred.remember(answer.as_ref().err());
         match answer {
-            Ok(_) => self.settle(0),
+            Ok(()) => self.settle(0),
             Err(error) => debug!(endpoint = preferred.name, %error, "the preferred endpoint does not serve yet"),
         }
     }
@@ -156,7 +159,7 @@ impl Endpoints {
 }
 
 impl Endpoint {
-    /// The verified node behind this endpoint; connects at the first call, and again after a failure.
+    /// The verified node behind this endpoint; connects at the first call that succeeds, once.
     async fn node(&self, chain_id: u64, limits: &Limits) -> Result<&Arc<Node>, RpcError> {
         self.node
             .get_or_try_init(|| async {
@@ -181,7 +184,11 @@ impl Endpoint {
         if told == chain_id {
             return Ok(Arc::new(node));
         }
-        Err(RpcError::WrongChain { endpoint: self.name.clone(), expected: chain_id, told })
+        Err(self.wrong_chain(chain_id, told))
+    }
+
+    fn wrong_chain(&self, expected: u64, told: u64) -> RpcError {
+        RpcError::WrongChain { endpoint: self.name.clone(), expected, told }
     }
 
     fn remember(&self, error: Option<&RpcError>) {
