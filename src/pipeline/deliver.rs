@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout};
 use tracing::{error, warn};
 
-use super::{Claim, Context, StageError, Undecodable, Wanted, persist};
+use super::{Claim, Context, StageError, Undecodable, Wanted, count_dead_letters, persist};
 use crate::{
     backoff::Backoff,
     domain::{BlockRef, Digest, Event, Header},
@@ -238,12 +238,14 @@ async fn hand_over(ctx: &Context, queue: Queue<'_>) -> Result<(), StageError> {
                 backoff.reset();
             }
             Some((reason, throttled)) => {
+                // One that takes some of it is slow, not away.
+                let taking = if tried.acknowledged > 0 { Ok(()) } else { Err(reason.as_str()) };
+                ctx.vitals.answer(Edge::Sink(sink.name().into()), begun, taking);
                 metrics::sink_messages(
                     sink.name(),
                     if throttled { "throttled" } else { "retry" },
                     tried.keep.len() as u64,
                 );
-                ctx.vitals.edge(Edge::Sink(sink.name().into()), Err(&reason));
                 warn!(sink = sink.name(), reason, pending = pending.len(), "sink did not take everything");
                 if tried.acknowledged > 0 && !throttled {
                     backoff.reset();
@@ -348,6 +350,7 @@ async fn bury(ctx: &Context, letters: &[DeadLetter]) -> Result<(), StageError> {
         backoff.wait(None).await;
     }
     ctx.vitals.note("dead-letters", None);
+    count_dead_letters(ctx).await;
     Ok(())
 }
 

@@ -159,8 +159,9 @@ async fn open(ctx: &Context) -> Option<BoxStream<'static, ()>> {
 
 /// Reads the head, and the tags when they are due, and publishes what is new.
 async fn look(ctx: &Context, publish: &watch::Sender<Option<View>>, tags: &mut Tags) -> Result<(), RpcError> {
+    let asked = Instant::now();
     let latest = ctx.source.header(At::Latest).await;
-    tell_endpoints(ctx);
+    tell_endpoints(ctx, asked);
     let head = latest?.ok_or_else(|| RpcError::Behind("the node has no latest block".into()))?;
     let show = |tags: &Tags| {
         let view = View { head, heights: Heights { head: head.number, safe: tags.safe, finalized: tags.finalized } };
@@ -179,9 +180,10 @@ async fn look(ctx: &Context, publish: &watch::Sender<Option<View>>, tags: &mut T
     Ok(())
 }
 
-fn tell_endpoints(ctx: &Context) {
+fn tell_endpoints(ctx: &Context, asked: Instant) {
     for endpoint in ctx.source.endpoints() {
-        ctx.vitals.edge(Edge::Provider(endpoint.name), endpoint.last_error.as_deref().map_or(Ok(()), Err));
+        let answered = endpoint.last_error.as_deref().map_or(Ok(()), Err);
+        ctx.vitals.answer(Edge::Provider(endpoint.name), asked, answered);
     }
 }
 

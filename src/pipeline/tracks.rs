@@ -14,7 +14,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::{Context, Processed, Situation, StageError, View, commit, follow, persist, plan, process};
+use super::{
+    Context, Processed, Situation, StageError, View, commit, count_dead_letters, follow, persist, plan, process,
+};
 use crate::{
     backoff::{Backoff, Pace},
     domain::{BlockRange, IntervalSet, Track},
@@ -27,6 +29,8 @@ use crate::{
 const TICK: Duration = Duration::from_secs(1);
 /// Longest pause of a track after failures.
 const PAUSE: Duration = Duration::from_secs(5);
+/// Dead letters, which commands of other processes take away, are counted with every so manieth heartbeat.
+const DEAD_LETTERS_EVERY: u64 = 10;
 /// What became final is sealed at most this often.
 const SEAL_EVERY: Duration = Duration::from_secs(2);
 
@@ -55,6 +59,7 @@ pub async fn run(ctx: Arc<Context>, start: Option<u64>, until: Option<u64>, stop
         biased;
         () = stop.cancelled() => Err(Ended::Stopped),
         begun = begin(&ctx, start) => begun,
+        never = ctx.vitals.beat_on() => match never {},
     };
     if let Err(ended) = begun {
         keepers.shutdown().await;
@@ -77,7 +82,7 @@ pub async fn run(ctx: Arc<Context>, start: Option<u64>, until: Option<u64>, stop
 async fn begin(ctx: &Context, start: Option<u64>) -> Result<(), Ended> {
     let mut backoff = Backoff::new(PAUSE);
     loop {
-        ctx.vitals.beat();
+        let asked = Instant::now();
         let opened = match verified_head(ctx).await {
             Ok(head) => ctx.store.init(start.map_or(Start::Latest(head), Start::At)).await,
             Err(error @ RpcError::WrongChain { .. }) => return Err(Ended::WrongChain(error)),
@@ -99,7 +104,7 @@ async fn begin(ctx: &Context, start: Option<u64>) -> Result<(), Ended> {
             }
             Err(StoreError::Transient(reason)) => {
                 warn!(reason, "waiting for the state store");
-                ctx.vitals.edge(Edge::Store, Err(&reason));
+                ctx.vitals.answer(Edge::Store, asked, Err(&reason));
                 backoff.wait(None).await;
             }
             Err(error) => return Err(Ended::Unusable(error)),
@@ -119,13 +124,17 @@ async fn verified_head(ctx: &Context) -> Result<u64, RpcError> {
 
 /// Says every few seconds that this process lives, so that its claims are taken over soon after it died.
 async fn beat(ctx: &Context) {
-    loop {
+    for beat in 0_u64.. {
+        let asked = Instant::now();
+        if beat.is_multiple_of(DEAD_LETTERS_EVERY) {
+            count_dead_letters(ctx).await;
+        }
         match ctx.store.heartbeat().await {
             Ok(()) => ctx.vitals.edge(Edge::Store, Ok(())),
             Err(error) => {
                 metrics::heartbeat_failed();
                 warn!(%error, "heartbeat not written");
-                ctx.vitals.edge(Edge::Store, Err(&error.to_string()));
+                ctx.vitals.answer(Edge::Store, asked, Err(&error.to_string()));
             }
         }
         sleep(HEARTBEAT_EVERY).await;
@@ -230,17 +239,18 @@ impl Tracks {
         if self.halted || Instant::now() < self.state.not_before {
             return None;
         }
+        let asked = Instant::now();
         let snapshot = match self.ctx.store.snapshot().await {
             Ok(snapshot) => snapshot,
             Err(StoreError::Transient(reason)) => {
-                self.ctx.vitals.edge(Edge::Store, Err(&reason));
+                self.ctx.vitals.answer(Edge::Store, asked, Err(&reason));
                 self.state.failed(None);
                 return None;
             }
             Err(error) => return Some(Ended::Unusable(error)),
         };
         self.state.succeeded();
-        self.tell(&snapshot);
+        self.tell(&snapshot, asked);
         if self.until.is_some_and(|until| snapshot.progress.watermark >= super::signed(until)) {
             return Some(Ended::Reached);
         }
@@ -364,7 +374,6 @@ impl Tracks {
             StageError::Store(error @ (StoreError::Fatal(_) | StoreError::Vanished(_))) => {
                 return Some(Ended::Unusable(error.clone()));
             }
-            StageError::Rpc(error @ RpcError::WrongChain { .. }) => return Some(Ended::WrongChain(error.clone())),
             StageError::Again(_) => {}
             StageError::Rpc(RpcError::Behind(_)) if is_realtime(&work) => {}
             other => warn!(?work, error = %other, "not finished; it stays missing and is tried again"),
@@ -391,10 +400,11 @@ impl Tracks {
         self.ctx.vitals.halt(reason);
     }
 
-    fn tell(&mut self, snapshot: &Snapshot) {
+    fn tell(&mut self, snapshot: &Snapshot, asked: Instant) {
         let progress = &snapshot.progress;
         self.sealed = progress.sealed;
-        self.ctx.vitals.edge(Edge::Store, Ok(()));
+        // A store that is full answers questions and takes nothing.
+        self.ctx.vitals.probed(Edge::Store, asked, Ok(()));
         self.ctx.vitals.progress(progress.watermark, progress.tip, &snapshot.done);
     }
 

@@ -7,7 +7,7 @@
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -39,6 +39,8 @@ struct Endpoint {
     name: String,
     url: SecretUrl,
     node: OnceCell<Arc<Node>>,
+    /// It failed since its chain was verified: another node may stand there now (F11).
+    doubtful: AtomicBool,
     errors: AtomicU64,
     last_error: Mutex<Option<String>>,
 }
@@ -53,6 +55,7 @@ impl Endpoints {
                 name: url.name().to_owned(),
                 url,
                 node: OnceCell::new(),
+                doubtful: AtomicBool::new(false),
                 errors: AtomicU64::new(0),
                 last_error: Mutex::new(None),
             })
@@ -114,9 +117,10 @@ impl Endpoints {
 }
 
 impl Endpoint {
-    /// The verified node behind this endpoint; connects at the first call, and again after a failure.
+    /// The verified node behind this endpoint; connects at the first call, and verifies it again after an outage.
     async fn node(&self, chain_id: u64, limits: &Limits) -> Result<&Arc<Node>, RpcError> {
-        self.node
+        let node = self
+            .node
             .get_or_try_init(|| async {
                 if !self.url.is_socket() {
                     return self.verified(Node::http(self.url.clone(), self.name.clone(), limits)?, chain_id).await;
@@ -131,20 +135,34 @@ impl Endpoint {
                     }
                 }
             })
-            .await
+            .await?;
+        if self.doubtful.load(Ordering::Relaxed) {
+            self.verify(node, chain_id).await?;
+            self.doubtful.store(false, Ordering::Relaxed);
+        }
+        Ok(node)
     }
 
     async fn verified(&self, node: Node, chain_id: u64) -> Result<Arc<Node>, RpcError> {
+        self.verify(&node, chain_id).await?;
+        Ok(Arc::new(node))
+    }
+
+    async fn verify(&self, node: &Node, chain_id: u64) -> Result<(), RpcError> {
         let told = node.chain_id().await?;
         if told == chain_id {
-            return Ok(Arc::new(node));
+            return Ok(());
         }
         Err(RpcError::WrongChain { endpoint: self.name.clone(), expected: chain_id, told })
     }
 
     fn remember(&self, error: Option<&RpcError>) {
-        if error.is_some() {
+        if let Some(error) = error {
             self.errors.fetch_add(1, Ordering::Relaxed);
+            // Complaints about a request come from a node that runs.
+            if matches!(error, RpcError::Transient(_)) {
+                self.doubtful.store(true, Ordering::Relaxed);
+            }
         }
         *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = error.map(ToString::to_string);
     }

@@ -97,7 +97,7 @@ pub(super) fn classify(error: TransportError) -> RpcError {
             }
         }
         AlloyError::NullResp => RpcError::Behind("the node answered null".into()),
-        AlloyError::DeserError { err, .. } => RpcError::Invalid(err.to_string()),
+        AlloyError::DeserError { err, .. } => RpcError::Invalid(shorten(&err.to_string())),
         AlloyError::Transport(TransportErrorKind::HttpErrorWithRetryAfter { error, retry_after }) => {
             by_status(&error, Some(retry_after))
         }

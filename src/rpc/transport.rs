@@ -20,6 +20,8 @@ use crate::config::SecretUrl;
 
 /// How much of an error page is kept for the error's text, bytes.
 const ERROR_TEXT: usize = 512;
+/// A provider may ask for any pause; after this one it is asked whether it meant it.
+const MAX_RETRY_AFTER: Duration = Duration::from_mins(1);
 
 /// An HTTP endpoint.
 #[derive(Clone)]
@@ -98,5 +100,6 @@ fn without_url(error: reqwest::Error) -> TransportError {
 fn http_error(status: StatusCode, headers: &reqwest::header::HeaderMap, body: &[u8]) -> TransportError {
     let text = String::from_utf8_lossy(body.get(..ERROR_TEXT).unwrap_or(body)).into_owned();
     let wait = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
-    TransportErrorKind::http_error_with_retry_after(status.as_u16(), text, wait.map(Duration::from_secs))
+    let wait = wait.map(|seconds| Duration::from_secs(seconds).min(MAX_RETRY_AFTER));
+    TransportErrorKind::http_error_with_retry_after(status.as_u16(), text, wait)
 }
