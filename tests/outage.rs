@@ -2,6 +2,13 @@
 //!
 //! Most of the time here is waiting for limits of seconds (10 s until `/readyz` tells, 30 s until a silent socket is
 //! given up), so cases of one kind wait side by side in one test.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "what fails here fails the test"
+)]
 
 mod support;
 
@@ -28,7 +35,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_mins(1);
 /// Block time of the chains that mine while a server is away.
 const BLOCK: Duration = Duration::from_millis(300);
 /// The development chain's database.
@@ -400,8 +407,7 @@ async fn r09_a_throttled_queue_holds_back_progress_and_not_memory() {
     sqs.batches();
     sqs.behave();
     listener.wait_ready(true, SOON).await;
-    listener.wait_watermark(HEAD, Duration::from_secs(120)).await;
-    println!("at most {} MiB, {calls} calls in 10 s", most >> 20);
+    listener.wait_watermark(HEAD, Duration::from_mins(2)).await;
     assert_eq!(listener.stop().await.0, 0);
     let sent: Vec<String> = sqs.batches().into_iter().flatten().collect();
     let taken: BTreeSet<String> = sent.iter().cloned().collect();

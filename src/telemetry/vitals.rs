@@ -180,10 +180,10 @@ impl Vitals {
             }
         }
         drop(facts);
-        match &edge {
+        match edge {
             Edge::Store => metrics::store_healthy(outcome.is_ok()),
-            Edge::Provider(name) => metrics::provider_healthy(name, outcome.is_ok()),
-            Edge::Sink(name) => metrics::sink_healthy(name, outcome.is_ok()),
+            Edge::Provider(name) => metrics::provider_healthy(&name, outcome.is_ok()),
+            Edge::Sink(name) => metrics::sink_healthy(&name, outcome.is_ok()),
             Edge::Tokens if outcome.is_err() => metrics::token_refresh_failed(),
             Edge::Tokens => {}
         }

@@ -111,7 +111,7 @@ impl Node {
         let method = request.get(0).unwrap_or(request)["method"].as_str().unwrap_or_default();
         let count = self.requests.load(Ordering::Relaxed);
         let concerns = |fault: &Fault| !matches!(fault, Fault::Result(of, _) if *of != method);
-        if faults.is_empty() || count % every != 0 {
+        if faults.is_empty() || !count.is_multiple_of(*every) {
             return None;
         }
         let turn = self.spoilt.load(Ordering::Relaxed);
