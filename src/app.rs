@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 use tokio::{
     sync::watch,
     task::JoinSet,
-    time::{interval, sleep},
+    time::{Instant, interval},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -94,12 +94,7 @@ struct Wired {
 async fn wire(settings: &Settings, vitals: &Arc<Vitals>, keepers: &mut JoinSet<()>) -> Result<Wired, Failure> {
     let beating = vitals.clone();
     // Until the loop runs, the process is alive as long as it waits.
-    let waiting = keepers.spawn(async move {
-        loop {
-            beating.beat();
-            sleep(Duration::from_secs(1)).await;
-        }
-    });
+    let waiting = keepers.spawn(async move { match beating.beat_on().await {} });
     let store = patiently(vitals, Edge::Store, || open_store(settings)).await?;
     vitals.note("durability", weak_durability(settings, &*store));
     info!(durability = store.durability(), "state store");
@@ -274,18 +269,12 @@ async fn wait_for_tokens(context: &Context, stop: &CancellationToken) {
     }
     let vitals = &context.vitals;
     let known = lists.wait_for(|tokens| !matches!(tokens, Tokens::Waiting));
-    let beating = async {
-        loop {
-            vitals.beat();
-            sleep(Duration::from_secs(1)).await;
-        }
-    };
     tokio::select! {
         biased;
         () = stop.cancelled() => {}
         // The keeper never ends before the process does, so an error cannot come.
         _ = known => {}
-        () = beating => {}
+        never = vitals.beat_on() => match never {},
     }
 }
 
@@ -297,6 +286,7 @@ where
 {
     let mut backoff = Backoff::new(START_PAUSE);
     loop {
+        let asked = Instant::now();
         match open().await {
             Ok(opened) => {
                 vitals.edge(edge, Ok(()));
@@ -304,7 +294,7 @@ where
             }
             Err(error) if error.passes() => {
                 warn!(%error, "not reached yet; trying again");
-                vitals.edge(edge.clone(), Err(&error.to_string()));
+                vitals.answer(edge.clone(), asked, Err(&error.to_string()));
                 backoff.wait(None).await;
             }
             Err(error) => return Err(error.failure()),
@@ -376,9 +366,9 @@ pub async fn reach(settings: &Settings) -> Vec<(String, Result<String, String>)>
 async fn probe(sink: Arc<dyn Sink>, vitals: Arc<Vitals>) {
     let mut ticks = interval(PROBE_EVERY);
     loop {
-        ticks.tick().await;
+        let asked = ticks.tick().await;
         let there = sink.check().await.map_err(|error| error.to_string());
-        vitals.edge(Edge::Sink(sink.name().to_owned()), there.as_ref().copied().map_err(String::as_str));
+        vitals.probed(Edge::Sink(sink.name().to_owned()), asked, there.as_ref().copied().map_err(String::as_str));
     }
 }
 

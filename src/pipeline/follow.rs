@@ -17,7 +17,7 @@ use futures_util::{StreamExt, stream::BoxStream};
 use tokio::{
     join, select,
     sync::{Notify, watch},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tracing::{debug, info, warn};
 
@@ -95,8 +95,9 @@ async fn read_heads(ctx: &Context, publish: &watch::Sender<Option<View>>, signs:
     let mut told = HashMap::new();
     loop {
         let before = publish.borrow().as_ref().map(|view| view.head.number);
+        let asked = Instant::now();
         let latest = newest(ctx, before).await;
-        tell_endpoints(ctx, &mut told);
+        tell_endpoints(ctx, &mut told, asked);
         match latest {
             Ok(head) => {
                 if replace(&mut is_outage, false) {
@@ -151,7 +152,7 @@ fn update(ctx: &Context, publish: &watch::Sender<Option<View>>, next: impl FnOnc
 }
 
 /// Tells of the endpoints that were asked since `told` last counted; of the others there is nothing new to say.
-fn tell_endpoints(ctx: &Context, told: &mut HashMap<String, u64>) {
+fn tell_endpoints(ctx: &Context, told: &mut HashMap<String, u64>, asked: Instant) {
     for endpoint in ctx.source.endpoints() {
         let before = told.insert(endpoint.name.clone(), endpoint.asked);
         if before.unwrap_or_default() == endpoint.asked {
@@ -160,7 +161,8 @@ fn tell_endpoints(ctx: &Context, told: &mut HashMap<String, u64>) {
         if let Some(head) = endpoint.head {
             ctx.vitals.provider_head(&endpoint.name, head);
         }
-        ctx.vitals.edge(Edge::Provider(endpoint.name), endpoint.last_error.as_deref().map_or(Ok(()), Err));
+        let answered = endpoint.last_error.as_deref().map_or(Ok(()), Err);
+        ctx.vitals.answer(Edge::Provider(endpoint.name), asked, answered);
     }
 }
 

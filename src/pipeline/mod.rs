@@ -185,13 +185,21 @@ where
     let begun = Instant::now();
     let mut backoff = Backoff::new(Duration::from_secs(2));
     loop {
+        let asked = Instant::now();
         match operation().await {
             Err(StoreError::Transient(reason)) if begun.elapsed() < patience => {
-                ctx.vitals.edge(Edge::Store, Err(&reason));
+                ctx.vitals.answer(Edge::Store, asked, Err(&reason));
                 backoff.wait(None).await;
             }
             other => return other,
         }
+    }
+}
+
+/// Tells how many dead letters there are; where the store does not answer, that is told elsewhere.
+async fn count_dead_letters(ctx: &Context) {
+    if let Ok(letters) = ctx.store.dead_letters_len().await {
+        ctx.vitals.dead_letters(letters);
     }
 }
 

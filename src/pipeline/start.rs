@@ -1,10 +1,10 @@
 //! The start of a run, and the sign that it goes on: the state is opened once the node proved to be of the right chain,
 //! and the heartbeat says every few seconds that this process lives.
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
-use super::{Context, Ended, follow, pauses};
+use super::{Context, Ended, count_dead_letters, follow, pauses};
 use crate::{
     backoff::Backoff,
     rpc::RpcError,
@@ -12,11 +12,14 @@ use crate::{
     telemetry::{Edge, metrics},
 };
 
+/// Dead letters, which commands of other processes take away, are counted with every so manieth heartbeat.
+const DEAD_LETTERS_EVERY: u64 = 10;
+
 /// Opens the state; waits for the store and, where the start depends on it, for the node.
 pub(super) async fn begin(ctx: &Context, start: Option<u64>) -> Result<(), Ended> {
     let mut backoff = Backoff::new(pauses::LONGEST);
     loop {
-        ctx.vitals.beat();
+        let asked = Instant::now();
         let opened = match verified_head(ctx).await {
             Ok(head) => ctx.store.init(start.map_or(Start::Latest(head), Start::At)).await,
             Err(error @ RpcError::WrongChain { .. }) => return Err(Ended::WrongChain(error)),
@@ -38,7 +41,7 @@ pub(super) async fn begin(ctx: &Context, start: Option<u64>) -> Result<(), Ended
             }
             Err(StoreError::Transient(reason)) => {
                 warn!(reason, "waiting for the state store");
-                ctx.vitals.edge(Edge::Store, Err(&reason));
+                ctx.vitals.answer(Edge::Store, asked, Err(&reason));
                 backoff.wait(None).await;
             }
             Err(error) => return Err(Ended::Unusable(error)),
@@ -57,13 +60,17 @@ async fn verified_head(ctx: &Context) -> Result<u64, RpcError> {
 
 /// Says every few seconds that this process lives, so that its claims are taken over soon after it died.
 pub(super) async fn beat(ctx: &Context) {
-    loop {
+    for beat in 0_u64.. {
+        let asked = Instant::now();
+        if beat.is_multiple_of(DEAD_LETTERS_EVERY) {
+            count_dead_letters(ctx).await;
+        }
         match ctx.store.heartbeat().await {
             Ok(()) => ctx.vitals.edge(Edge::Store, Ok(())),
             Err(error) => {
                 metrics::heartbeat_failed();
                 warn!(%error, "heartbeat not written");
-                ctx.vitals.edge(Edge::Store, Err(&error.to_string()));
+                ctx.vitals.answer(Edge::Store, asked, Err(&error.to_string()));
             }
         }
         sleep(HEARTBEAT_EVERY).await;

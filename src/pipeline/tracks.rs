@@ -63,6 +63,7 @@ pub async fn run(ctx: Arc<Context>, first: Option<u64>, until: Option<u64>, stop
         biased;
         () = stop.cancelled() => Err(Ended::Stopped),
         begun = start::begin(&ctx, first) => begun,
+        never = ctx.vitals.beat_on() => match never {},
     };
     if let Err(ended) = begun {
         keepers.shutdown().await;
@@ -185,17 +186,18 @@ impl Tracks {
         if !self.state.is_over(Instant::now()) {
             return None;
         }
+        let asked = Instant::now();
         let snapshot = match self.ctx.store.snapshot().await {
             Ok(snapshot) => snapshot,
             Err(StoreError::Transient(reason)) => {
-                self.ctx.vitals.edge(Edge::Store, Err(&reason));
+                self.ctx.vitals.answer(Edge::Store, asked, Err(&reason));
                 self.state.failed(None);
                 return None;
             }
             Err(error) => return Some(Ended::Unusable(error)),
         };
         self.state.succeeded();
-        self.tell(&snapshot);
+        self.tell(&snapshot, asked);
         if self.until.is_some_and(|until| snapshot.progress.watermark >= super::signed(until)) {
             return Some(Ended::Reached);
         }
@@ -318,7 +320,6 @@ impl Tracks {
             StageError::Store(error) if !matches!(error, StoreError::Transient(_)) => {
                 return Some(Ended::Unusable(error.clone()));
             }
-            StageError::Rpc(error @ RpcError::WrongChain { .. }) => return Some(Ended::WrongChain(error.clone())),
             StageError::Again(_) => {}
             StageError::Rpc(RpcError::Behind(_)) if is_realtime(&work) => {}
             other => warn!(?work, error = %other, "not finished; it stays missing and is tried again"),
@@ -364,10 +365,11 @@ impl Tracks {
         self.ctx.vitals.halt(reason);
     }
 
-    fn tell(&mut self, snapshot: &Snapshot) {
+    fn tell(&mut self, snapshot: &Snapshot, asked: Instant) {
         let progress = &snapshot.progress;
         (self.watermark, self.sealed) = (progress.watermark, progress.sealed);
-        self.ctx.vitals.edge(Edge::Store, Ok(()));
+        // A store that is full answers questions and takes nothing.
+        self.ctx.vitals.probed(Edge::Store, asked, Ok(()));
         self.ctx.vitals.progress(progress.watermark, progress.tip, &snapshot.done);
     }
 

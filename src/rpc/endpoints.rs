@@ -57,6 +57,8 @@ struct Record {
     errors: u64,
     last_error: Option<String>,
     head: Option<u64>,
+    /// It was away since its chain was verified: another node may stand there now (F11).
+    doubtful: bool,
 }
 
 impl Endpoints {
@@ -159,9 +161,11 @@ impl Endpoints {
 }
 
 impl Endpoint {
-    /// The verified node behind this endpoint; connects at the first call that succeeds, once.
+    /// The verified node behind this endpoint; connects at the first call that succeeds, and verifies it again after an
+    /// outage.
     async fn node(&self, chain_id: u64, limits: &Limits) -> Result<&Arc<Node>, RpcError> {
-        self.node
+        let node = self
+            .node
             .get_or_try_init(|| async {
                 if !self.url.is_socket() {
                     return self.verified(Node::http(self.url.clone(), self.name.clone(), limits)?, chain_id).await;
@@ -176,15 +180,22 @@ impl Endpoint {
                     }
                 }
             })
-            .await
+            .await?;
+        if self.record().doubtful {
+            self.verify(node, chain_id).await?;
+            self.record().doubtful = false;
+        }
+        Ok(node)
     }
 
     async fn verified(&self, node: Node, chain_id: u64) -> Result<Arc<Node>, RpcError> {
+        self.verify(&node, chain_id).await?;
+        Ok(Arc::new(node))
+    }
+
+    async fn verify(&self, node: &Node, chain_id: u64) -> Result<(), RpcError> {
         let told = node.chain_id().await?;
-        if told == chain_id {
-            return Ok(Arc::new(node));
-        }
-        Err(self.wrong_chain(chain_id, told))
+        if told == chain_id { Ok(()) } else { Err(self.wrong_chain(chain_id, told)) }
     }
 
     fn wrong_chain(&self, expected: u64, told: u64) -> RpcError {
@@ -197,6 +208,8 @@ impl Endpoint {
         record.asked += 1;
         record.errors += u64::from(failure.is_some());
         record.last_error = failure.map(ToString::to_string);
+        // Complaints about a request come from a node that runs.
+        record.doubtful |= matches!(failure, Some(RpcError::Transient(_) | RpcError::TimedOut));
     }
 
     fn record(&self) -> MutexGuard<'_, Record> {

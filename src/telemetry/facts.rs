@@ -61,6 +61,8 @@ pub(super) struct SeenProgress {
 pub(super) struct EdgeFacts {
     pub(super) answered: Option<Instant>,
     pub(super) failing_since: Option<Instant>,
+    /// The last failure of something other than a probe.
+    pub(super) failed_at_work: Option<Instant>,
     pub(super) reason: String,
     pub(super) errors: u64,
 }

@@ -6,12 +6,13 @@
 //! tells the same story. What the facts mean is judged in [`verdict`].
 
 use std::{
+    convert::Infallible,
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::{
     facts::{Facts, SeenHead, SeenProgress},
@@ -21,8 +22,12 @@ use super::{
 };
 use crate::domain::{BlockRange, Header, IntervalSet};
 
+/// How often a waiting process says that it lives.
+const BEAT_EVERY: Duration = Duration::from_secs(1);
 /// Longest text kept of a reason or a note, in characters.
 const MAX_TEXT: usize = 300;
+/// A failure at work outweighs successful probes for this long: longer than the pauses between two tries.
+const WORK_COUNTS: Duration = Duration::from_mins(1);
 
 /// A part of the process that can fail and recover on its own.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -99,6 +104,14 @@ impl Vitals {
         self.facts().beat = Some(now);
     }
 
+    /// Beats until it is dropped, beside whoever waits for a server: its absence is no reason for a restart.
+    pub async fn beat_on(&self) -> Infallible {
+        loop {
+            self.beat();
+            sleep(BEAT_EVERY).await;
+        }
+    }
+
     /// The newest head, and the highest block that may be delivered now.
     pub fn head(&self, head: &Header, deliverable: Option<u64>) {
         let now = (self.clock)();
@@ -133,25 +146,46 @@ impl Vitals {
         self.facts().historical.add(range, now);
     }
 
-    /// An edge answered, or failed with a reason.
+    /// An edge answered, or failed with a reason, at once.
     pub fn edge(&self, edge: Edge, outcome: Result<(), &str>) {
+        self.answer(edge, (self.clock)(), outcome);
+    }
+
+    /// What an edge answered to a question of the moment `asked`. A failure counts from then on: a server that hangs
+    /// is of no use while it is waited for.
+    pub fn answer(&self, edge: Edge, asked: Instant, outcome: Result<(), &str>) {
+        self.note_answer(edge, asked, outcome, true);
+    }
+
+    /// The same of a question that was asked only to know. A queue may state its attributes and take no message, a
+    /// store may be full, so soon after a failure at work a success here proves nothing.
+    pub fn probed(&self, edge: Edge, asked: Instant, outcome: Result<(), &str>) {
+        self.note_answer(edge, asked, outcome, false);
+    }
+
+    fn note_answer(&self, edge: Edge, asked: Instant, outcome: Result<(), &str>, at_work: bool) {
         let now = (self.clock)();
-        match &edge {
-            Edge::Store => metrics::store_healthy(outcome.is_ok()),
-            Edge::Provider(name) => metrics::provider_healthy(name, outcome.is_ok()),
-            Edge::Sink(name) => metrics::sink_healthy(name, outcome.is_ok()),
-            Edge::Tokens if outcome.is_err() => metrics::token_refresh_failed(),
-            Edge::Tokens => {}
-        }
         let mut facts = self.facts();
-        let Some(known) = facts.edge_mut(edge) else { return };
+        let Some(known) = facts.edge_mut(edge.clone()) else { return };
+        let doubted = known.failed_at_work.is_some_and(|at| now.duration_since(at) < WORK_COUNTS);
         match outcome {
-            Ok(()) => (known.answered, known.failing_since) = (Some(now), None),
+            Ok(()) if doubted && !at_work => return,
+            Ok(()) => (known.answered, known.failing_since, known.failed_at_work) = (Some(now), None, None),
             Err(reason) => {
-                known.failing_since.get_or_insert(now);
+                let since = known.answered.map_or(asked, |answered| answered.max(asked));
+                known.failing_since.get_or_insert(since);
+                known.failed_at_work = at_work.then_some(now).or(known.failed_at_work);
                 known.reason = cut(reason);
                 known.errors += 1;
             }
+        }
+        drop(facts);
+        match edge {
+            Edge::Store => metrics::store_healthy(outcome.is_ok()),
+            Edge::Provider(name) => metrics::provider_healthy(&name, outcome.is_ok()),
+            Edge::Sink(name) => metrics::sink_healthy(&name, outcome.is_ok()),
+            Edge::Tokens if outcome.is_err() => metrics::token_refresh_failed(),
+            Edge::Tokens => {}
         }
     }
 

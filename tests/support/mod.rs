@@ -14,7 +14,9 @@
 pub mod anvil;
 pub mod chain;
 pub mod chaintap;
+pub mod deliveries;
 pub mod devchain;
+pub mod faulty_node;
 pub mod ledger;
 pub mod message;
 pub mod mongo;

@@ -152,6 +152,21 @@ impl SqsServer {
         self.misbehaving().script.lock().unwrap().extend(script);
     }
 
+    /// The stub behaves again, whatever was still to come.
+    pub fn behave(&self) {
+        self.misbehaving().script.lock().unwrap().clear();
+    }
+
+    /// Takes a queue away, with what is in it.
+    pub async fn delete_queue(&self, url: &str) {
+        self.client.delete_queue().queue_url(url).send().await.unwrap();
+    }
+
+    /// Where it listens.
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
     /// The ids of the entries of each batch that the stub got since the last time it was asked.
     pub fn batches(&self) -> Vec<Vec<String>> {
         std::mem::take(&mut *self.misbehaving().batches.lock().unwrap())

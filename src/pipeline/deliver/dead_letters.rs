@@ -5,7 +5,7 @@ use std::time::Duration;
 use alloy::primitives::Bytes;
 use tracing::error;
 
-use super::super::{Context, StageError, Undecodable, persist};
+use super::super::{Context, StageError, Undecodable, count_dead_letters, persist};
 use crate::{
     backoff::Backoff,
     domain::Event,
@@ -78,6 +78,7 @@ pub(super) async fn bury(ctx: &Context, sink: Option<&dyn Sink>, letters: &[Dead
             DeadKind::Undecodable => "undecodable",
         };
         metrics::dead_letters_buried(kind, letters.len() as u64);
+        count_dead_letters(ctx).await;
     }
     Ok(())
 }

@@ -89,7 +89,9 @@ async fn hand_over(ctx: &Context, queue: Queue<'_>) -> Result<(), StageError> {
                     if throttled { "throttled" } else { "retry" },
                     tried.keep.len() as u64,
                 );
-                ctx.vitals.edge(Edge::Sink(sink.name().into()), Err(&reason));
+                // One that takes some of it is slow, not away.
+                let taking = if tried.acknowledged > 0 { Ok(()) } else { Err(reason.as_str()) };
+                ctx.vitals.answer(Edge::Sink(sink.name().into()), begun, taking);
                 warn!(sink = sink.name(), reason, pending = pending.len(), "sink did not take everything");
                 if tried.acknowledged > 0 && !throttled {
                     backoff.reset();
