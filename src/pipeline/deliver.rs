@@ -14,7 +14,7 @@ use crate::{
     backoff::Backoff,
     domain::{BlockRef, Digest, Event, Header},
     sinks::{Message, Outcome, Sink},
-    store::{BlockCommit, DeadKind, DeadLetter, FinalCommit, Intent, IntentReply, MAX_PART_EVENTS},
+    store::{BlockCommit, DeadKind, DeadLetter, FinalCommit, Intent, IntentReply, MAX_PART_EVENTS, StoreError},
     telemetry::{Edge, metrics},
 };
 
@@ -156,6 +156,7 @@ impl Entry<'_> {
             IntentReply::Stale => Err(StageError::Again("the epoch moved on")),
             IntentReply::OldList => Err(StageError::Again("the token list or the contracts moved on")),
             IntentReply::Sealed => Err(StageError::Again("the block became final meanwhile")),
+            IntentReply::Full(reason) => Err(StageError::Store(StoreError::Transient(reason))),
             IntentReply::Conflict(reason) | IntentReply::Deep(reason) => Err(StageError::Halt(reason)),
         }
     }
