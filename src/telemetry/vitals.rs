@@ -14,7 +14,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    facts::{Facts, SeenHead, SeenProgress},
+    facts::{EdgeFacts, Facts, SeenHead, SeenProgress},
     health::{self, Health},
     metrics, scrub,
     verdict::{self, Check},
@@ -27,14 +27,20 @@ const MAX_TEXT: usize = 300;
 /// A part of the process that can fail and recover on its own.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Edge {
-    /// The state store.
+    /// The state store, as it answers whatever is asked of it.
     Store,
+    /// The state store's way to journal and commit, which may be shut (no replica acknowledges, the disk is full) while
+    /// the store answers all else: one thing with [`Store`](Self::Store), which is unusable while either fails.
+    Journal,
     /// The token directory.
     Tokens,
     /// One RPC endpoint, by its name.
     Provider(String),
-    /// One sink, by its name.
+    /// One sink, by its name, as it takes messages.
     Sink(String),
+    /// One sink, by its name, as it answers when it is asked whether it is there: never clears a failure to take
+    /// messages, and does not count from the moment on at which it took some.
+    Probe(String),
 }
 
 /// What this process is; everything that `/health` needs to know beforehand.
@@ -136,15 +142,8 @@ impl Vitals {
     /// An edge answered, or failed with a reason.
     pub fn edge(&self, edge: Edge, outcome: Result<(), &str>) {
         let now = (self.clock)();
-        match &edge {
-            Edge::Store => metrics::store_healthy(outcome.is_ok()),
-            Edge::Provider(name) => metrics::provider_healthy(name, outcome.is_ok()),
-            Edge::Sink(name) => metrics::sink_healthy(name, outcome.is_ok()),
-            Edge::Tokens if outcome.is_err() => metrics::token_refresh_failed(),
-            Edge::Tokens => {}
-        }
         let mut facts = self.facts();
-        let Some(known) = facts.edge_mut(edge) else { return };
+        let Some(known) = facts.edge_mut(edge.clone()) else { return };
         match outcome {
             Ok(()) => (known.answered, known.failing_since) = (Some(now), None),
             Err(reason) => {
@@ -153,6 +152,19 @@ impl Vitals {
                 known.errors += 1;
             }
         }
+        let healthy = |known: EdgeFacts| known.failing_since.is_none();
+        match edge {
+            Edge::Store | Edge::Journal => metrics::store_healthy(healthy(facts.store())),
+            Edge::Provider(name) => metrics::provider_healthy(&name, outcome.is_ok()),
+            Edge::Sink(name) | Edge::Probe(name) => metrics::sink_healthy(&name, healthy(facts.sink(&name))),
+            Edge::Tokens if outcome.is_err() => metrics::token_refresh_failed(),
+            Edge::Tokens => {}
+        }
+    }
+
+    /// What makes acknowledged writes of the state store survive, in its words.
+    pub fn durability(&self, words: String) {
+        self.facts().durability = Some(words);
     }
 
     /// Messages waiting for a sink right now.
@@ -172,12 +184,6 @@ impl Vitals {
     pub fn dead_letters(&self, count: u64) {
         self.facts().dead_letters = count;
         metrics::dead_letters(count);
-    }
-
-    /// A reorganisation removed this many blocks that were delivered or journaled.
-    pub fn reorg(&self, depth: u64) {
-        self.facts().reorgs += 1;
-        metrics::reorg(depth);
     }
 
     /// Nothing more is delivered; the reason. Stays until the process is started again.
