@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 /// The table of exit codes for `--help`.
-pub(super) const EXIT_CODES: &str = "\
+pub(crate) const EXIT_CODES: &str = "\
 Exit codes (sysexits): 0 done · 1 the answer is no · 64 usage · 65 bad input · 69 a server is unavailable · \
 70 internal fault · 75 try again later · 78 configuration";
 

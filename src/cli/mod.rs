@@ -4,19 +4,21 @@ use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand, error::ErrorKind};
 
-use crate::config::{Purpose, Sources};
+use crate::{
+    config::{Purpose, Sources},
+    failure,
+};
 
 pub mod check;
 pub mod devchain;
 pub mod dlq;
-mod failure;
 pub mod healthcheck;
 mod operate;
 mod run;
 pub mod status;
 pub mod tokens;
 
-pub use failure::Failure;
+pub use crate::failure::Failure;
 
 /// Listens to an EVM chain and hands every tracked token transfer to a queue, at least once.
 ///
@@ -50,9 +52,9 @@ enum Command {
     #[command(subcommand)]
     Dlq(dlq::DlqCommand),
     /// Deliver again from the block after N, with the same ids and higher versions
-    Rewind(operate::MoveArgs),
+    Rewind(operate::RewindArgs),
     /// Knowingly leave out every block up to N that is not delivered yet
-    Skip(operate::MoveArgs),
+    Skip(operate::SkipArgs),
     /// Serve a simulated EVM node
     Devchain(devchain::Args),
     /// Ask a running process on this machine whether it is alive

@@ -11,10 +11,21 @@ use crate::{
     store::{ReplayReply, StateStore},
 };
 
-/// Flags of `rewind` and `skip`.
+/// Flags of `rewind`.
 #[derive(Debug, Args)]
-pub(super) struct MoveArgs {
-    /// The last block that stays as it is (rewind), or the last one that is left out (skip)
+pub(super) struct RewindArgs {
+    /// The last block that stays as it is; -1 delivers from block 0 on
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..))]
+    to: i64,
+    /// Do it; without this it is only said what would be done
+    #[arg(long)]
+    yes: bool,
+}
+
+/// Flags of `skip`.
+#[derive(Debug, Args)]
+pub(super) struct SkipArgs {
+    /// The last block that is left out
     #[arg(long, value_name = "N")]
     to: u64,
     /// Do it; without this it is only said what would be done
@@ -77,9 +88,9 @@ async fn dead_letters(command: &dlq::DlqCommand, settings: &Settings) -> Result<
 }
 
 /// Sets the state back, so that blocks are delivered again.
-async fn rewind(args: &MoveArgs, settings: &Settings, out: &mut impl Write) -> Result<(), Failure> {
+async fn rewind(args: &RewindArgs, settings: &Settings, out: &mut impl Write) -> Result<(), Failure> {
     let (store, progress) = opened(settings).await?;
-    let to = i64::try_from(args.to).unwrap_or(i64::MAX);
+    let to = args.to;
     if to >= progress.tip {
         return Err(Failure::Data(format!("block {to} is not below the highest delivered block, {}", progress.tip)));
     }
@@ -91,14 +102,14 @@ async fn rewind(args: &MoveArgs, settings: &Settings, out: &mut impl Write) -> R
             progress.tip, progress.watermark, progress.tip
         ),
     )?;
-    if !confirmed(args, out)? {
+    if !confirmed(args.yes, out)? {
         return Ok(());
     }
     finished(store.replay(to, progress.epoch).await.map_err(|error| app::store_failure(&error))?, out)
 }
 
 /// Marks blocks as done that were not delivered.
-async fn skip(args: &MoveArgs, settings: &Settings, out: &mut impl Write) -> Result<(), Failure> {
+async fn skip(args: &SkipArgs, settings: &Settings, out: &mut impl Write) -> Result<(), Failure> {
     let (store, progress) = opened(settings).await?;
     if i64::try_from(args.to).unwrap_or(i64::MAX) <= progress.watermark {
         let watermark = progress.watermark;
@@ -112,7 +123,7 @@ async fn skip(args: &MoveArgs, settings: &Settings, out: &mut impl Write) -> Res
             args.to
         ),
     )?;
-    if !confirmed(args, out)? {
+    if !confirmed(args.yes, out)? {
         return Ok(());
     }
     finished(store.skip(args.to, progress.epoch).await.map_err(|error| app::store_failure(&error))?, out)
@@ -126,11 +137,11 @@ async fn opened(settings: &Settings) -> Result<(Arc<dyn StateStore>, crate::stor
     Ok((store, progress))
 }
 
-fn confirmed(args: &MoveArgs, out: &mut impl Write) -> Result<bool, Failure> {
-    if !args.yes {
+fn confirmed(yes: bool, out: &mut impl Write) -> Result<bool, Failure> {
+    if !yes {
         say(out, "nothing was changed; say --yes to do it")?;
     }
-    Ok(args.yes)
+    Ok(yes)
 }
 
 fn finished(reply: ReplayReply, out: &mut impl Write) -> Result<(), Failure> {
