@@ -463,9 +463,11 @@ async fn summarise(vitals: Arc<Vitals>, every: Duration) {
 
 #[cfg(test)]
 mod tests {
+    use alloy::primitives::B256;
     use futures_util::FutureExt;
 
     use super::*;
+    use crate::store::{DeadKind, DeadLetter, Start};
 
     #[tokio::test]
     async fn a_task_that_ends_or_panics_is_a_fault_of_the_program() {
@@ -476,6 +478,31 @@ mod tests {
         let mut panicked = JoinSet::new();
         panicked.spawn(keeping("the probe", async { panic!("planted") }));
         assert!(matches!(death(&mut panicked).await, Failure::Internal(why) if why.contains("panicked")));
+    }
+
+    #[tokio::test]
+    async fn dead_letters_and_durability_are_told_in_health() {
+        let store = Embedded::in_memory(1, "ethereum_mainnet").unwrap();
+        store.init(Start::At(0)).await.unwrap();
+        let letter = DeadLetter {
+            key: "1:0x00:0|h".into(),
+            kind: DeadKind::Refused,
+            reason: "too large".into(),
+            handler: "h".into(),
+            block_number: 0,
+            block_hash: B256::ZERO,
+            body: "{}".into(),
+            buried_at: 0,
+        };
+        assert!(store.bury(&[letter]).await.unwrap());
+        let vitals = Arc::new(Vitals::default());
+        let looking = tokio::spawn(look_at(Arc::new(store.clone()), vitals.clone()));
+        while vitals.health().dead_letters == 0 {
+            tokio::task::yield_now().await;
+        }
+        looking.abort();
+        assert_eq!(vitals.health().dead_letters, 1);
+        assert_eq!(vitals.health().redis.durability, Some(store.durability()));
     }
 
     #[test]

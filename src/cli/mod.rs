@@ -141,3 +141,18 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         other => run::runtime()?.block_on(operate::operate(other, &overrides)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rewind_may_go_to_before_block_0_and_no_further() {
+        let parse = |command: &str, to: &str| Cli::try_parse_from(["chaintap", command, "--to", to]);
+        for to in ["-1", "0", "18500000"] {
+            assert!(parse("rewind", to).is_ok(), "{to}");
+        }
+        assert!(parse("rewind", "-2").is_err());
+        assert!(parse("skip", "-1").is_err());
+    }
+}

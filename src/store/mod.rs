@@ -431,3 +431,16 @@ pub enum StoreError {
     #[error("{0}")]
     Fatal(String),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_number_that_is_refused_is_2_to_the_53rd() {
+        assert!(check_number((1 << 53) - 1).is_ok());
+        assert!(matches!(check_number(1 << 53), Err(StoreError::Fatal(text)) if text.contains("not below 2^53")));
+        assert!(check_replay(-1).is_ok() && check_replay(-2).is_err());
+        assert!(check_replay((1 << 53) - 1).is_ok() && check_replay(1 << 53).is_err());
+    }
+}
