@@ -66,7 +66,7 @@ pub async fn run(settings: Settings, options: RunOptions, stop: CancellationToke
     let mut server = JoinSet::new();
     server.spawn(keeping("the HTTP server", api::serve(listener, router, metrics, serving.clone())));
     let ended = tokio::select! {
-        ended = work(&settings, &vitals, options, stop, &mut keepers) => ended,
+        ended = Box::pin(work(&settings, &vitals, options, stop, &mut keepers)) => ended,
         died = death(&mut server) => Err(died),
     };
     keepers.shutdown().await;

@@ -32,7 +32,7 @@ pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(3);
 pub const MAX_CLAIM_BLOCKS: u64 = 100;
 /// Most events in one part of a journal entry.
 pub const MAX_PART_EVENTS: usize = 1_000;
-/// Most bytes of one part as it is stored, unless one event alone has more (protocol §3.3).
+/// Most bytes of one part as it is stored, unless one event alone has more (protocol §4).
 pub const MAX_PART_BYTES: usize = 256 << 10;
 /// Most disjoint intervals kept above the watermark; beyond it no new range is opened above the holes.
 pub const MAX_DONE_INTERVALS: usize = 10_000;
@@ -42,9 +42,9 @@ pub const MARKER_BLOCKS: u64 = 10_000;
 pub const MAX_REFUSED: u64 = 100_000;
 /// Undecodable logs kept for an operator to see, the newest.
 pub const MAX_UNDECODABLE: u64 = 10_000;
-/// Journaled bytes of unsealed blocks beyond which no new entry is begun (protocol §3.3).
+/// Journaled bytes of unsealed blocks beyond which no new entry is begun (protocol §3.1).
 const JOURNAL_CAP: u64 = 32 << 20;
-/// Journal entries that one SEAL drops (protocol §3.4).
+/// Journal entries that one SEAL drops (protocol §4).
 const SEAL_DROPS: usize = 200;
 
 /// Where to begin on an empty store.

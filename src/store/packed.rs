@@ -108,7 +108,7 @@ pub(super) fn pack(block: BlockRef, events: &[Event]) -> Result<Vec<u8>, StoreEr
 }
 
 /// The events of a block in the parts in which they are journaled and sent, in their order: each of at most
-/// [`MAX_PART_EVENTS`] and, unless it is a single event, [`MAX_PART_BYTES`] (protocol §3.3). None where there are none.
+/// [`MAX_PART_EVENTS`] and, unless it is a single event, [`MAX_PART_BYTES`] (protocol §4). None where there are none.
 pub fn parts(events: &[Event]) -> impl Iterator<Item = &[Event]> {
     let mut rest = events;
     std::iter::from_fn(move || {

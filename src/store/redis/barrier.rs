@@ -1,4 +1,4 @@
-//! The barrier between an intent and its messages: a write, and proof that it will survive (protocol §3.4, §3.9).
+//! The barrier between an intent and its messages: a write, and proof that it will survive (protocol §5).
 //!
 //! WAIT and WAITAOF stall what stands behind them, and vouch only for writes of their own connection. So barriers have
 //! a connection of their own, and each is one pipeline: the script, then the waits. Anything but enough
