@@ -3,7 +3,7 @@
 //! A server that cannot be reached at the start is waited for, with the HTTP endpoints up and `/readyz` saying so; a
 //! server that is wrong (another chain's database, another chain's node) ends the start.
 
-use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, future::Future, pin::pin, sync::Arc, time::Duration};
 
 use tokio::{
     sync::watch,
@@ -11,13 +11,13 @@ use tokio::{
     time::{Instant, interval},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{
     api,
     backoff::Backoff,
-    cli::Failure,
-    config::{Durability, Settings, SinkTarget, StartBlock, StoreSettings, TokenSettings},
+    config::{Settings, SinkTarget, StartBlock, StoreSettings, TokenSettings},
+    failure::Failure,
     pipeline::{self, Context, Ended, Span, Tokens},
     rpc::{At, ChainSource, Endpoints, LogFilter},
     sinks::{
@@ -38,7 +38,7 @@ use crate::{
 const START_PAUSE: Duration = Duration::from_secs(5);
 /// One try to reach the token directory.
 const TOKENS_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often sinks are asked whether they are there, for `/readyz`.
+/// How often sinks are asked whether they are there, and the store what it holds, for `/readyz` and `/health`.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
 
 /// What is particular to one run.
@@ -67,21 +67,60 @@ pub async fn run(settings: Settings, options: RunOptions, stop: CancellationToke
     let mut keepers = JoinSet::new();
     let serving = CancellationToken::new();
     let router = api::router(vitals.clone(), metrics.clone());
-    let server = tokio::spawn(api::serve(listener, router, metrics, serving.clone()));
+    let mut server = JoinSet::new();
+    server.spawn(keeping("the HTTP server", api::serve(listener, router, metrics, serving.clone())));
     let ended = tokio::select! {
-        biased;
-        () = stop.cancelled() => Ok(()),
-        wired = wire(&settings, &vitals, &mut keepers) => match wired {
-            Ok(wired) => listen(settings, wired, options, stop.clone(), &mut keepers).await,
-            Err(failure) => Err(failure),
-        },
+        ended = Box::pin(work(&settings, &vitals, options, stop, &mut keepers)) => ended,
+        died = death(&mut server) => Err(died),
     };
     keepers.shutdown().await;
     serving.cancel();
-    if let Err(error) = server.await {
-        warn!(%error, "the HTTP server ended badly");
-    }
+    while server.join_next().await.is_some() {}
     ended
+}
+
+/// Builds everything, then listens.
+async fn work(
+    settings: &Settings,
+    vitals: &Arc<Vitals>,
+    options: RunOptions,
+    stop: CancellationToken,
+    keepers: &mut JoinSet<&'static str>,
+) -> Result<(), Failure> {
+    let wired = tokio::select! {
+        biased;
+        () = stop.cancelled() => return Ok(()),
+        wired = beating(vitals, wire(settings, vitals, keepers)) => wired?,
+    };
+    listen(settings, wired, options, stop, keepers).await
+}
+
+/// A task that has to run as long as the process does: when it ends, it says which one it was.
+async fn keeping(name: &'static str, task: impl Future<Output = ()>) -> &'static str {
+    task.await;
+    name
+}
+
+/// Waits for one of the tasks to end, which none should. A process without one of them would look well and not be.
+async fn death(tasks: &mut JoinSet<&'static str>) -> Failure {
+    match tasks.join_next().await {
+        Some(Ok(name)) => Failure::Internal(format!("{name} ended by itself")),
+        Some(Err(error)) => Failure::Internal(format!("a task of the process failed: {error}")),
+        None => std::future::pending().await,
+    }
+}
+
+/// Until the loop runs, the process is alive as long as it waits.
+async fn beating<R>(vitals: &Vitals, waiting: impl Future<Output = R>) -> R {
+    let mut beats = interval(Duration::from_secs(1));
+    let mut waiting = pin!(waiting);
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut waiting => return done,
+            _ = beats.tick() => vitals.beat(),
+        }
+    }
 }
 
 /// What was built, and what has to be closed.
@@ -91,20 +130,24 @@ struct Wired {
 }
 
 /// Everything that the pipeline works with, once it can be reached.
-async fn wire(settings: &Settings, vitals: &Arc<Vitals>, keepers: &mut JoinSet<()>) -> Result<Wired, Failure> {
-    let beating = vitals.clone();
-    // Until the loop runs, the process is alive as long as it waits.
-    let waiting = keepers.spawn(async move { match beating.beat_on().await {} });
+async fn wire(
+    settings: &Settings,
+    vitals: &Arc<Vitals>,
+    keepers: &mut JoinSet<&'static str>,
+) -> Result<Wired, Failure> {
     let store = patiently(vitals, Edge::Store, || open_store(settings)).await?;
-    vitals.note("durability", weak_durability(settings, &*store));
     info!(durability = store.durability(), "state store");
+    if let Some(weakness) = store.weakness() {
+        warn!(weakness, "state store");
+    }
+    keepers.spawn(keeping("the look at the state store", look_at(store.clone(), vitals.clone())));
     let sinks = sinks(settings).await?;
-    for sink in sinks.values() {
-        keepers.spawn(probe(sink.clone(), vitals.clone()));
+    let distinct: BTreeMap<_, _> = sinks.values().map(|sink| (sink.name(), sink)).collect();
+    for sink in distinct.into_values() {
+        keepers.spawn(keeping("the probe of a sink", probe(sink.clone(), vitals.clone())));
     }
     let directory = patiently(vitals, Edge::Tokens, || token_directory(settings)).await?;
     let tokens = token_lists(directory.clone(), settings, vitals, keepers);
-    waiting.abort();
     let context = Context {
         chain: settings.chain.clone(),
         deliver: settings.deliver,
@@ -122,23 +165,37 @@ async fn wire(settings: &Settings, vitals: &Arc<Vitals>, keepers: &mut JoinSet<(
 }
 
 async fn listen(
-    settings: Settings,
+    settings: &Settings,
     wired: Wired,
     options: RunOptions,
     stop: CancellationToken,
-    keepers: &mut JoinSet<()>,
+    keepers: &mut JoinSet<&'static str>,
 ) -> Result<(), Failure> {
     let Wired { context, directory } = wired;
     wait_for_tokens(&context, &stop).await;
-    announce(&settings, &context);
-    keepers.spawn(summarise(context.vitals.clone(), options.summary_every));
+    announce(settings, &context);
+    keepers.spawn(keeping("the summary", summarise(context.vitals.clone(), options.summary_every)));
     let start = match settings.start {
         StartBlock::At(number) => Some(number),
         StartBlock::Latest => None,
     };
-    let ended = pipeline::run(Arc::new(context), start, options.until, stop).await;
+    let stop = stop.child_token();
+    let mut running = Box::pin(pipeline::run(Arc::new(context), start, options.until, stop.clone()));
+    let mut died = None;
+    let ended = tokio::select! {
+        ended = &mut running => ended,
+        death = death(keepers) => {
+            error!(reason = %death, "stopping");
+            died = Some(death);
+            stop.cancel();
+            running.await
+        }
+    };
     if let Some(directory) = directory {
         directory.close().await;
+    }
+    if let Some(death) = died {
+        return Err(death);
     }
     match ended {
         Ended::Stopped | Ended::Reached => Ok(()),
@@ -196,25 +253,20 @@ pub fn store_failure(error: &StoreError) -> Failure {
 ///
 /// [`Failure::Config`] where a queue's URL is none.
 pub async fn sinks(settings: &Settings) -> Result<BTreeMap<String, Arc<dyn Sink>>, Failure> {
-    let mut by_target: Vec<(&SinkTarget, Arc<dyn Sink>)> = Vec::new();
     let mut by_handler = BTreeMap::new();
-    for listener in settings.registry.listeners() {
-        let known = by_target.iter().find(|(target, _)| *target == &listener.target).map(|(_, sink)| sink.clone());
-        let sink = match known {
-            Some(sink) => sink,
-            None => sink(settings, &listener.target).await.map_err(|error| Failure::Config(error.to_string()))?,
-        };
-        by_target.push((&listener.target, sink.clone()));
-        by_handler.insert(listener.handler.to_string(), sink);
+    for (target, name) in settings.registry.targets() {
+        let sink = sink(settings, target, &name).await.map_err(|error| Failure::Config(error.to_string()))?;
+        let theirs = settings.registry.listeners().iter().filter(|listener| listener.target == *target);
+        by_handler.extend(theirs.map(|listener| (listener.handler.to_string(), sink.clone())));
     }
     Ok(by_handler)
 }
 
-async fn sink(settings: &Settings, target: &SinkTarget) -> Result<Arc<dyn Sink>, SinkError> {
+async fn sink(settings: &Settings, target: &SinkTarget, name: &str) -> Result<Arc<dyn Sink>, SinkError> {
     let patience = settings.limits.sink_timeout;
     Ok(match target {
         SinkTarget::Stdout => Arc::new(StdoutSink::new(patience)),
-        SinkTarget::Sqs { url } => Arc::new(SqsSink::connect(&aws_access(settings), url, patience).await?),
+        SinkTarget::Sqs { url } => Arc::new(SqsSink::connect(&aws_access(settings), name, url, patience).await?),
     })
 }
 
@@ -249,7 +301,7 @@ fn token_lists(
     directory: Option<Arc<dyn TokenDirectory>>,
     settings: &Settings,
     vitals: &Arc<Vitals>,
-    keepers: &mut JoinSet<()>,
+    keepers: &mut JoinSet<&'static str>,
 ) -> watch::Receiver<Tokens> {
     let Some(directory) = directory else {
         info!("token filtering is off: no MONGODB_URI and no TOKENS_FILE");
@@ -257,7 +309,8 @@ fn token_lists(
         return watch::channel(Tokens::Off).1;
     };
     let (publish, lists) = watch::channel(Tokens::Waiting);
-    keepers.spawn(pipeline::keep_fresh(directory, publish, settings.limits.clone(), vitals.clone()));
+    let refresh = pipeline::keep_fresh(directory, publish, settings.limits.clone(), vitals.clone());
+    keepers.spawn(keeping("the refresh of the token list", refresh));
     lists
 }
 
@@ -267,14 +320,12 @@ async fn wait_for_tokens(context: &Context, stop: &CancellationToken) {
     if matches!(*lists.borrow(), Tokens::Waiting) {
         info!("waiting for the token list");
     }
-    let vitals = &context.vitals;
     let known = lists.wait_for(|tokens| !matches!(tokens, Tokens::Waiting));
     tokio::select! {
         biased;
         () = stop.cancelled() => {}
-        // The keeper never ends before the process does, so an error cannot come.
-        _ = known => {}
-        never = vitals.beat_on() => match never {},
+        // An error says that the refresh ended, which is seen as any task's death is.
+        _ = beating(&context.vitals, known) => {}
     }
 }
 
@@ -368,13 +419,27 @@ async fn probe(sink: Arc<dyn Sink>, vitals: Arc<Vitals>) {
     loop {
         let asked = ticks.tick().await;
         let there = sink.check().await.map_err(|error| error.to_string());
-        vitals.probed(Edge::Sink(sink.name().to_owned()), asked, there.as_ref().copied().map_err(String::as_str));
+        let there = there.as_ref().copied().map_err(String::as_str);
+        vitals.answer(Edge::Probe(sink.name().to_owned()), asked, there);
+    }
+}
+
+/// Looks every few seconds at what the store alone knows: the dead letters, and what makes its writes survive. Whether
+/// it answers is told by the loop, which asks it more often.
+async fn look_at(store: Arc<dyn StateStore>, vitals: Arc<Vitals>) {
+    let mut ticks = interval(PROBE_EVERY);
+    loop {
+        ticks.tick().await;
+        vitals.durability(store.durability());
+        vitals.note("durability", store.weakness());
+        match store.dead_letters_len().await {
+            Ok(letters) => vitals.dead_letters(letters),
+            Err(error) => debug!(%error, "dead letters not counted"),
+        }
     }
 }
 
 fn profile(settings: &Settings) -> Profile {
-    let sinks: std::collections::BTreeSet<String> =
-        settings.registry.listeners().iter().map(|listener| listener.target.sink_name()).collect();
     Profile {
         chain_id: settings.chain.id,
         service: settings.service.clone(),
@@ -384,14 +449,9 @@ fn profile(settings: &Settings) -> Profile {
             StoreSettings::Embedded { .. } => "embedded",
         },
         providers: settings.providers.iter().map(|url| url.name().to_owned()).collect(),
-        sinks: sinks.into_iter().collect(),
+        sinks: settings.registry.targets().into_iter().map(|(_, name)| name).collect(),
         token_refresh: (!matches!(settings.tokens, TokenSettings::Off)).then_some(settings.limits.token_refresh),
     }
-}
-
-fn weak_durability(settings: &Settings, store: &dyn StateStore) -> Option<String> {
-    let chosen = matches!(settings.store, StoreSettings::Redis { durability: Durability::None, .. });
-    chosen.then(|| format!("no barrier before messages are sent ({}): for development", store.durability()))
 }
 
 /// This process's name among the replicas: host, process and moment of the start.
@@ -428,5 +488,55 @@ async fn summarise(vitals: Arc<Vitals>, every: Duration) {
             dead_letters = health.dead_letters,
             "summary"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloy::primitives::B256;
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::store::{DeadKind, DeadLetter, Start};
+
+    #[tokio::test]
+    async fn a_task_that_ends_or_panics_is_a_fault_of_the_program() {
+        let mut ended = JoinSet::new();
+        ended.spawn(keeping("the probe", std::future::pending()));
+        ended.spawn(keeping("the summary", async {}));
+        assert!(matches!(death(&mut ended).await, Failure::Internal(why) if why == "the summary ended by itself"));
+        let mut panicked = JoinSet::new();
+        panicked.spawn(keeping("the probe", async { panic!("planted") }));
+        assert!(matches!(death(&mut panicked).await, Failure::Internal(why) if why.contains("panicked")));
+    }
+
+    #[tokio::test]
+    async fn dead_letters_and_durability_are_told_in_health() {
+        let store = Embedded::in_memory(1, "ethereum_mainnet").unwrap();
+        store.init(Start::At(0)).await.unwrap();
+        let letter = DeadLetter {
+            key: "1:0x00:0|h".into(),
+            kind: DeadKind::Refused,
+            reason: "too large".into(),
+            handler: "h".into(),
+            block_number: 0,
+            block_hash: B256::ZERO,
+            body: "{}".into(),
+            buried_at: 0,
+        };
+        assert!(store.bury(&[letter]).await.unwrap());
+        let vitals = Arc::new(Vitals::default());
+        let looking = tokio::spawn(look_at(Arc::new(store.clone()), vitals.clone()));
+        while vitals.health().dead_letters == 0 {
+            tokio::task::yield_now().await;
+        }
+        looking.abort();
+        assert_eq!(vitals.health().dead_letters, 1);
+        assert_eq!(vitals.health().redis.durability, Some(store.durability()));
+    }
+
+    #[test]
+    fn without_tasks_there_is_nothing_that_could_end() {
+        assert!(death(&mut JoinSet::new()).now_or_never().is_none());
     }
 }

@@ -73,6 +73,7 @@ pub mod config;
 pub mod api;
 pub mod backoff;
 pub mod crypto;
+pub mod failure;
 pub mod shutdown;
 pub mod telemetry;
 

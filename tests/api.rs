@@ -167,6 +167,7 @@ async fn a_process_that_is_well_says_so_with_every_member_of_the_contract() {
     served.vitals.provider_head(SECOND, 990);
     served.vitals.queued(QUEUE, 3);
     served.vitals.dead_letters(2);
+    served.vitals.durability("WAIT 1".to_owned());
     served.expect("ok", "").await;
     let (_, health) = served.health().await;
     let expected = "status reasons chainId service version uptimeSeconds head deliverableHead processed watermark gap \
@@ -182,7 +183,7 @@ async fn a_process_that_is_well_says_so_with_every_member_of_the_contract() {
     let second = json!({ "name": SECOND, "state": "ok", "headLag": 10, "errors": 0 });
     assert_eq!(health["providers"][1], second);
     assert_eq!(health["providers"][0]["headLag"], Value::Null, "nothing was heard of its head");
-    assert_eq!(health["redis"], json!({ "store": "redis", "state": "ok", "errors": 0 }));
+    assert_eq!(health["redis"], json!({ "store": "redis", "state": "ok", "errors": 0, "durability": "WAIT 1" }));
     assert_eq!(health["mongodb"], json!({ "state": "ok", "tokens": 150, "ageSeconds": 0 }));
     assert_eq!(health["sinks"], json!([{ "name": QUEUE, "state": "ok", "queued": 3, "failed": 0 }]));
     assert_eq!(health["deadLetters"], 2);
@@ -218,6 +219,47 @@ async fn a_store_sink_or_all_providers_that_fail_are_odd_at_first_and_a_failure_
         served.pass(1, &[]);
         served.expect("ok", "").await;
     }
+}
+
+#[tokio::test]
+async fn what_answers_but_does_not_do_its_work_is_a_failure() {
+    let (journal, sink) = (Edge::Journal, Edge::Sink(QUEUE.to_owned()));
+    let cases = [
+        (journal, Edge::Store, "the state store is unusable for 31 s: 0 of 1 replicas", "redis"),
+        (sink, Edge::Probe(QUEUE.to_owned()), "the sink sqs:transfers is unusable for 31 s: 0 of 1 replicas", "sink"),
+    ];
+    for (working, answering, reason, check) in cases {
+        let served = Served::well().await;
+        served.vitals.edge(working.clone(), Err("0 of 1 replicas"));
+        for _ in 0..31 {
+            served.silence(1);
+            served.vitals.edge(provider(FIRST), Ok(()));
+            served.vitals.edge(Edge::Store, Ok(()));
+            served.vitals.edge(answering.clone(), Ok(()));
+        }
+        served.expect("fail", reason).await;
+        let (code, body) = served.get("/readyz").await;
+        assert_eq!(code, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(body.contains(&format!("[-]{check}")), "{body}");
+        served.vitals.edge(working, Ok(()));
+        served.pass(0, &[]);
+        served.expect("ok", "").await;
+    }
+}
+
+#[tokio::test]
+async fn a_sink_that_does_not_answer_counts_only_while_it_takes_no_messages() {
+    let served = Served::well().await;
+    let probe = Edge::Probe(QUEUE.to_owned());
+    served.pass(1, &[]);
+    served.silence(1);
+    served.vitals.edge(probe.clone(), Err("no such queue"));
+    served.expect("degraded", "the sink sqs:transfers takes no messages for 0 s: no such queue").await;
+    served.pass(1, &[]);
+    served.vitals.edge(probe.clone(), Err("no such queue"));
+    served.expect("ok", "").await;
+    served.vitals.edge(probe, Ok(()));
+    served.expect("ok", "").await;
 }
 
 #[tokio::test]

@@ -63,8 +63,13 @@ fn large(log_index: u64, bytes: usize) -> Message {
     Message::apply(&event, 1, 1)
 }
 
+/// As the configuration names the sink of a queue.
+fn name_of(url: &str) -> String {
+    format!("sqs:{}", url.trim_end_matches('/').rsplit('/').next().unwrap())
+}
+
 async fn sink(server: &SqsServer, url: &str) -> SqsSink {
-    SqsSink::connect(&server.access(), url, PATIENCE).await.unwrap()
+    SqsSink::connect(&server.access(), &name_of(url), url, PATIENCE).await.unwrap()
 }
 
 fn bodies(messages: &[Message]) -> Vec<&str> {
@@ -256,7 +261,7 @@ async fn standard_output_gives_every_acknowledged_message_as_a_line_in_order() {
 async fn stubbed(queue: &str, patience: Duration) -> (SqsServer, SqsSink, String) {
     let server = SqsServer::stub().await;
     let url = server.create_queue(queue, 256 * KIB).await;
-    let sink = SqsSink::connect(&server.access(), &url, patience).await.unwrap();
+    let sink = SqsSink::connect(&server.access(), &name_of(&url), &url, patience).await.unwrap();
     (server, sink, url)
 }
 
@@ -401,7 +406,7 @@ async fn a_server_that_is_away_is_told_without_its_address() {
     let mut access = server.access();
     let port = support::process::free_port();
     access.endpoint = Some(format!("http://planted:secret@127.0.0.1:{port}"));
-    let sink = SqsSink::connect(&access, &url, PATIENCE).await.unwrap();
+    let sink = SqsSink::connect(&access, "sqs:away", &url, PATIENCE).await.unwrap();
     let outcomes = sink.send(&transfers(1)).await;
     assert!(
         matches!(&outcomes[..], [Outcome::Retry { reason, .. }] if reason == "the connection failed"),

@@ -648,8 +648,13 @@ async fn an_intent_waits_for_the_replica_and_is_unknown_without_it() {
     required.heartbeat().await.unwrap();
     assert!(intent(&required, 103).await.is_err());
     assert!(intent(&auto, 103).await.is_err());
+    assert_eq!(auto.weakness(), None);
     auto.heartbeat().await.unwrap();
-    assert_eq!(auto.durability(), "one host");
+    assert_eq!(auto.durability(), "one host, no append-only file, no replica");
+    assert!(auto.weakness().unwrap().contains("set appendonly yes, or connect a replica"));
+    let _: String = primary.cli(0, "CONFIG SET appendonly yes").await;
+    auto.heartbeat().await.unwrap();
+    assert_eq!((auto.durability().as_str(), auto.weakness()), ("one host", None));
     assert_eq!(intent(&auto, 103).await.unwrap(), IntentReply::Journaled);
     replica.restart().await;
     eventually("the replica is back", Duration::from_secs(20), || async {
@@ -670,7 +675,10 @@ async fn a_required_barrier_is_waitaof_where_there_is_no_replica() {
     }
     let auto = connect(&disk, "host-1", Durability::Auto).await.unwrap();
     assert_eq!(auto.durability(), "one host");
+    assert_eq!(auto.weakness(), None);
     let none = connect(&disk, "host-1", Durability::None).await.unwrap();
+    assert_eq!(none.durability(), "no barrier");
+    assert!(none.weakness().unwrap().contains("development"));
     assert_eq!(intent(&none, 102).await.unwrap(), IntentReply::Journaled);
 
     let always = RedisServer::start_with(&["--appendonly", "yes", "--appendfsync", "always"]).await;
@@ -774,7 +782,7 @@ async fn a_full_journal_begins_no_new_entry_but_finishes_what_is_begun() {
     assert!(bytes > 100);
     let _: u32 = server.cli(0, &format!("HSET chain:1:progress journal_bytes {}", 32 << 20)).await;
     let full = intent(&store, 102).await;
-    assert!(matches!(&full, Err(StoreError::Transient(text)) if text.contains("journal")), "{full:?}");
+    assert!(matches!(&full, Ok(IntentReply::Full(text)) if text.contains("journal")), "{full:?}");
     assert_eq!(intent(&store, 101).await.unwrap(), IntentReply::Journaled);
     let _: u32 = server.cli(0, &format!("HSET chain:1:progress journal_bytes {bytes}")).await;
     deliver(&store, 101).await;

@@ -92,6 +92,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("domain", &[]),
     ("crypto", &[]),
     ("shutdown", &[]),
+    ("failure", &[]),
     ("backoff", &["domain"]),
     ("config", &["domain", "crypto", "telemetry"]),
     ("telemetry", &["domain", "config", "crypto"]),

@@ -9,14 +9,13 @@ use crate::config::{self, Purpose, Settings, Sources};
 pub mod check;
 pub mod devchain;
 pub mod dlq;
-mod failure;
 pub mod healthcheck;
 mod operate;
 mod run;
 pub mod status;
 pub mod tokens;
 
-pub use failure::Failure;
+pub use crate::failure::Failure;
 
 /// Listens to an EVM chain and hands every tracked token transfer to a queue, at least once
 #[derive(Debug, Parser)]
@@ -160,5 +159,20 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Run(Configured { own, overrides }) => run::run(&own, &overrides),
         Command::Topic(args) => check::topic(&args, &mut std::io::stdout()),
         other => run::runtime()?.block_on(operate::operate(other)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rewind_may_go_to_before_block_0_and_no_further() {
+        let parse = |command: &str, to: &str| Cli::try_parse_from(["chaintap", command, "--to", to]);
+        for to in ["-1", "0", "18500000"] {
+            assert!(parse("rewind", to).is_ok(), "{to}");
+        }
+        assert!(parse("rewind", "-2").is_err());
+        assert!(parse("skip", "-1").is_err());
     }
 }

@@ -14,9 +14,9 @@ use crate::{
 /// Flags of `rewind`.
 #[derive(Debug, Args)]
 pub(super) struct RewindArgs {
-    /// The last block that stays delivered
-    #[arg(long, value_name = "N")]
-    to: u64,
+    /// The last block that stays as it is; -1 delivers from block 0 on
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..))]
+    to: i64,
     /// Do it; without this it is only said what would be done
     #[arg(long)]
     yes: bool,
@@ -104,7 +104,7 @@ async fn dead_letters(
 /// Sets the state back, so that blocks are delivered again.
 async fn rewind(args: &RewindArgs, settings: &Settings, out: &mut impl Write) -> Result<(), Failure> {
     let (store, Snapshot { progress, .. }) = opened(settings).await?;
-    let to = i64::try_from(args.to).unwrap_or(i64::MAX);
+    let to = args.to;
     if to >= progress.tip {
         return Err(Failure::Data(format!("block {to} is not below the highest delivered block, {}", progress.tip)));
     }

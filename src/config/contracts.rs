@@ -54,24 +54,21 @@ pub enum SinkTarget {
     Stdout,
     /// An SQS queue.
     Sqs {
-        /// Queue URL.
+        /// Queue URL, without a slash at its end.
         url: String,
     },
 }
 
 impl SinkTarget {
-    /// The name of its sink in logs, metrics and `/health`: `stdout`, `sqs:my-queue`.
+    /// The queue at this URL.
     #[must_use]
-    pub fn sink_name(&self) -> String {
-        match self {
-            Self::Stdout => "stdout".to_owned(),
-            Self::Sqs { url } => format!("sqs:{}", Self::queue(url)),
-        }
+    pub fn sqs(url: &str) -> Self {
+        Self::Sqs { url: url.trim_end_matches('/').to_owned() }
     }
 
     /// The queue's name: the last part of its URL's path.
     fn queue(url: &str) -> &str {
-        url.trim_end_matches('/').rsplit('/').next().unwrap_or_default()
+        url.rsplit('/').next().unwrap_or_default()
     }
 }
 
@@ -95,6 +92,26 @@ impl Registry {
     #[must_use]
     pub fn listeners(&self) -> &[Listener] {
         &self.listeners
+    }
+
+    /// Every target once, with the name of its sink in logs, metrics and `/health`: `stdout`, `sqs:my-queue`, and with
+    /// `#2`, `#3` … where queues of several accounts or regions share a name.
+    #[must_use]
+    pub fn targets(&self) -> Vec<(&SinkTarget, String)> {
+        let mut targets: Vec<(&SinkTarget, String)> = Vec::new();
+        for Listener { target, .. } in &self.listeners {
+            if targets.iter().any(|(known, _)| *known == target) {
+                continue;
+            }
+            let name = match target {
+                SinkTarget::Stdout => "stdout".to_owned(),
+                SinkTarget::Sqs { url } => format!("sqs:{}", SinkTarget::queue(url)),
+            };
+            // No queue's name holds a '#', so none is taken.
+            let alike = targets.iter().filter(|(_, known)| known.split('#').next() == Some(&name)).count();
+            targets.push((target, if alike == 0 { name } else { format!("{name}#{}", alike + 1) }));
+        }
+        targets
     }
 
     /// The entries that may match a log, in the order of the file. Whether one does match depends on the log's shape

@@ -87,7 +87,7 @@ pub(super) fn database(name: &str) -> Result<String, Fault> {
 }
 
 /// The URL of an SQS queue.
-pub(super) fn queue(text: &str) -> Result<String, Fault> {
+pub(super) fn queue(text: &str) -> Result<(), Fault> {
     let mend = "write the queue's URL, e.g. https://sqs.eu-west-1.amazonaws.com/123456789012/transfers";
     address(text, &["https", "http"], "the queue's URL").map_err(|(text, _)| (text, mend.to_owned()))?;
     let Ok(url) = Url::parse(text) else { return fault("is not a URL", mend) };
@@ -97,7 +97,7 @@ pub(super) fn queue(text: &str) -> Result<String, Fault> {
     if url.path().trim_matches('/').is_empty() {
         return fault("names no queue", mend);
     }
-    Ok(text.to_owned())
+    Ok(())
 }
 
 /// The region in the URL of a queue on AWS.

@@ -58,6 +58,14 @@ pub(super) fn read(
     Registry::new(listeners.into_iter().map(|(_, listener)| listener).collect())
 }
 
+/// A listener without an active entry would ask nodes for every log there is, or do nothing and look well.
+pub(super) fn nothing(files: &Files, chain: Option<u64>) -> Problem {
+    let chain = chain.unwrap_or_default();
+    let text = format!("no entry is active on chain {chain}: nothing would be listened to");
+    let mend = format!("add a [[contract]], or take one for chain {chain}: `enabled`, and {chain} in its `chains`");
+    Problem::new(Place::Named(files.contracts.path.clone()), text).mend(mend)
+}
+
 /// What an entry says of itself, for its events.
 struct Entry {
     name: Arc<str>,

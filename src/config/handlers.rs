@@ -28,7 +28,7 @@ impl Reader<'_> {
         for (name, variable) in BUILT_IN_HANDLERS {
             // A queue's URL that is wrong is reported where the variable is.
             let queue = self.layers.get(variable).map(|given| given.value.clone());
-            let target = queue.map_or(SinkTarget::Stdout, |url| SinkTarget::Sqs { url });
+            let target = queue.map_or(SinkTarget::Stdout, |url| SinkTarget::sqs(&url));
             self.handlers.push(Handler { name: name.into(), target: Ok(target) });
         }
         for table in top.tables("handler", self.problems) {
@@ -65,7 +65,7 @@ impl Reader<'_> {
             Ok(url) => url,
         };
         match endpoints::queue(&url) {
-            Ok(url) => Ok(SinkTarget::Sqs { url }),
+            Ok(()) => Ok(SinkTarget::sqs(&url)),
             Err((text, mend)) => {
                 self.report(queue.span(), format!("the queue {text}"), mend);
                 Ok(SinkTarget::Stdout)

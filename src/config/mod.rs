@@ -151,7 +151,7 @@ pub enum StoreSettings {
     Redis {
         /// With the chain's database number.
         url: SecretUrl,
-        /// How acknowledged writes are made to survive (protocol §3.9).
+        /// How acknowledged writes are made to survive (protocol §5).
         durability: Durability,
     },
     /// One file in a directory, for one process.
@@ -161,7 +161,7 @@ pub enum StoreSettings {
     },
 }
 
-/// Which barrier stands between an intent and its messages (protocol §3.9).
+/// Which barrier stands between an intent and its messages (protocol §5).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Durability {
     /// WAIT where replicas are connected, otherwise what the AOF gives.

@@ -4,8 +4,8 @@
 use std::{net::IpAddr, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use super::{
-    AwsSettings, ChainProfile, Durability, LogFormat, LogSettings, Purpose, SecretUrl, Settings, StartBlock,
-    StoreSettings, TokenSettings, chains,
+    AwsSettings, ChainProfile, Durability, LogFormat, LogSettings, Purpose, SecretUrl, Settings, SinkTarget,
+    StartBlock, StoreSettings, TokenSettings, chains,
     endpoints::{self, Fault},
     entries,
     files::Files,
@@ -47,6 +47,10 @@ pub(super) fn settings(
     Reader { layers, problems }.read("TRANSFER_HANDLER_SQS", endpoints::queue);
     let chain_id = chain.as_ref().map(|chain| chain.id);
     let registry = entries::read((files, layers), (chain_id, &ids), problems, warnings);
+    // Where there are mistakes, it may be empty because of them.
+    if purpose == Purpose::Listen && problems.is_empty() && registry.listeners().is_empty() {
+        problems.push(entries::nothing(files, chain_id));
+    }
     aws.fit_region(&registry, warnings);
     let chain = chain?;
     let settings = Settings {
@@ -229,6 +233,11 @@ fn warn_of_plaintext(settings: &Settings, warnings: &mut Vec<String>) {
         format!("{name}: {url} is not encrypted and the host is not a private one: what is sent can be read on the way")
     };
     warnings.extend(urls.iter().filter(|(_, url)| url.is_exposed()).map(|(name, url)| text(name, url)));
+    for (target, name) in settings.registry.targets() {
+        let SinkTarget::Sqs { url } = target else { continue };
+        let url = SecretUrl::parse(url).ok().filter(SecretUrl::is_exposed);
+        warnings.extend(url.map(|url| text(&format!("queue {name}"), &url)));
+    }
     for (name, endpoint) in
         [("AWS_ENDPOINT_URL", &settings.aws.endpoint), ("AWS_ENDPOINT_URL_SQS", &settings.aws.sqs_endpoint)]
     {

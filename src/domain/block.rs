@@ -4,14 +4,14 @@ use std::fmt;
 
 use alloy::primitives::B256;
 
-/// Block numbers at or above this are refused as invalid input: Lua, JSON and JavaScript hold integers exactly only
-/// below 2^53 (protocol §3.4).
+/// The highest block number, the last one below 2^53: above it Lua, JSON and JavaScript do not hold integers exactly, so
+/// what is higher is refused as invalid input (protocol §3.1).
 pub const MAX_BLOCK_NUMBER: u64 = (1 << 53) - 1;
 
 /// One particular block: its height and its hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockRef {
-    /// Height, below 2^53.
+    /// Height, at most [`MAX_BLOCK_NUMBER`].
     pub number: u64,
     /// Keccak-256 of the header, as the node states it.
     pub hash: B256,
@@ -26,7 +26,7 @@ impl fmt::Display for BlockRef {
 /// The part of a block header that the listener needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// Height, below 2^53.
+    /// Height, at most [`MAX_BLOCK_NUMBER`].
     pub number: u64,
     /// Hash of this block.
     pub hash: B256,

@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 /// Which blocks are handed to the sinks (`DELIVER`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeliveryMode {
-    /// Every block as soon as it is the head; what a reorganisation removes is taken back.
+    /// Every block as soon as it is the head; a reorganisation may remove it afterwards.
     #[default]
     Instant,
     /// Blocks at or below the node's `safe` tag.

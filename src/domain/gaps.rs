@@ -4,6 +4,10 @@ use std::collections::BTreeMap;
 
 use super::BlockRange;
 
+/// Up to this many missing blocks below the head are the realtime track's and come before the head; more of them are a
+/// gap, which the historical track fills while the head goes first (contract §4).
+pub const REALTIME_GAP: u64 = 5;
+
 /// Disjoint inclusive intervals; neighbours are merged, so the number of intervals is the number of gaps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IntervalSet {

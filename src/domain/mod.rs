@@ -20,6 +20,6 @@ mod token;
 pub use block::{BlockRef, Header, MAX_BLOCK_NUMBER};
 pub use event::{Args, Digest, Event, RawLog, Track};
 pub use finality::{DeliveryMode, Heights, Tag};
-pub use gaps::IntervalSet;
+pub use gaps::{IntervalSet, REALTIME_GAP};
 pub use range::BlockRange;
 pub use token::{Token, TokenList};

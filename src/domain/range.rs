@@ -36,12 +36,6 @@ impl BlockRange {
         (self.from..=self.to).contains(&number)
     }
 
-    /// Whether the two ranges share a block.
-    #[must_use]
-    pub fn overlaps(&self, other: &Self) -> bool {
-        self.from <= other.to && other.from <= self.to
-    }
-
     /// The lower and the upper half, or `None` where there is but one block.
     #[must_use]
     pub fn halves(&self) -> Option<(Self, Self)> {

@@ -78,7 +78,7 @@ pub(super) async fn keep(ctx: &Context, claim: &Claim) -> StageError {
 
 /// Gives the claim back, so that the range need not wait for the claim to run out.
 pub(super) async fn release(ctx: &Context, claim: &Claim) {
-    let released = persist(ctx, RELEASE_PATIENCE, || ctx.store.release(&claim.grant)).await;
+    let released = persist(ctx, "release", RELEASE_PATIENCE, || ctx.store.release(&claim.grant)).await;
     if let Err(error) = released {
         debug!(range = %claim.grant.range, %error, "claim not released; it runs out by itself");
     }

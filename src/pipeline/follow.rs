@@ -21,7 +21,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use super::Context;
+use super::{Context, timed};
 use crate::{
     backoff::Backoff,
     domain::{DeliveryMode, Header, Heights, Tag},
@@ -96,7 +96,7 @@ async fn read_heads(ctx: &Context, publish: &watch::Sender<Option<View>>, signs:
     loop {
         let before = publish.borrow().as_ref().map(|view| view.head.number);
         let asked = Instant::now();
-        let latest = newest(ctx, before).await;
+        let latest = timed("follow", newest(ctx, before)).await;
         tell_endpoints(ctx, &mut told, asked);
         match latest {
             Ok(head) => {

@@ -43,7 +43,7 @@ pub use fetch::Span;
 use filter::Wanted;
 pub use filter::{Tokens, keep_fresh};
 pub use follow::View;
-pub use plan::{Plan, REALTIME_GAP, Situation, plan};
+use plan::{Situation, plan};
 pub use tracks::{Ended, run};
 
 /// What the stages work with: the edges, and what is true for this run.
@@ -172,13 +172,21 @@ fn wanted(ctx: &Context, logs: Vec<RawLog>) -> Result<Wanted, StageError> {
     for (reason, count) in &decoded.rejected {
         metrics::logs_rejected(reason, *count);
     }
-    let tokens = ctx.tokens.borrow().clone();
-    filter::by_token(&tokens, decoded)
+    let (begun, tokens) = (Instant::now(), ctx.tokens.borrow().clone());
+    let wanted = filter::by_token(&tokens, decoded);
+    metrics::stage_seconds("filter", begun.elapsed().as_secs_f64());
+    wanted
 }
 
 /// Asks the store until it answers: its operations are idempotent, so a reply that was lost is repaired by asking
-/// again. Gives up after `patience`; the claim's deadline bounds it in any case.
-async fn persist<R, F>(ctx: &Context, patience: Duration, operation: impl Fn() -> F) -> Result<R, StoreError>
+/// again. Gives up after `patience`; the claim's deadline bounds it in any case. What journals and commits is told of,
+/// for only that proves that the store keeps what it is given.
+async fn persist<R, F>(
+    ctx: &Context,
+    name: &'static str,
+    patience: Duration,
+    operation: impl Fn() -> F,
+) -> Result<R, StoreError>
 where
     F: Future<Output = Result<R, StoreError>>,
 {
@@ -186,11 +194,15 @@ where
     let mut backoff = Backoff::new(Duration::from_secs(2));
     loop {
         let asked = Instant::now();
-        match operation().await {
-            Err(StoreError::Transient(reason)) if begun.elapsed() < patience => {
-                ctx.vitals.answer(Edge::Store, asked, Err(&reason));
-                backoff.wait(None).await;
-            }
+        let answer = operation().await;
+        let outcome = if answer.is_ok() { "ok" } else { "error" };
+        metrics::store_request(name, outcome, asked.elapsed().as_secs_f64());
+        if name != "release" && name != "retire" {
+            let told = answer.as_ref().map(|_| ()).map_err(ToString::to_string);
+            ctx.vitals.answer(Edge::Journal, asked, told.as_ref().copied().map_err(String::as_str));
+        }
+        match answer {
+            Err(StoreError::Transient(_)) if begun.elapsed() < patience => backoff.wait(None).await,
             other => return other,
         }
     }
@@ -203,10 +215,14 @@ async fn count_dead_letters(ctx: &Context) {
     }
 }
 
-async fn timed<R>(stage: &'static str, work: impl Future<Output = R>) -> R {
+/// Measures one stage of one range.
+async fn timed<R, E>(stage: &'static str, work: impl Future<Output = Result<R, E>>) -> Result<R, E> {
     let begun = Instant::now();
     let outcome = work.await;
     metrics::stage_seconds(stage, begun.elapsed().as_secs_f64());
+    if outcome.is_err() {
+        metrics::stage_error(stage);
+    }
     outcome
 }
 

@@ -13,14 +13,11 @@
 //! | 6 or more | the new block first; once it is delivered the rest is a gap for the historical track |
 
 use super::signed;
-use crate::domain::{BlockRange, IntervalSet};
-
-/// Largest gap that the realtime track fills before the new block; holes this near below the tip are its own, too.
-pub const REALTIME_GAP: u64 = 5;
+use crate::domain::{BlockRange, IntervalSet, REALTIME_GAP};
 
 /// Everything that the plan depends on.
 #[derive(Clone, Copy, Debug)]
-pub struct Situation<'a> {
+pub(super) struct Situation<'a> {
     /// Every block at or below it is delivered.
     pub watermark: i64,
     /// The highest delivered block.
@@ -43,7 +40,7 @@ pub struct Situation<'a> {
 
 /// What to begin now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
+pub(super) struct Plan {
     /// The block that the realtime track takes next.
     pub realtime: Option<u64>,
     /// Ranges for the historical track, ascending: at or below the final height in batches, above it block by block.
@@ -52,7 +49,7 @@ pub struct Plan {
 
 /// What is left to do, and in which order.
 #[must_use]
-pub fn plan(now: &Situation<'_>) -> Plan {
+pub(super) fn plan(now: &Situation<'_>) -> Plan {
     let (realtime, behind) = split_tracks(now);
     let crowded = now.done.len() >= now.max_intervals;
     let behind = behind.into_iter().take(if crowded { 1 } else { usize::MAX });

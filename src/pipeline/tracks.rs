@@ -197,7 +197,7 @@ impl Tracks {
             Err(error) => return Some(Ended::Unusable(error)),
         };
         self.state.succeeded();
-        self.tell(&snapshot, asked);
+        self.tell(&snapshot);
         if self.until.is_some_and(|until| snapshot.progress.watermark >= super::signed(until)) {
             return Some(Ended::Reached);
         }
@@ -206,6 +206,7 @@ impl Tracks {
             return None;
         }
         self.begin_ranges(&view, &snapshot);
+        metrics::claims_held(self.in_flight.iter().filter(|work| matches!(work, Work::Range(..))).count());
         self.begin_seal(view, &snapshot);
         None
     }
@@ -216,18 +217,18 @@ impl Tracks {
         let now = Instant::now();
         self.held.retain(|(_, until)| *until > now);
         let busy: IntervalSet = self.busy_ranges().collect();
-        let final_height = view.heights.final_height(depth);
         let planned = plan(&Situation {
             watermark: snapshot.progress.watermark,
             tip: snapshot.progress.tip,
             done: &snapshot.done,
             head: self.until.map_or(head, |until| head.min(until)),
-            final_height,
+            final_height: view.heights.final_height(depth),
             busy: &busy,
             batch_blocks: self.ctx.chain.batch_blocks,
             historical_slots: self.historical_slots(now),
             max_intervals: MAX_DONE_INTERVALS,
         });
+        metrics::stage_seconds("plan", now.elapsed().as_secs_f64());
         let realtime_free = self.realtime.is_over(now) && !self.in_flight.iter().any(is_realtime);
         if let Some(number) = planned.realtime.filter(|_| realtime_free) {
             self.begin(Track::Realtime, BlockRange::single(number), view);
@@ -365,11 +366,9 @@ impl Tracks {
         self.ctx.vitals.halt(reason);
     }
 
-    fn tell(&mut self, snapshot: &Snapshot, asked: Instant) {
+    fn tell(&mut self, snapshot: &Snapshot) {
         let progress = &snapshot.progress;
         (self.watermark, self.sealed) = (progress.watermark, progress.sealed);
-        // A store that is full answers questions and takes nothing.
-        self.ctx.vitals.probed(Edge::Store, asked, Ok(()));
         self.ctx.vitals.progress(progress.watermark, progress.tip, &snapshot.done);
     }
 
@@ -405,7 +404,7 @@ impl Tracks {
     }
 
     async fn retire(&self) -> bool {
-        let retiring = persist(&self.ctx, RETIRE_WITHIN, || self.ctx.store.retire());
+        let retiring = persist(&self.ctx, "retire", RETIRE_WITHIN, || self.ctx.store.retire());
         let late = |_| Err(StoreError::Transient("the store did not answer in time".into()));
         let retired = timeout(RETIRE_WITHIN, retiring).await.unwrap_or_else(late);
         if let Err(error) = &retired {

@@ -1,7 +1,7 @@
 //! Which messages may go into the next batch of a call.
 //!
 //! Without groups the batches are consecutive pieces of what is pending. With groups a batch holds at most one message
-//! of each: a partial failure could otherwise put a later message of a group before an earlier one (protocol §3.2).
+//! of each: a partial failure could otherwise put a later message of a group before an earlier one.
 //! Pure; works on positions in the caller's list.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};

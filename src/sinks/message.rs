@@ -34,7 +34,7 @@ pub struct Message {
 }
 
 impl Message {
-    /// The message that applies `event` under `epoch`: version `2 * epoch + 1` (protocol §3.1).
+    /// The message that applies `event` under `epoch`: version `2 * epoch + 1` (protocol §2).
     #[must_use]
     pub fn apply(event: &Event, chain_id: u64, epoch: u64) -> Self {
         let mut message = Self {

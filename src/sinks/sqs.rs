@@ -78,23 +78,27 @@ struct Limits {
 }
 
 impl SqsSink {
-    /// The sink of the queue at `queue_url`. Asks nothing of the queue yet. One call of [`Sink::send`] takes at most
-    /// `patience`.
+    /// The sink of the queue at `queue_url`, which goes by `name`. Asks nothing of the queue yet. One call of
+    /// [`Sink::send`] takes at most `patience`.
     ///
     /// # Errors
     ///
     /// [`SinkError::Fatal`] where the URL is not that of a queue.
-    pub async fn connect(access: &AwsAccess, queue_url: &str, patience: Duration) -> Result<Self, SinkError> {
+    pub async fn connect(
+        access: &AwsAccess,
+        name: &str,
+        queue_url: &str,
+        patience: Duration,
+    ) -> Result<Self, SinkError> {
         let url = Url::parse(queue_url)
             .map_err(|error| SinkError::Fatal(format!("the queue's URL is not a URL ({error})")))?;
-        let queue = url.path_segments().and_then(|mut parts| parts.next_back()).filter(|name| !name.is_empty());
-        let Some(queue) = queue else {
+        if url.path().trim_matches('/').is_empty() {
             return Err(SinkError::Fatal("the queue's URL does not end with a queue's name".to_owned()));
-        };
+        }
         Ok(Self {
             client: client(access).await,
-            name: format!("sqs:{queue}"),
-            queue_url: queue_url.to_owned(),
+            name: name.to_owned(),
+            queue_url: queue_url.trim_end_matches('/').to_owned(),
             patience,
             limits: Mutex::new(None),
         })
@@ -355,7 +359,8 @@ mod tests {
             session_token: Some("PLANTEDTOKEN".into()),
             ..AwsAccess::default()
         };
-        let error = SqsSink::connect(&access, "https://sqs.eu-west-1.amazonaws.com/", Duration::from_secs(1)).await;
+        let error =
+            SqsSink::connect(&access, "sqs:x", "https://sqs.eu-west-1.amazonaws.com/", Duration::from_secs(1)).await;
         assert!(matches!(error, Err(SinkError::Fatal(reason)) if reason.contains("queue's name")));
         assert!(!format!("{access:?}").contains("PLANTED"));
     }

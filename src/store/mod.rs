@@ -20,6 +20,8 @@ pub mod keys;
 mod packed;
 pub mod redis;
 
+pub use packed::parts;
+
 /// Time to live of a claim. Operators rely on 5 minutes (contract §3).
 pub const CLAIM_TTL: Duration = Duration::from_mins(5);
 /// Time to live of a process's heartbeat; a dead owner's claims are taken over after it.
@@ -30,6 +32,8 @@ pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(3);
 pub const MAX_CLAIM_BLOCKS: u64 = 100;
 /// Most events in one part of a journal entry.
 pub const MAX_PART_EVENTS: usize = 1_000;
+/// Most bytes of one part as it is stored, unless one event alone has more (protocol §4).
+pub const MAX_PART_BYTES: usize = 256 << 10;
 /// Most disjoint intervals kept above the watermark; beyond it no new range is opened above the holes.
 pub const MAX_DONE_INTERVALS: usize = 10_000;
 /// Markers `block:{n}` are kept for this many blocks below the newest one.
@@ -38,9 +42,9 @@ pub const MARKER_BLOCKS: u64 = 10_000;
 pub const MAX_REFUSED: u64 = 100_000;
 /// Undecodable logs kept for an operator to see, the newest.
 pub const MAX_UNDECODABLE: u64 = 10_000;
-/// Journaled bytes of unsealed blocks beyond which no new entry is begun (protocol §3.3).
+/// Journaled bytes of unsealed blocks beyond which no new entry is begun (protocol §3.1).
 const JOURNAL_CAP: u64 = 32 << 20;
-/// Journal entries that one SEAL drops (protocol §3.4).
+/// Journal entries that one SEAL drops (protocol §4).
 const SEAL_DROPS: usize = 200;
 
 /// Where to begin on an empty store.
@@ -141,7 +145,7 @@ pub struct Intent<'a> {
     pub filter_version: u64,
     /// Digest of all parts up to and including this one.
     pub digest: Digest,
-    /// The part's events, at most [`MAX_PART_EVENTS`], possibly none.
+    /// The part's events, one of the [`parts`] of a block, possibly none.
     pub events: &'a [Event],
 }
 
@@ -165,6 +169,8 @@ pub enum IntentReply {
     /// The entry holds other events than the caller's: read it, merge, and offer what it lacks under the digest of all.
     /// Offer it also where it lacks nothing: then the barrier vouches for what others journaled.
     More,
+    /// The journal of unsealed blocks holds as much as it may, so no new entry is begun until some are sealed; says so.
+    Full(String),
 }
 
 /// One block to commit through its journal entry.
@@ -359,14 +365,20 @@ pub trait StateStore: Send + Sync {
     async fn exhume(&self, keys: &[String]) -> Result<u64, StoreError>;
 
     /// What makes acknowledged writes survive, in words for the start and `/health`: `WAIT 1`, `appendfsync always`,
-    /// `one host`.
+    /// `one host`, and what is missing for that.
     fn durability(&self) -> String;
+
+    /// Why acknowledged writes may be lost with the server's process alone, and the mend; to be said at the start and in
+    /// `/health`. `None` where they survive that.
+    fn weakness(&self) -> Option<String> {
+        None
+    }
 }
 
-/// Refuses numbers that the store cannot hold exactly (protocol §3.4).
+/// Refuses numbers that the store cannot hold exactly (protocol §3.1).
 fn check_number(number: u64) -> Result<(), StoreError> {
-    if number >= MAX_BLOCK_NUMBER {
-        return Err(StoreError::Fatal(format!("block number {number} is beyond 2^53 and cannot be right")));
+    if number > MAX_BLOCK_NUMBER {
+        return Err(StoreError::Fatal(format!("block number {number} is not below 2^53 and cannot be right")));
     }
     Ok(())
 }
@@ -389,6 +401,11 @@ fn check_replay(to: i64) -> Result<(), StoreError> {
         )));
     }
     check_number(u64::try_from(to).unwrap_or(0))
+}
+
+/// A journal that holds this many bytes, which takes stalled finality.
+fn full(bytes: &str) -> IntentReply {
+    IntentReply::Full(format!("the journal of unsealed blocks is full ({bytes} bytes): finality has stalled"))
 }
 
 fn write_letter(letter: &DeadLetter) -> Result<Vec<u8>, StoreError> {
@@ -416,4 +433,17 @@ pub enum StoreError {
     /// The store is not usable for this chain until someone mends it; says what and how.
     #[error("{0}")]
     Fatal(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_number_that_is_refused_is_2_to_the_53rd() {
+        assert!(check_number((1 << 53) - 1).is_ok());
+        assert!(matches!(check_number(1 << 53), Err(StoreError::Fatal(text)) if text.contains("not below 2^53")));
+        assert!(check_replay(-1).is_ok() && check_replay(-2).is_err());
+        assert!(check_replay((1 << 53) - 1).is_ok() && check_replay(1 << 53).is_err());
+    }
 }

@@ -8,7 +8,7 @@ use std::{collections::HashMap, hash::Hash, sync::Arc};
 use alloy::primitives::{Address, B256, U256};
 use serde::{Deserialize, Serialize};
 
-use super::StoreError;
+use super::{MAX_PART_BYTES, MAX_PART_EVENTS, StoreError};
 use crate::domain::{Args, BlockRef, Event, Token};
 
 /// First byte of every part; another one means that another version of the program wrote it.
@@ -105,6 +105,54 @@ pub(super) fn pack(block: BlockRef, events: &[Event]) -> Result<Vec<u8>, StoreEr
     };
     postcard::to_extend(&part, vec![VERSION])
         .map_err(|error| StoreError::Fatal(format!("cannot pack the events of block {block}: {error}")))
+}
+
+/// The events of a block in the parts in which they are journaled and sent, in their order: each of at most
+/// [`MAX_PART_EVENTS`] and, unless it is a single event, [`MAX_PART_BYTES`] (protocol §4). None where there are none.
+pub fn parts(events: &[Event]) -> impl Iterator<Item = &[Event]> {
+    let mut rest = events;
+    std::iter::from_fn(move || {
+        let (mut events, mut bytes) = (0, PART_BYTES);
+        let mut before = None;
+        for event in rest.iter().take(MAX_PART_EVENTS) {
+            bytes += estimate(event, before);
+            if events > 0 && bytes > MAX_PART_BYTES {
+                break;
+            }
+            (events, before) = (events + 1, Some(event));
+        }
+        let (part, behind) = rest.split_at_checked(events).filter(|_| events > 0)?;
+        rest = behind;
+        Some(part)
+    })
+}
+
+/// Bytes of a part without its events: the version, the time, and the lengths of six tables.
+const PART_BYTES: usize = 64;
+/// Bytes of a row without its arguments: five numbers of at most ten bytes, and what tells their kind.
+const ROW_BYTES: usize = 52;
+/// Bytes of the length of a text, and of a place in a table.
+const LENGTH_BYTES: usize = 5;
+
+/// At most this many bytes more when [`pack`] adds the event behind `before`. What the two share is counted once, as the
+/// tables do; what an event shares with an earlier one is counted again, so it is a bound and no measure.
+fn estimate(event: &Event, before: Option<&Event>) -> usize {
+    let text = |text: &str| LENGTH_BYTES + text.len();
+    let new = |bytes: usize, same: &dyn Fn(&Event) -> bool| if before.is_some_and(same) { 0 } else { bytes };
+    let args = match &event.args {
+        Args::Transfer { .. } => 2 * (20 + LENGTH_BYTES) + 1 + 32,
+        Args::Json(json) => text(json),
+    };
+    let names = text(&event.contract) + text(&event.name) + text(&event.handler);
+    let token = event.token.as_ref().map_or(0, |token| 22 + text(&token.symbol) + text(&token.name));
+    ROW_BYTES
+        + args
+        + new(32 + 10, &|before| before.transaction_hash == event.transaction_hash)
+        + new(20, &|before| before.address == event.address)
+        + new(names, &|before| {
+            (&before.contract, &before.name, &before.handler) == (&event.contract, &event.name, &event.handler)
+        })
+        + new(token, &|before| before.token == event.token)
 }
 
 /// A block has few distinct tokens, so a search from the end is short.
@@ -255,6 +303,17 @@ mod tests {
     }
 
     #[test]
+    fn transfers_are_cut_by_their_number_and_large_events_by_their_bytes() {
+        let sizes = |events: &[Event]| parts(events).map(<[Event]>::len).collect::<Vec<_>>();
+        let transfers = vec![mainnet_block(); 20].concat();
+        assert_eq!(sizes(&transfers), [1_000, 1_000, 240]);
+        let json = |bytes: usize| Event { args: Args::Json("x".repeat(bytes).into()), ..transfers[0].clone() };
+        assert_eq!(sizes(&[json(100_000), json(100_000), json(100_000)]), [2, 1]);
+        assert_eq!(sizes(&[json(1), json(300_000), json(1)]), [1, 1, 1]);
+        assert_eq!(sizes(&[]), [0usize; 0]);
+    }
+
+    #[test]
     fn an_event_of_another_block_is_refused() {
         let events = mainnet_block();
         let other = BlockRef { number: 1, ..BLOCK };
@@ -272,6 +331,23 @@ mod tests {
         #[test]
         fn what_was_packed_comes_back(events in events()) {
             prop_assert_eq!(unpack(BLOCK, &pack(BLOCK, &events).unwrap()).unwrap(), events);
+        }
+
+        #[test]
+        fn parts_are_everything_in_order_and_within_both_limits(
+            events in events(), copies in 1usize..90, padding in prop_oneof![Just(0usize), 1usize..20_000, Just(400_000)],
+        ) {
+            let mut events = vec![events; copies].concat();
+            for event in events.iter_mut().step_by(7) {
+                event.args = Args::Json("x".repeat(padding).into());
+            }
+            events.truncate(1 + 60_000_000 / (padding * 20 + 20_000));
+            prop_assert_eq!(parts(&events).collect::<Vec<_>>().concat(), events.clone());
+            for part in parts(&events) {
+                let bytes = pack(BLOCK, part).unwrap().len();
+                prop_assert!((1..=MAX_PART_EVENTS).contains(&part.len()));
+                prop_assert!(bytes <= MAX_PART_BYTES || part.len() == 1, "{} events, {bytes} bytes", part.len());
+            }
         }
 
         #[test]

@@ -9,14 +9,12 @@ use std::{
 use tokio::time::Instant;
 
 use super::vitals::{Edge, Profile};
-use crate::domain::{BlockRange, Header, IntervalSet};
+use crate::domain::{BlockRange, Header, IntervalSet, REALTIME_GAP};
 
 /// Historical speed is measured over this time.
 const RATE_WINDOW: Duration = Duration::from_mins(1);
 /// Finer steps of the window than this are melted, which bounds its length.
 const RATE_STEP: Duration = Duration::from_secs(1);
-/// Holes this close below the tip belong to the realtime track and are no gaps (contract §4).
-const REALTIME_HOLES: u64 = 5;
 /// All facts, at one moment.
 #[derive(Debug)]
 pub(super) struct Facts {
@@ -29,9 +27,9 @@ pub(super) struct Facts {
     pub(super) edges: Vec<(Edge, EdgeFacts)>,
     pub(super) provider_heads: BTreeMap<String, u64>,
     pub(super) queued: BTreeMap<String, usize>,
+    pub(super) durability: Option<String>,
     pub(super) tokens: Option<(usize, Instant)>,
     pub(super) dead_letters: u64,
-    pub(super) reorgs: u64,
     pub(super) halted: Option<String>,
     pub(super) notes: BTreeMap<&'static str, String>,
     pub(super) started: bool,
@@ -61,8 +59,6 @@ pub(super) struct SeenProgress {
 pub(super) struct EdgeFacts {
     pub(super) answered: Option<Instant>,
     pub(super) failing_since: Option<Instant>,
-    /// The last failure of something other than a probe.
-    pub(super) failed_at_work: Option<Instant>,
     pub(super) reason: String,
     pub(super) errors: u64,
 }
@@ -114,9 +110,9 @@ impl Facts {
             edges: edges.map(|edge| (edge, EdgeFacts::default())).collect(),
             provider_heads: BTreeMap::new(),
             queued: BTreeMap::new(),
+            durability: None,
             tokens: None,
             dead_letters: 0,
-            reorgs: 0,
             halted: None,
             notes: BTreeMap::new(),
             started: false,
@@ -128,6 +124,51 @@ impl Facts {
     pub(super) fn lag(&self) -> Option<u64> {
         let deliverable = i64::try_from(self.deliverable?).ok()?;
         u64::try_from((deliverable - self.progress?.watermark).max(0)).ok()
+    }
+
+    /// The edges as they are judged: what is told of one thing through two channels is one.
+    pub(super) fn judged(&self) -> Vec<(Edge, EdgeFacts)> {
+        let one = |(edge, known): &(Edge, EdgeFacts)| {
+            let judged = match edge {
+                Edge::Journal | Edge::Probe(_) => return None,
+                Edge::Store => self.store(),
+                Edge::Sink(name) => self.sink(name),
+                Edge::Provider(_) | Edge::Tokens => known.clone(),
+            };
+            Some((edge.clone(), judged))
+        };
+        self.edges.iter().filter_map(one).collect()
+    }
+
+    /// The state store: unusable while it does not answer, and while it does not journal or commit.
+    pub(super) fn store(&self) -> EdgeFacts {
+        let (store, journal) = (self.known(&Edge::Store), self.known(&Edge::Journal));
+        let errors = store.errors + journal.errors;
+        let failing = match (store.failing_since, journal.failing_since) {
+            (Some(store), Some(journal)) => journal < store,
+            (None, since) => since.is_some(),
+            (Some(_), None) => false,
+        };
+        if failing {
+            return EdgeFacts { answered: store.answered, errors, ..journal };
+        }
+        EdgeFacts { errors, ..store }
+    }
+
+    /// A sink: as it takes messages; as it answers, where it was not sent any since that began to fail.
+    pub(super) fn sink(&self, name: &str) -> EdgeFacts {
+        let (sent, probe) = (self.known(&Edge::Sink(name.to_owned())), self.known(&Edge::Probe(name.to_owned())));
+        let answered = sent.answered.max(probe.answered);
+        let missing = probe.failing_since.is_some_and(|since| sent.answered.is_none_or(|taken| taken < since));
+        if sent.failing_since.is_none() && missing {
+            return EdgeFacts { answered, errors: sent.errors, ..probe };
+        }
+        EdgeFacts { answered, ..sent }
+    }
+
+    /// What is known of an edge through this channel alone.
+    pub(super) fn known(&self, edge: &Edge) -> EdgeFacts {
+        self.edges.iter().find(|(known, _)| known == edge).map(|(_, facts)| facts.clone()).unwrap_or_default()
     }
 
     /// What is known of an edge, new or not.
@@ -147,7 +188,8 @@ impl SeenProgress {
         let mut seen = Self { watermark, tip, lowest_gap: None, gaps: 0, missing: 0 };
         let (Ok(from), Ok(tip)) = (u64::try_from(watermark.saturating_add(1)), u64::try_from(tip)) else { return seen };
         let Some(between) = BlockRange::new(from, tip) else { return seen };
-        for gap in done.missing(between).filter(|gap| gap.from.saturating_add(REALTIME_HOLES) < tip) {
+        // Holes closer below the tip belong to the realtime track and are no gaps.
+        for gap in done.missing(between).filter(|gap| gap.from.saturating_add(REALTIME_GAP) < tip) {
             seen.lowest_gap.get_or_insert(gap);
             seen.gaps += 1;
             seen.missing += gap.blocks();

@@ -35,6 +35,7 @@ pub struct Health {
     pub redis: StoreHealth,
     pub mongodb: TokensHealth,
     pub sinks: Vec<SinkHealth>,
+    /// Unwound reorganisations; until they are unwound, a reorganisation of delivered blocks is a failure.
     pub reorgs: u64,
     pub dead_letters: u64,
 }
@@ -83,6 +84,8 @@ pub struct StoreHealth {
     pub store: &'static str,
     pub state: EdgeState,
     pub errors: u64,
+    /// What makes acknowledged writes survive, in words.
+    pub durability: Option<String>,
 }
 
 /// The token list; `null` members where token filtering is off.
@@ -132,7 +135,7 @@ pub(super) fn body(profile: &Profile, facts: &Facts, now: Instant) -> Health {
         redis: store(profile, facts, now),
         mongodb: tokens(profile, facts, now),
         sinks: sinks(profile, facts, now),
-        reorgs: facts.reorgs,
+        reorgs: 0,
         dead_letters: facts.dead_letters,
     }
 }
@@ -184,15 +187,16 @@ fn sinks(profile: &Profile, facts: &Facts, now: Instant) -> Vec<SinkHealth> {
             failed: known.errors,
         })
     };
-    facts.edges.iter().filter_map(one).collect()
+    facts.judged().iter().filter_map(one).collect()
 }
 
 fn store(profile: &Profile, facts: &Facts, now: Instant) -> StoreHealth {
-    let known = verdict::known(facts, &Edge::Store).cloned().unwrap_or_default();
+    let known = facts.store();
     StoreHealth {
         store: profile.store,
         state: verdict::edge_state(profile, &Edge::Store, &known, now),
         errors: known.errors,
+        durability: facts.durability.clone(),
     }
 }
 

@@ -56,8 +56,6 @@ const DELIVERY_SECONDS: &[f64] = &[0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 1
 const STAGE_SECONDS: &[f64] = &[0.0001, 0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 /// One operation of the state store.
 const STORE_SECONDS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
-/// Blocks that a reorganisation removed; Polygon is known for more than a hundred.
-const DEPTH_BLOCKS: &[f64] = &[1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 32.0, 64.0, 128.0];
 
 macro_rules! declare {
     ($($id:ident = $kind:expr, $name:literal, [$($label:literal),*], $help:literal;)*) => {
@@ -96,7 +94,6 @@ declare! {
 
     CLAIMS_HELD = Kind::Gauge, "claims_held", [], "Ranges that this process is working on.";
     CLAIMS_BUSY = Kind::Counter, "claims_busy_total", [], "Claims not given because another process holds the blocks.";
-    CLAIMS_TAKEN = Kind::Counter, "claims_taken_over_total", [], "Claims of dead processes taken over.";
     HEARTBEAT_FAILURES = Kind::Counter, "heartbeat_failures_total", [], "Heartbeats that the state store did not take.";
     STORE_REQUESTS = Kind::Counter, "store_requests_total", ["operation", "outcome"], "Operations of the state store.";
     STORE_SECS = Kind::Histogram(STORE_SECONDS), "store_request_duration_seconds", ["operation"],
@@ -108,8 +105,6 @@ declare! {
         "Duration of one JSON-RPC request, to the last byte of the answer.";
     RPC_HEALTHY = Kind::Gauge, "rpc_provider_healthy", ["provider"], "1 while the provider answers, else 0.";
     RPC_HEAD = Kind::Gauge, "rpc_head_block_number", ["provider"], "The newest block that this provider tells of.";
-    REORGS = Kind::Counter, "reorgs_total", [], "Reorganisations that touched delivered or journaled blocks.";
-    REORG_DEPTH = Kind::Histogram(DEPTH_BLOCKS), "reorg_depth_blocks", [], "Blocks that one reorganisation removed.";
 
     SINK_MESSAGES = Kind::Counter, "sink_messages_total", ["sink", "outcome"], "Messages by what the sink did with them.";
     SINK_SECONDS = Kind::Histogram(REQUEST_SECONDS), "sink_send_duration_seconds", ["sink"], "Duration of one call of a sink.";
@@ -167,11 +162,6 @@ pub fn claims_held(ranges: usize) {
 /// A claim was not given: another process holds the blocks.
 pub fn claim_busy() {
     count(&CLAIMS_BUSY, [], 1);
-}
-
-/// A dead process's claim was taken over.
-pub fn claim_taken_over() {
-    count(&CLAIMS_TAKEN, [], 1);
 }
 
 /// The state store did not take a heartbeat.
@@ -268,11 +258,6 @@ pub(super) fn dead_letters(letters: u64) {
     set(&DEAD_LETTERS, [], float(letters));
 }
 
-pub(super) fn reorg(depth: u64) {
-    count(&REORGS, [], 1);
-    observe(&REORG_DEPTH, [], float(depth));
-}
-
 /// Counters that are known beforehand begin at 0: an alert on an increase would miss the first one otherwise.
 pub(super) fn begin() {
     set(&BUILD_INFO, [env!("CARGO_PKG_VERSION").into()], 1.0);
@@ -286,7 +271,7 @@ pub(super) fn begin() {
     for kind in ["refused", "undecodable"] {
         dead_letters_buried(kind, 0);
     }
-    for metric in [&LOGS, &EVENTS, &CLAIMS_BUSY, &CLAIMS_TAKEN, &HEARTBEAT_FAILURES, &REORGS, &TOKEN_FAILURES] {
+    for metric in [&LOGS, &EVENTS, &CLAIMS_BUSY, &HEARTBEAT_FAILURES, &TOKEN_FAILURES] {
         count(metric, [], 0);
     }
 }
@@ -311,8 +296,8 @@ fn key<const N: usize>(metric: &Metric<N>, values: [SharedString; N]) -> Key {
     Key::from_parts(metric.name, labels)
 }
 
-/// Longest label value; a name out of the configuration that is longer is cut.
-const MAX_LABEL: usize = 64;
+/// Longest label value, which the name of any queue fits into; a name out of the configuration that is longer is cut.
+const MAX_LABEL: usize = 128;
 
 fn label(name: &str) -> SharedString {
     name.chars().take(MAX_LABEL).collect::<String>().into()
@@ -386,7 +371,7 @@ mod tests {
             }
             if let Kind::Histogram(buckets) = kind {
                 assert!(buckets.is_sorted_by(|a, b| a < b) && buckets.len() <= 15, "{name}: ascending, few buckets");
-                assert!(name.ends_with("_seconds") || name.ends_with("_blocks"), "{name}: unit in the name");
+                assert!(name.ends_with("_seconds"), "{name}: unit in the name");
             }
         }
         let distinct: BTreeSet<&str> = DECLARED.iter().map(|metric| metric.name).collect();

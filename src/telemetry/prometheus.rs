@@ -89,7 +89,6 @@ mod tests {
         metrics::stage_error("fetch");
         metrics::claims_held(2);
         metrics::claim_busy();
-        metrics::claim_taken_over();
         metrics::heartbeat_failed();
         metrics::store_request("commit", "ok", 0.001);
         metrics::rpc_request("node.example", "eth_getLogs", "ok", 0.2);
@@ -109,7 +108,6 @@ mod tests {
         metrics::token_refresh_failed();
         metrics::tokens(150);
         metrics::dead_letters(1);
-        metrics::reorg(2);
     }
 
     fn rendered() -> String {
@@ -157,7 +155,7 @@ mod tests {
         let text = rendering.render();
         for series in [
             r#"chaintap_blocks_processed_total{chain_id="1",chain="ethereum_mainnet",track="historical"} 0"#,
-            r#"chaintap_reorgs_total{chain_id="1",chain="ethereum_mainnet"} 0"#,
+            r#"chaintap_claims_busy_total{chain_id="1",chain="ethereum_mainnet"} 0"#,
         ] {
             assert!(text.contains(series), "{series} is not in\n{text}");
         }

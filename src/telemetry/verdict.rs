@@ -13,6 +13,7 @@ use super::{
     facts::{EdgeFacts, Facts},
     vitals::{Edge, Profile},
 };
+use crate::domain::REALTIME_GAP;
 
 /// An edge that was unusable for longer than this is a failure.
 const FAIL_AFTER: Duration = Duration::from_secs(30);
@@ -24,8 +25,6 @@ const STORE_SILENCE: Duration = Duration::from_secs(10);
 const STILL_AFTER: Duration = Duration::from_mins(1);
 /// A head, a provider or the loop may be this many block times late.
 const SLOW_BLOCKS: u32 = 10;
-/// Up to this many blocks behind is the normal case of the realtime track (contract §4).
-const USUAL_LAG: u64 = 5;
 /// A token list that missed this many refreshes is stale.
 const MISSED_REFRESHES: u32 = 3;
 
@@ -73,13 +72,13 @@ pub(super) fn readiness(profile: &Profile, facts: &Facts, now: Instant) -> Vec<C
         check("delivering", facts.halted.clone().map_or(Ok(()), Err)),
     ];
     let mut providers = Vec::new();
-    for (edge, known) in &facts.edges {
-        let outcome = reachable(profile, edge, known, now);
+    for (edge, known) in facts.judged() {
+        let outcome = reachable(profile, &edge, &known, now);
         match edge {
             Edge::Store => checks.push(check(profile.store, outcome)),
             Edge::Sink(name) => checks.push(check(&format!("sink {name}"), outcome)),
             Edge::Provider(name) => providers.push(outcome.map_err(|why| format!("{name} {why}"))),
-            Edge::Tokens => {}
+            Edge::Tokens | Edge::Journal | Edge::Probe(_) => {}
         }
     }
     checks.push(check("provider", any_of(providers)));
@@ -120,7 +119,7 @@ pub(super) fn status(profile: &Profile, facts: &Facts, now: Instant) -> (Status,
 fn failures(profile: &Profile, facts: &Facts, now: Instant) -> Vec<String> {
     let mut reasons = Vec::new();
     reasons.extend(facts.halted.iter().map(|why| format!("nothing is delivered until a restart: {why}")));
-    for (edge, known) in &facts.edges {
+    for (edge, known) in &facts.judged() {
         let down = unusable(profile, edge, known, now).filter(|down| *down > FAIL_AFTER);
         match (edge, down) {
             (Edge::Store, Some(down)) => reasons.push(sentence("the state store is unusable", down, known)),
@@ -132,7 +131,7 @@ fn failures(profile: &Profile, facts: &Facts, now: Instant) -> Vec<String> {
     }
     reasons.extend(no_provider(profile, facts, now));
     if profile.token_refresh.is_some() && facts.tokens.is_none() {
-        let why = known(facts, &Edge::Tokens).map_or("", |known| known.reason.as_str());
+        let why = facts.known(&Edge::Tokens).reason;
         let colon = if why.is_empty() { "" } else { ": " };
         reasons.push(format!("there is no token list, and nothing is delivered without one{colon}{why}"));
     }
@@ -163,7 +162,7 @@ fn oddities(profile: &Profile, facts: &Facts, now: Instant) -> Vec<String> {
     if facts.draining {
         reasons.push("stopping".to_owned());
     }
-    for (edge, known) in &facts.edges {
+    for (edge, known) in &facts.judged() {
         let Some(down) = unusable(profile, edge, known, now) else { continue };
         match edge {
             Edge::Provider(name) => {
@@ -203,14 +202,14 @@ fn behind(facts: &Facts) -> Option<String> {
         let (missing, gaps) = (progress.missing, progress.gaps);
         return Some(format!("backfill: missing blocks {missing}, gaps {gaps}, the lowest {lowest}"));
     }
-    let lag = facts.lag().filter(|lag| *lag > USUAL_LAG)?;
+    let lag = facts.lag().filter(|lag| *lag > REALTIME_GAP)?;
     Some(format!("{lag} blocks behind the head"))
 }
 
 /// A view that was set too high, a skip too far or a provider that fell back: nothing is delivered, and nothing fails.
 fn ahead(facts: &Facts) -> Option<String> {
     let (tip, head) = (u64::try_from(facts.progress?.tip).ok()?, facts.head?.header.number);
-    (tip > head.saturating_add(USUAL_LAG)).then(|| {
+    (tip > head.saturating_add(REALTIME_GAP)).then(|| {
         format!(
             "the state stands at block {tip}, but the newest block of the providers is {head}: nothing is delivered \
              until the chain is above it, or after `chaintap rewind`"
@@ -220,7 +219,7 @@ fn ahead(facts: &Facts) -> Option<String> {
 
 pub(super) fn old_tokens(profile: &Profile, facts: &Facts, now: Instant) -> Option<String> {
     let (refresh, (_, loaded)) = (profile.token_refresh?, facts.tokens?);
-    let failing = known(facts, &Edge::Tokens).filter(|known| known.failing_since.is_some());
+    let failing = Some(facts.known(&Edge::Tokens)).filter(|known| known.failing_since.is_some());
     let age = now.duration_since(loaded);
     if failing.is_none() && age <= refresh * MISSED_REFRESHES {
         return None;
@@ -250,7 +249,7 @@ fn silence_limit(profile: &Profile, edge: &Edge) -> Option<Duration> {
     match edge {
         Edge::Store => Some(STORE_SILENCE),
         Edge::Provider(_) => Some(FAIL_AFTER.max(profile.block_time * SLOW_BLOCKS)),
-        Edge::Sink(_) | Edge::Tokens => None,
+        Edge::Journal | Edge::Sink(_) | Edge::Probe(_) | Edge::Tokens => None,
     }
 }
 
@@ -271,10 +270,6 @@ pub(super) fn edge_state(profile: &Profile, edge: &Edge, known: &EdgeFacts, now:
         (None, Some(_), Some(_)) => EdgeState::Silent,
         (None, Some(_), None) => EdgeState::Ok,
     }
-}
-
-pub(super) fn known<'a>(facts: &'a Facts, edge: &Edge) -> Option<&'a EdgeFacts> {
-    facts.edges.iter().find(|(known, _)| known == edge).map(|(_, known)| known)
 }
 
 pub(super) fn head_age(facts: &Facts, now: Instant) -> Option<Duration> {

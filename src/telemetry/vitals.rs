@@ -15,7 +15,7 @@ use std::{
 use tokio::time::{Instant, sleep};
 
 use super::{
-    facts::{Facts, SeenHead, SeenProgress},
+    facts::{EdgeFacts, Facts, SeenHead, SeenProgress},
     health::{self, Health},
     metrics, scrub,
     verdict::{self, Check},
@@ -26,20 +26,24 @@ use crate::domain::{BlockRange, Header, IntervalSet};
 const BEAT_EVERY: Duration = Duration::from_secs(1);
 /// Longest text kept of a reason or a note, in characters.
 const MAX_TEXT: usize = 300;
-/// A failure at work outweighs successful probes for this long: longer than the pauses between two tries.
-const WORK_COUNTS: Duration = Duration::from_mins(1);
 
 /// A part of the process that can fail and recover on its own.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Edge {
-    /// The state store.
+    /// The state store, as it answers whatever is asked of it.
     Store,
+    /// The state store's way to journal and commit, which may be shut (no replica acknowledges, the disk is full) while
+    /// the store answers all else: one thing with [`Store`](Self::Store), which is unusable while either fails.
+    Journal,
     /// The token directory.
     Tokens,
     /// One RPC endpoint, by its name.
     Provider(String),
-    /// One sink, by its name.
+    /// One sink, by its name, as it takes messages.
     Sink(String),
+    /// One sink, by its name, as it answers when it is asked whether it is there: never clears a failure to take
+    /// messages, and does not count from the moment on at which it took some.
+    Probe(String),
 }
 
 /// What this process is; everything that `/health` needs to know beforehand.
@@ -154,39 +158,31 @@ impl Vitals {
     /// What an edge answered to a question of the moment `asked`. A failure counts from then on: a server that hangs
     /// is of no use while it is waited for.
     pub fn answer(&self, edge: Edge, asked: Instant, outcome: Result<(), &str>) {
-        self.note_answer(edge, asked, outcome, true);
-    }
-
-    /// The same of a question that was asked only to know. A queue may state its attributes and take no message, a
-    /// store may be full, so soon after a failure at work a success here proves nothing.
-    pub fn probed(&self, edge: Edge, asked: Instant, outcome: Result<(), &str>) {
-        self.note_answer(edge, asked, outcome, false);
-    }
-
-    fn note_answer(&self, edge: Edge, asked: Instant, outcome: Result<(), &str>, at_work: bool) {
         let now = (self.clock)();
         let mut facts = self.facts();
         let Some(known) = facts.edge_mut(edge.clone()) else { return };
-        let doubted = known.failed_at_work.is_some_and(|at| now.duration_since(at) < WORK_COUNTS);
         match outcome {
-            Ok(()) if doubted && !at_work => return,
-            Ok(()) => (known.answered, known.failing_since, known.failed_at_work) = (Some(now), None, None),
+            Ok(()) => (known.answered, known.failing_since) = (Some(now), None),
             Err(reason) => {
                 let since = known.answered.map_or(asked, |answered| answered.max(asked));
                 known.failing_since.get_or_insert(since);
-                known.failed_at_work = at_work.then_some(now).or(known.failed_at_work);
                 known.reason = cut(reason);
                 known.errors += 1;
             }
         }
-        drop(facts);
+        let healthy = |known: EdgeFacts| known.failing_since.is_none();
         match edge {
-            Edge::Store => metrics::store_healthy(outcome.is_ok()),
+            Edge::Store | Edge::Journal => metrics::store_healthy(healthy(facts.store())),
             Edge::Provider(name) => metrics::provider_healthy(&name, outcome.is_ok()),
-            Edge::Sink(name) => metrics::sink_healthy(&name, outcome.is_ok()),
+            Edge::Sink(name) | Edge::Probe(name) => metrics::sink_healthy(&name, healthy(facts.sink(&name))),
             Edge::Tokens if outcome.is_err() => metrics::token_refresh_failed(),
             Edge::Tokens => {}
         }
+    }
+
+    /// What makes acknowledged writes of the state store survive, in its words.
+    pub fn durability(&self, words: String) {
+        self.facts().durability = Some(words);
     }
 
     /// Messages waiting for a sink right now.
@@ -206,12 +202,6 @@ impl Vitals {
     pub fn dead_letters(&self, count: u64) {
         self.facts().dead_letters = count;
         metrics::dead_letters(count);
-    }
-
-    /// A reorganisation removed this many blocks that were delivered or journaled.
-    pub fn reorg(&self, depth: u64) {
-        self.facts().reorgs += 1;
-        metrics::reorg(depth);
     }
 
     /// Nothing more is delivered; the reason. Stays until the process is started again.

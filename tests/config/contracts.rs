@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use chaintap::config::{Settings, Shape, SinkTarget, load_offline};
+use chaintap::config::{Purpose, Settings, Shape, SinkTarget, Sources, load_offline};
 
 use super::{Directory, TRANSFER, repository, settings};
 
@@ -243,4 +243,51 @@ fn transfer_topic_is_held_against_the_abi_that_takes_it_up_or_against_erc20() {
 
     let for_approvals = shipped.replace("name = \"Transfer\" ", "name = \"Approval\" ");
     assert!(contracts(&for_approvals, &wrong).is_ok(), "the entry's own ABI decides");
+}
+
+/// Transfers to a handler for each of these queues.
+fn queues(urls: &[&str]) -> Result<Settings, Vec<String>> {
+    let handlers = urls.iter().enumerate().map(|(index, url)| {
+        format!(
+            "[[handler]]\nname = 'h{index}'\nqueue = '{url}'\n[[contract]]\nname = 'T{index}'\nabi = 'abi/erc20.json'\n[[contract.event]]\nname = 'Transfer'\nhandler = 'h{index}'\n"
+        )
+    });
+    contracts(&handlers.collect::<String>(), &[("AWS_REGION", "eu-west-1")])
+}
+
+#[test]
+fn queues_of_one_name_are_sinks_of_their_own_and_a_slash_makes_no_other_queue() {
+    let settings = queues(&[
+        "https://sqs.eu-west-1.amazonaws.com/111111111111/transfers",
+        "https://sqs.eu-west-1.amazonaws.com/222222222222/transfers",
+        "https://sqs.eu-west-1.amazonaws.com/222222222222/transfers/",
+        "https://sqs.eu-west-1.amazonaws.com/333333333333/transfers",
+        "",
+    ])
+    .unwrap();
+    let targets = settings.registry.targets();
+    let names: Vec<&str> = targets.iter().map(|(_, name)| name.as_str()).collect();
+    assert_eq!(names, ["sqs:transfers", "sqs:transfers#2", "sqs:transfers#3", "stdout"]);
+    assert!(targets.iter().all(|(target, _)| !matches!(target, SinkTarget::Sqs { url } if url.ends_with('/'))));
+}
+
+#[test]
+fn a_queue_over_plain_http_is_warned_of_unless_it_is_near() {
+    let warnings = queues(&["http://queues.example.com/1/a", "http://127.0.0.1:9324/1/b"]).unwrap().warnings;
+    let plain: Vec<_> = warnings.iter().filter(|warning| warning.contains("is not encrypted")).collect();
+    assert_eq!(plain.len(), 1, "{warnings:?}");
+    assert!(plain[0].starts_with("queue sqs:a: http://queues.example.com is not encrypted"), "{plain:?}");
+}
+
+#[test]
+fn a_listener_that_would_listen_to_nothing_is_not_started() {
+    let text = "[[contract]]\nname = 'T'\nabi = 'abi/erc20.json'\nchains = [1]\n[[contract.event]]\nname = 'Transfer'\nhandler = 'handleTransferEvent'\n";
+    let mistake = "config/contracts.toml: no entry is active on chain 8453: nothing would be listened to; add a [[contract]], or take one for chain 8453: `enabled`, and 8453 in its `chains`";
+    for text in [text, ""] {
+        assert_eq!(contracts(text, &[]).unwrap_err(), [mistake]);
+    }
+    assert!(contracts(text, &[("CHAIN_ID", "1")]).is_ok());
+    let directory = Directory::with("contracts.toml", "");
+    let operate = Sources { purpose: Purpose::Operate, ..directory.sources(&[]) };
+    assert!(load_offline(&operate).is_ok(), "commands that only operate need none");
 }

@@ -62,7 +62,7 @@ pub(super) async fn bury_undecodable(ctx: &Context, logs: &[Undecodable]) -> Res
 pub(super) async fn bury(ctx: &Context, sink: Option<&dyn Sink>, letters: &[DeadLetter]) -> Result<(), StageError> {
     for chunk in letters.chunks(LETTERS_AT_ONCE) {
         let mut backoff = Backoff::new(FULL_PAUSE);
-        while !persist(ctx, Duration::MAX, || ctx.store.bury(chunk)).await? {
+        while !persist(ctx, "bury", Duration::MAX, || ctx.store.bury(chunk)).await? {
             let reason = "no room for more dead letters: redrive or drop some (chaintap dlq)";
             if let Some(sink) = sink {
                 ctx.vitals.edge(Edge::Sink(sink.name().into()), Err(reason));

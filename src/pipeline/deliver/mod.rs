@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::{Claim, Context, StageError, Wanted, persist};
 use crate::{
     domain::{BlockRef, Digest, Event, Header},
-    store::{BlockCommit, FinalCommit, Intent, IntentReply, MAX_PART_EVENTS},
+    store::{self, BlockCommit, FinalCommit, Intent, IntentReply},
     telemetry::metrics,
 };
 
@@ -45,7 +45,7 @@ pub(super) async fn journaled(
 ) -> Result<Delivered, StageError> {
     bury_undecodable(ctx, &wanted.undecodable).await?;
     let mut entry = Entry { ctx, claim, header, digest: Digest::default() };
-    let mut parts = wanted.events.chunks(MAX_PART_EVENTS);
+    let mut parts = store::parts(&wanted.events);
     // A block without events is journaled too: its hash is what later blocks must fit to.
     let mut next = Some(parts.next().unwrap_or_default());
     while let Some(part) = next {
@@ -144,8 +144,9 @@ impl Entry<'_> {
             digest,
             events,
         };
-        match persist(self.ctx, Duration::MAX, || self.ctx.store.intent(intent.clone())).await? {
+        match persist(self.ctx, "intent", Duration::MAX, || self.ctx.store.intent(intent.clone())).await? {
             IntentReply::Journaled => {
+                self.ctx.vitals.note("journal", None);
                 self.digest = digest;
                 Ok(Appended::Journaled)
             }
@@ -154,6 +155,10 @@ impl Entry<'_> {
             IntentReply::Stale => Err(StageError::Again("the epoch moved on")),
             IntentReply::OldList => Err(StageError::Again("the token list or the contracts moved on")),
             IntentReply::Sealed => Err(StageError::Again("the block became final meanwhile")),
+            IntentReply::Full(reason) => {
+                self.ctx.vitals.note("journal", Some(reason));
+                Err(StageError::Again("the journal of blocks that are not final is full"))
+            }
             IntentReply::Conflict(reason) | IntentReply::Deep(reason) => Err(StageError::Halt(reason)),
         }
     }
@@ -162,13 +167,14 @@ impl Entry<'_> {
     /// journaled may have been sent, so it is sent again, byte for byte; what is missing from it is appended first.
     async fn merge(&mut self, ours: &[Event]) -> Result<(), StageError> {
         let (ctx, block) = (self.ctx, self.header.block());
-        let held = persist(ctx, Duration::MAX, || ctx.store.journaled(block, self.claim.grant.epoch)).await?;
+        let held =
+            persist(ctx, "journaled", Duration::MAX, || ctx.store.journaled(block, self.claim.grant.epoch)).await?;
         self.digest = Digest::of(&held);
         let is_held =
             |ours: &&Event| held.iter().any(|held| held.log_index == ours.log_index && held.handler == ours.handler);
         let missing: Vec<Event> = ours.iter().filter(|ours| !is_held(ours)).cloned().collect();
         // At least one intent, even an empty one: its barrier vouches for what the others journaled, too.
-        let mut parts = missing.chunks(MAX_PART_EVENTS);
+        let mut parts = store::parts(&missing);
         let mut next = Some(parts.next().unwrap_or_default());
         while let Some(part) = next {
             if self.append(part).await? == Appended::Differs {
@@ -176,7 +182,7 @@ impl Entry<'_> {
             }
             next = parts.next();
         }
-        for part in held.chunks(MAX_PART_EVENTS).chain(missing.chunks(MAX_PART_EVENTS)) {
+        for part in store::parts(&held).chain(store::parts(&missing)) {
             send(ctx, self.claim, part).await?;
         }
         Ok(())

@@ -10,7 +10,7 @@ use crate::{
     domain::{BlockRange, BlockRef, Digest},
     store::{
         BlockCommit, CommitReply, DeadKind, DeadLetter, FinalCommit, IntentReply, JOURNAL_CAP, MAX_DONE_INTERVALS,
-        MAX_REFUSED, MAX_UNDECODABLE, SEAL_DROPS, SealReply, StoreError, write_letter,
+        MAX_REFUSED, MAX_UNDECODABLE, SEAL_DROPS, SealReply, StoreError, full, write_letter,
     },
 };
 
@@ -132,10 +132,7 @@ fn append(
         return Ok(if begun { IntentReply::More } else { IntentReply::Stale });
     }
     if !begun && truth.journal_bytes >= JOURNAL_CAP {
-        return Err(StoreError::Transient(format!(
-            "the journal of unsealed blocks is full ({} bytes): finality has stalled",
-            truth.journal_bytes
-        )));
+        return Ok(full(&truth.journal_bytes.to_string()));
     }
     books.put_part(&entry, &draft.events)?;
     let bytes = u64::try_from(draft.events.len()).unwrap_or(u64::MAX) + if begun { 0 } else { ENTRY_BYTES };

@@ -1,10 +1,10 @@
-//! The barrier between an intent and its messages: a write, and proof that it will survive (protocol §3.4, §3.9).
+//! The barrier between an intent and its messages: a write, and proof that it will survive (protocol §5).
 //!
 //! WAIT and WAITAOF stall what stands behind them, and vouch only for writes of their own connection. So barriers have
 //! a connection of their own, and each is one pipeline: the script, then the waits. Anything but enough
 //! acknowledgements means *unknown*: the caller asks again from the start.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use redis::{Cmd, Pipeline, RedisResult, Value, from_redis_value};
 use tokio::sync::Mutex;
@@ -30,6 +30,8 @@ pub(super) struct Barrier {
     setting: Durability,
     /// Replicas that must have the write.
     replicas: AtomicU32,
+    /// Whether this server writes an append-only file.
+    aof: AtomicBool,
     /// Whether this server's append-only file must be on disk (WAITAOF).
     disk: bool,
     /// Whether the server itself syncs before it replies.
@@ -65,7 +67,8 @@ impl Barrier {
                     .into(),
             ));
         }
-        Ok(Self { setting, replicas: replicas.into(), disk, always_synced, link, turn: Mutex::default() })
+        let aof = info.aof().into();
+        Ok(Self { setting, replicas: replicas.into(), aof, disk, always_synced, link, turn: Mutex::default() })
     }
 
     /// Whether there is anything to wait for.
@@ -73,8 +76,9 @@ impl Barrier {
         self.disk || self.replicas.load(Ordering::Relaxed) > 0
     }
 
-    /// Follows replicas that come, and, unless a barrier is required, those that go.
+    /// Follows the append-only file, replicas that come, and, unless a barrier is required, those that go.
     pub(super) fn refresh(&self, info: &ServerInfo) {
+        self.aof.store(info.aof(), Ordering::Relaxed);
         let now = info.replicas();
         let before = match self.setting {
             Durability::None => return,
@@ -99,7 +103,25 @@ impl Barrier {
         if self.always_synced {
             words.push("appendfsync always".into());
         }
-        if words.is_empty() { "one host".into() } else { words.join(", ") }
+        match (words.is_empty(), self.setting, self.aof.load(Ordering::Relaxed)) {
+            (false, _, _) => words.join(", "),
+            (true, Durability::None, _) => "no barrier".into(),
+            (true, _, true) => "one host".into(),
+            (true, _, false) => "one host, no append-only file, no replica".into(),
+        }
+    }
+
+    /// Why a write may be lost although nothing but Redis ended, and the mend.
+    pub(super) fn weakness(&self) -> Option<String> {
+        if self.setting == Durability::None {
+            return Some("DURABILITY=none: messages are sent without a barrier; for development only".into());
+        }
+        let is_kept = self.aof.load(Ordering::Relaxed) || self.replicas.load(Ordering::Relaxed) > 0;
+        (!is_kept).then(|| {
+            "Redis has no append-only file and no replica: what it acknowledged is lost when it ends; set appendonly yes, \
+             or connect a replica"
+                .into()
+        })
     }
 
     /// Runs a script that writes, and returns its reply once the write is safe.

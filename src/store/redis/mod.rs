@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     config::{Durability, SecretUrl},
-    domain::{BlockRange, BlockRef, Digest, Event, Track},
+    domain::{BlockRange, BlockRef, Digest, Event, REALTIME_GAP, Track},
 };
 
 mod barrier;
@@ -66,13 +66,14 @@ impl RedisStore {
         Ok(Self { keys: Keys::new(identity.chain_id), scripts: Scripts::new(), identity, link, barrier })
     }
 
-    /// The arguments of a script, behind those that every script gets (`ARGV[1..4]` in `_lib.lua`).
+    /// The arguments of a script, behind those that every script gets (`ARGV[1..FIXED]` in `_lib.lua`).
     fn args(&self) -> Args {
         Args(Vec::new())
             .text(self.keys.prefix())
             .text(&self.identity.chain_id)
             .text(&self.identity.service)
             .text(&MARKER_BLOCKS)
+            .text(&REALTIME_GAP)
     }
 
     async fn run(&self, script: &Lua, args: Args) -> Result<Reply, StoreError> {
@@ -316,6 +317,10 @@ impl StateStore for RedisStore {
 
     fn durability(&self) -> String {
         self.barrier.words()
+    }
+
+    fn weakness(&self) -> Option<String> {
+        self.barrier.weakness()
     }
 }
 

@@ -6,7 +6,7 @@ use alloy::primitives::B256;
 
 use crate::{
     domain::{BlockRange, BlockRef, IntervalSet},
-    store::{ClaimReply, CommitReply, Grant, IntentReply, JournalEntry, Progress, Snapshot, StoreError},
+    store::{ClaimReply, CommitReply, Grant, IntentReply, JournalEntry, Progress, Snapshot, StoreError, full},
 };
 
 /// Fields of a progress reply, the status included (`progress_reply` in `_lib.lua`).
@@ -138,12 +138,7 @@ impl Reply {
             "CONFLICT" => IntentReply::Conflict(self.text(1)?.to_owned()),
             "DEEP" => IntentReply::Deep(self.text(1)?.to_owned()),
             "MORE" => IntentReply::More,
-            "FULL" => {
-                return Err(StoreError::Transient(format!(
-                    "the journal of unsealed blocks is full ({} bytes): finality has stalled",
-                    self.text(1)?
-                )));
-            }
+            "FULL" => full(self.text(1)?),
             _ => return Err(self.unexpected()),
         })
     }

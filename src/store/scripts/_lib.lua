@@ -1,20 +1,21 @@
 -- The prelude of every script: one reading of the truth, one way to change it, one way to show it.
 --
--- KEYS and ARGV[1..4] are the same for every script (redis/scripts.rs); keys that hold a block number are formed from
+-- KEYS and ARGV[1..FIXED] are the same for every script (redis/mod.rs); keys that hold a block number are formed from
 -- PREFIX. Nothing is written before the types of all keys are known to be right, so a script never fails half-way.
 -- Numbers are doubles here: exact below 2^53, and printed with %.0f only.
 local PROGRESS, DONE, JOURNAL, INDEX = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local REALTIME, HISTORICAL, RANGE = KEYS[5], KEYS[6], KEYS[7]
 local DEAD, DEAD_KEYS, DEAD_AGE = KEYS[8], KEYS[9], KEYS[10]
+local FIXED = 5
 local PREFIX, CHAIN, SERVICE, MARKERS = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local SCHEMA = '1'
 -- Holes that begin within this many blocks below the tip belong to the realtime track.
-local REALTIME_HOLES = 5
+local REALTIME_GAP = tonumber(ARGV[5])
 local MARKER_SECONDS = '86400'
 local call = redis.call
 
-local function arg(i) return ARGV[i + 4] end
-local function num(i) return tonumber(ARGV[i + 4]) end
+local function arg(i) return ARGV[i + FIXED] end
+local function num(i) return tonumber(ARGV[i + FIXED]) end
 local function str(n) return string.format('%.0f', n) end
 
 -- Redis's clock: seconds for epochs, milliseconds for `updated`.
@@ -143,12 +144,12 @@ end
 -- The lowest gap, never by a scan: intervals and their blocks are counted as they change, so only the few holes near the
 -- tip are looked at. These are the realtime track's and are left out.
 local function write_range(p, updated)
-  local recent = p.tip - REALTIME_HOLES
+  local recent = p.tip - REALTIME_GAP
   if p.watermark + 1 >= recent then return call('DEL', RANGE) end
   -- One hole lies below every interval, and one above the last where that does not reach the tip.
   local gaps, missing, above = call('ZCARD', DONE), p.tip - p.watermark - p.done_blocks, p.tip + 1
   if gaps == 0 then gaps = 1 end
-  for i, member in ipairs(call('ZREVRANGE', DONE, '0', str(REALTIME_HOLES + 2))) do
+  for i, member in ipairs(call('ZREVRANGE', DONE, '0', str(REALTIME_GAP + 2))) do
     local first, last = interval(member)
     if i == 1 and last < p.tip then gaps = gaps + 1 end
     if last + 1 < recent then break end

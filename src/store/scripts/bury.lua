@@ -2,11 +2,11 @@
 if not truth() then return { 'VANISHED' } end
 local most_refused, most_undecodable = num(1), num(2)
 local refused = call('HLEN', DEAD) - call('ZCARD', DEAD_AGE)
-for i = 3, #ARGV - 4, 4 do
+for i = 3, #ARGV - FIXED, 4 do
   if arg(i + 1) == 'refused' and call('HEXISTS', DEAD, arg(i)) == 0 then refused = refused + 1 end
 end
 if refused > most_refused then return { 'NO' } end
-for i = 3, #ARGV - 4, 4 do
+for i = 3, #ARGV - FIXED, 4 do
   local key, kind = arg(i), arg(i + 1)
   call('HSET', DEAD, key, arg(i + 3))
   call('ZADD', DEAD_KEYS, '0', key)

@@ -8,7 +8,7 @@ if p.frozen or epoch < p.replayed or (epoch ~= p.epoch and to > sealed) then ret
 if filter_version < p.filter_version then return { 'OLDLIST' } end
 
 local confirmed = {}
-for i = 10, #ARGV - 4, 2 do confirmed[num(i)] = arg(i + 1) end
+for i = 10, #ARGV - FIXED, 2 do confirmed[num(i)] = arg(i + 1) end
 confirmed[from - 1], confirmed[to] = parent, hash
 local function conflict(what, n, other)
   return { 'CONFLICT', string.format('range %s-%s: %s block %s (%s) is not the chain of its end (%s)', str(from),

@@ -1,7 +1,7 @@
 -- EXHUME(key…): removes dead letters; how many there were.
 if not truth() then return { 'VANISHED' } end
 local removed = 0
-for i = 1, #ARGV - 4 do
+for i = 1, #ARGV - FIXED do
   removed = removed + call('HDEL', DEAD, arg(i))
   call('ZREM', DEAD_KEYS, arg(i))
   call('ZREM', DEAD_AGE, arg(i))

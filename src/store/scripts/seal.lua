@@ -24,8 +24,8 @@ end
 local entries = live_entries(0, sealed)
 if sealed > p.sealed then
   local tops, count = run_tops(entries)
-  if count ~= (#ARGV - 7) / 2 then return { 'REFUSED' } end
-  for i = 4, #ARGV - 4, 2 do
+  if count ~= (#ARGV - FIXED - 3) / 2 then return { 'REFUSED' } end
+  for i = 4, #ARGV - FIXED, 2 do
     if not tops[arg(i) .. ' ' .. arg(i + 1)] then return { 'REFUSED' } end
   end
   for _, e in ipairs(entries) do
