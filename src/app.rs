@@ -30,7 +30,7 @@ use crate::{
         embedded::Embedded,
         redis::{Identity, RedisStore},
     },
-    telemetry::{Edge, Metrics, Profile, Vitals},
+    telemetry::{Edge, Metrics, Profile, Vitals, summarise},
     tokens::{FixedList, MongoDirectory, TokenDirectory, TokenError},
 };
 
@@ -468,26 +468,6 @@ fn announce(settings: &Settings, context: &Context) {
     };
     for line in settings.registry.summary(tracked).lines() {
         info!("{line}");
-    }
-}
-
-/// One line every few seconds that says where the listener stands.
-async fn summarise(vitals: Arc<Vitals>, every: Duration) {
-    let mut ticks = interval(every);
-    ticks.tick().await;
-    loop {
-        ticks.tick().await;
-        let health = vitals.health();
-        info!(
-            status = ?health.status,
-            head = health.head.as_ref().map(|head| head.number),
-            processed = health.processed,
-            watermark = health.watermark,
-            lag = health.lag_blocks,
-            gaps = health.gaps,
-            dead_letters = health.dead_letters,
-            "summary"
-        );
     }
 }
 

@@ -212,6 +212,7 @@ async fn keep_socket(ctx: &Context, signs: &Signs) {
     loop {
         let reason = match ctx.source.heads().await {
             Ok(Some(stream)) => {
+                info!("heads come over the WebSocket");
                 let (came, reason) = pass_on(ctx, stream, signs).await;
                 signs.set_live(false);
                 if came {
@@ -238,9 +239,7 @@ async fn pass_on(ctx: &Context, mut stream: BoxStream<'static, ()>, signs: &Sign
     loop {
         match timeout(silence(ctx.chain.block_time), stream.next()).await {
             Ok(Some(())) => {
-                if !replace(&mut came, true) {
-                    info!("heads come over the WebSocket");
-                }
+                came = true;
                 signs.set_live(true);
             }
             Ok(None) => return (came, "it closed"),

@@ -1,10 +1,13 @@
 //! The start of a run, and the sign that it goes on: the state is opened once the node proved to be of the right chain,
 //! and the heartbeat says every few seconds that this process lives.
 
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
 use tracing::{info, warn};
 
-use super::{Context, Ended, follow, pauses};
+use super::{Context, Ended, View, follow, pauses};
 use crate::{
     backoff::Backoff,
     rpc::RpcError,
@@ -13,12 +16,22 @@ use crate::{
 };
 
 /// Opens the state; waits for the store and, where the start depends on it, for the node.
-pub(super) async fn begin(ctx: &Context, start: Option<u64>) -> Result<(), Ended> {
+pub(super) async fn begin(
+    ctx: &Context,
+    first: Option<u64>,
+    views: &watch::Receiver<Option<View>>,
+) -> Result<(), Ended> {
     let mut backoff = Backoff::new(pauses::LONGEST);
     loop {
         let asked = Instant::now();
-        let opened = match verified_head(ctx).await {
-            Ok(head) => ctx.store.init(start.map_or(Start::Latest(head), Start::At)).await,
+        // Whoever follows the head may know it already; an endpoint proves its chain id before its first answer.
+        let seen = views.borrow().as_ref().map(|view| view.head);
+        let head = match seen {
+            Some(head) => Ok(head),
+            None => follow::newest(ctx, None).await,
+        };
+        let opened = match head {
+            Ok(head) => ctx.store.init(first.map_or(Start::Latest(head.number), Start::At)).await,
             Err(error @ RpcError::WrongChain { .. }) => return Err(Ended::WrongChain(error)),
             Err(error) => {
                 warn!(%error, "waiting for the node");
@@ -44,15 +57,6 @@ pub(super) async fn begin(ctx: &Context, start: Option<u64>) -> Result<(), Ended
             Err(error) => return Err(Ended::Unusable(error)),
         }
     }
-}
-
-/// The head of the right chain.
-async fn verified_head(ctx: &Context) -> Result<u64, RpcError> {
-    let told = ctx.source.chain_id().await?;
-    if told != ctx.chain.id {
-        return Err(RpcError::WrongChain { endpoint: "the endpoint".into(), expected: ctx.chain.id, told });
-    }
-    Ok(follow::newest(ctx, None).await?.number)
 }
 
 /// Says every few seconds that this process lives, so that its claims are taken over soon after it died. It tells of the

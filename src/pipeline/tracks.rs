@@ -62,7 +62,7 @@ pub async fn run(ctx: Arc<Context>, first: Option<u64>, until: Option<u64>, stop
     let begun = tokio::select! {
         biased;
         () = stop.cancelled() => Err(Ended::Stopped),
-        begun = start::begin(&ctx, first) => begun,
+        begun = start::begin(&ctx, first, &views) => begun,
         never = ctx.vitals.beat_on() => match never {},
     };
     if let Err(ended) = begun {

@@ -9,11 +9,13 @@ mod panics;
 pub mod prometheus;
 pub mod scrub;
 pub mod sentry;
+mod summary;
 pub mod verdict;
 pub mod vitals;
 
 pub use health::Health;
 pub use prometheus::Metrics;
 pub use scrub::scrub;
+pub use summary::summarise;
 pub use verdict::{Check, Status};
 pub use vitals::{Edge, Profile, Vitals};
