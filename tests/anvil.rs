@@ -222,7 +222,7 @@ async fn blocks_mined_while_the_node_is_out_of_reach_follow_in_order() {
     proxy.cut().await;
     stage.pay_in_a_block(2).await;
     let missed = stage.pay_in_a_block(3).await;
-    eventually("the loss is noticed", SOON, || async { listener.log().contains("WebSocket closed") }).await;
+    eventually("the loss is noticed", SOON, || async { listener.log().contains("no WebSocket") }).await;
     proxy.restore();
     listener.wait_watermark(missed, SOON).await;
     wait_sockets(&listener, 2).await;
