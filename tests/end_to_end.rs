@@ -101,9 +101,10 @@ async fn r04_behind_a_gap_of_nineteen_the_head_comes_first() {
 }
 
 #[tokio::test]
-async fn a_reorganisation_stops_deliveries_and_says_so() {
+async fn a_reorganisation_stops_deliveries_and_the_way_on_is_as_the_readme_says() {
     let chain = Devchain::start(Options { logs_per_block: 4, ..still(100) }).await;
-    let listener = listener_of(&chain).start();
+    let settings = listener_of(&chain);
+    let listener = settings.start();
     listener.wait_watermark(100, SOON).await;
     chain.mine(3).await;
     listener.wait_watermark(103, SOON).await;
@@ -119,6 +120,15 @@ async fn a_reorganisation_stops_deliveries_and_says_so() {
     let sent = listener.messages().len();
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(listener.messages().len(), sent, "nothing more is delivered");
+    assert_eq!(listener.stop().await.0, 0);
+    let (_, status, _) = settings.output(&["status", "--json"]).await;
+    let sealed = serde_json::from_str::<serde_json::Value>(&status).unwrap()["sealed"].as_u64().unwrap();
+    std::fs::remove_dir_all(settings.home().join("data")).unwrap();
+    let listener = settings.set("START_BLOCK", sealed + 1).start();
+    let head = chain.head().await;
+    listener.wait_watermark(head, SOON).await;
+    let (_, messages, _) = listener.stop().await;
+    assert_eq!(ids(&messages).into_iter().collect::<BTreeSet<_>>(), chain.transfers(sealed + 1, head).await);
 }
 
 #[tokio::test]

@@ -68,15 +68,16 @@ impl Memory {
     }
 }
 
-/// A store of which every fifth reply is lost after the effect.
+/// A store of which every fifth reply is lost after the effect, and which may contradict the first final commits.
 struct Lossy {
     store: Embedded,
     calls: Mutex<HashMap<&'static str, u64>>,
+    contradictions: Mutex<u32>,
 }
 
 impl Lossy {
     fn over(store: Embedded) -> Self {
-        Self { store, calls: Mutex::default() }
+        Self { store, calls: Mutex::default(), contradictions: Mutex::default() }
     }
 
     fn reply<T>(&self, operation: &'static str, reply: Result<T, StoreError>) -> Result<T, StoreError> {
@@ -126,6 +127,13 @@ impl StateStore for Lossy {
         self.reply("commit", self.store.commit(commit, track, grant).await)
     }
     async fn commit_final(&self, commit: FinalCommit, track: Track, grant: &Grant) -> Result<CommitReply, StoreError> {
+        {
+            let mut left = self.contradictions.lock().unwrap();
+            if *left > 0 {
+                *left -= 1;
+                return Ok(CommitReply::Conflict("another replica journaled a block of the range".into()));
+            }
+        }
         self.reply("commit_final", self.store.commit_final(commit, track, grant).await)
     }
     async fn seal(&self, at: BlockRef, tops: &[BlockRef]) -> Result<SealReply, StoreError> {
@@ -233,4 +241,28 @@ async fn what_another_replica_journaled_for_a_block_is_delivered_beside_our_own_
     let delivered = sink.ids();
     assert!(delivered.contains(&format!("{CHAIN}:{}:999", header.hash)), "{delivered:?}");
     assert!(delivered.len() > 1, "and ours");
+}
+
+#[tokio::test]
+async fn a_contradiction_that_came_in_between_is_no_halt_but_one_that_stays_is() {
+    let chain = Devchain::start(Options { logs_per_block: 2, ..still(75) }).await;
+    for (contradictions, halts) in [(2, false), (u32::MAX, true)] {
+        let store = Lossy::over(Embedded::in_memory(CHAIN, "development").unwrap());
+        *store.contradictions.lock().unwrap() = contradictions;
+        let context = context(&chain, Arc::new(store), Arc::new(Memory::default()));
+        let vitals = context.vitals.clone();
+        let stop = CancellationToken::new();
+        let running = pipeline::run(Arc::new(context), Some(1), Some(75), stop.clone());
+        let halted = support::process::eventually("it halts", Duration::from_mins(1), || async {
+            vitals.health().reasons.iter().any(|reason| reason.contains("another replica journaled"))
+        });
+        let ended = async {
+            if halts {
+                halted.await;
+                stop.cancel();
+            }
+        };
+        let (outcome, ()) = tokio::join!(timeout(Duration::from_mins(2), running), ended);
+        assert_eq!(matches!(outcome.unwrap(), Ended::Reached), !halts);
+    }
 }

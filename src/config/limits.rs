@@ -32,7 +32,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             rpc_timeout: Duration::from_secs(20),
-            rpc_max_bytes: 256 << 20,
+            rpc_max_bytes: 32 << 20,
             sink_timeout: Duration::from_secs(30),
             chunk_logs: 1_000,
             token_refresh: Duration::from_mins(5),

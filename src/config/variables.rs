@@ -174,7 +174,11 @@ pub const GROUPS: &[Group] = &[
         title: "Limits",
         variables: &[
             open("RPC_TIMEOUT", "20s", "one request to a node, to the last byte of its answer"),
-            open("RPC_MAX_BYTES", "256MiB", "largest answer of a node that is read"),
+            open(
+                "RPC_MAX_BYTES",
+                "32MiB",
+                "largest answer of a node that is read; a range whose answer is larger is asked for in parts",
+            ),
             open("SINK_TIMEOUT", "30s", "one call of a queue"),
             open("CHUNK_LOGS", "1000", "logs handled at once"),
             open("SHUTDOWN_GRACE", "25s", "what is in flight at a shutdown may finish within this"),

@@ -32,11 +32,15 @@ pub(super) async fn advance(
     delivered: Delivered,
 ) -> Result<Advanced, StageError> {
     let grant = &claim.grant;
+    let mut known_conflict = true;
     let reply = match delivered.proof {
         Proof::Journaled(commit) => {
             persist(ctx, "commit", Duration::MAX, || ctx.store.commit(commit, track, grant)).await?
         }
         Proof::Final(commit) => {
+            // Where every entry that the claim told of is canonical, the contradiction came later: another replica, slow
+            // since before the range was final, may have journaled a block of it meanwhile.
+            known_conflict = !grant.live.iter().all(|entry| commit.confirmed.contains(entry));
             persist(ctx, "commit_final", Duration::MAX, || ctx.store.commit_final(commit.clone(), track, grant)).await?
         }
     };
@@ -52,7 +56,8 @@ pub(super) async fn advance(
         CommitReply::Fenced => Err(StageError::Again("the journal entry was taken back")),
         CommitReply::Stale => Err(StageError::Again("the epoch moved on")),
         CommitReply::OldList => Err(StageError::Again("the token list or the contracts moved on")),
-        CommitReply::Conflict(reason) => Err(StageError::Halt(reason)),
+        CommitReply::Conflict(reason) if known_conflict => Err(StageError::Halt(reason)),
+        CommitReply::Conflict(reason) => Err(StageError::Doubt(reason)),
     }
 }
 

@@ -327,13 +327,18 @@ impl Tracks {
         }
         match work {
             Work::Seal => self.next_seal = Instant::now() + pauses::LONGEST,
-            Work::Range(track, range) => self.postpone(track, range, error),
+            Work::Range(track, range) => {
+                let gave_up = self.postpone(track, range, error);
+                if let (true, StageError::Doubt(reason)) = (gave_up, error) {
+                    self.halt(reason);
+                }
+            }
         }
         None
     }
 
-    /// The range waits, alone or with its whole track.
-    fn postpone(&mut self, track: Track, range: BlockRange, error: &StageError) {
+    /// The range waits, alone or with its whole track; answers whether the patience with it is over.
+    fn postpone(&mut self, track: Track, range: BlockRange, error: &StageError) -> bool {
         let now = Instant::now();
         let (wait, of_the_server) = match error {
             StageError::Rpc(RpcError::Throttled { retry_after, .. }) => (*retry_after, true),
@@ -355,11 +360,12 @@ impl Tracks {
             Some(until) => self.held.push((range, until)),
             None => pause.failed(wait),
         }
+        alone.is_some()
     }
 
     fn halt(&mut self, reason: &str) {
         if !self.halted {
-            error!(reason, "nothing more is delivered until someone looks and restarts");
+            error!(reason, "nothing more is delivered; how to go on stands in the README under Reorganisations");
             self.halted = true;
             self.tasks.abort_all();
         }
