@@ -313,6 +313,7 @@ async fn r22_the_token_list_is_waited_for_then_kept_and_an_empty_one_not_believe
     // Without its server, too.
     mongo.kill().await;
     wait_reason(&listener, "it stays in use").await;
+    sleep(away_longer()).await;
     let health = listener.health().await;
     assert!(health["mongodb"]["ageSeconds"].as_u64().is_some(), "{health}");
     assert_eq!(health["status"], "degraded");
