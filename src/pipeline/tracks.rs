@@ -116,7 +116,6 @@ struct Tracks {
     next_press: Instant,
     next_seal: Instant,
     watermark: i64,
-    sealed: i64,
     halted: bool,
 }
 
@@ -140,7 +139,6 @@ impl Tracks {
             next_press: now,
             next_seal: now,
             watermark: -1,
-            sealed: -1,
             halted: false,
         }
     }
@@ -266,7 +264,7 @@ impl Tracks {
 
     fn begin_seal(&mut self, view: View, snapshot: &Snapshot) {
         let height = view.heights.final_height(self.ctx.chain.finality_depth);
-        let sealed = snapshot.progress.sealed.max(self.sealed);
+        let sealed = snapshot.progress.sealed;
         let due = height.is_some_and(|height| super::signed(height) > sealed) && Instant::now() >= self.next_seal;
         if !due || self.in_flight.contains(&Work::Seal) {
             return;
@@ -374,7 +372,7 @@ impl Tracks {
 
     fn tell(&mut self, snapshot: &Snapshot) {
         let progress = &snapshot.progress;
-        (self.watermark, self.sealed) = (progress.watermark, progress.sealed);
+        self.watermark = progress.watermark;
         self.ctx.vitals.progress(progress.watermark, progress.tip, &snapshot.done);
     }
 
