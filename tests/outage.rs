@@ -591,12 +591,14 @@ async fn whatever_a_node_answers_nothing_false_is_delivered_and_nothing_lost() {
     final_soon(&settings);
     let listener = settings.start();
     // Ranges below the final height, single blocks above it.
-    listener.wait_watermark(120, SOON).await;
+    // A third of all answers is spoilt, so a block may take many tries, with pauses of up to 10 s.
+    let patience = SOON * 3;
+    listener.wait_watermark(120, patience).await;
     let mut head = 120;
     while node.spoilt() < 3 * lies().len() {
         chain.rpc().call("devchain_mine", json!([1])).await;
         head += 1;
-        listener.wait_watermark(head, SOON).await;
+        listener.wait_watermark(head, patience).await;
     }
     let (code, messages, log) = listener.stop().await;
     assert_eq!(code, 0, "{log}");

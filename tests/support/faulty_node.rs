@@ -2,6 +2,7 @@
 //! is taken, as at providers that put keys there.
 
 use std::{
+    hash::{DefaultHasher, Hash, Hasher},
     net::SocketAddr,
     sync::{
         Arc, Mutex,
@@ -78,7 +79,7 @@ impl FaultyNode {
         self.fail_every(1, vec![fault]);
     }
 
-    /// Every so manieth answer has one of these faults, one after the other.
+    /// One answer of so many has one of these faults, one fault after the other.
     pub fn fail_every(&self, every: usize, faults: Vec<Fault>) {
         *self.state.faults.lock().unwrap() = (every, faults);
     }
@@ -111,7 +112,7 @@ impl Node {
         let method = request.get(0).unwrap_or(request)["method"].as_str().unwrap_or_default();
         let count = self.requests.load(Ordering::Relaxed);
         let concerns = |fault: &Fault| !matches!(fault, Fault::Result(of, _) if *of != method);
-        if faults.is_empty() || !count.is_multiple_of(*every) {
+        if faults.is_empty() || !scattered(count).is_multiple_of(*every as u64) {
             return None;
         }
         let turn = self.spoilt.load(Ordering::Relaxed);
@@ -121,6 +122,14 @@ impl Node {
         });
         fault.cloned()
     }
+}
+
+/// A count, mixed: a listener that asks in rounds of as many requests as are between two faults would otherwise have the
+/// same one spoilt in every round.
+fn scattered(count: usize) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    count.hash(&mut hasher);
+    hasher.finish()
 }
 
 async fn answer(State(node): State<Arc<Node>>, body: Bytes) -> Response<Body> {
