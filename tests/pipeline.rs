@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use alloy::primitives::{Address, U256};
+use alloy::primitives::{Address, B256, U256};
 use async_trait::async_trait;
 use chaintap::{
     config::{ChainProfile, Limits, Sources, load_offline},
@@ -20,8 +20,9 @@ use chaintap::{
     rpc::{At, Endpoints, LogFilter},
     sinks::{Message, Outcome, Sink, SinkError},
     store::{
-        BlockCommit, ClaimReply, CommitReply, DeadLetter, FinalCommit, Grant, Initialised, Intent, IntentReply,
-        JournalEntry, ReplayReply, SealReply, Snapshot, Start, StateStore, StoreError, embedded::Embedded,
+        Amend, AmendReply, BlockCommit, ClaimReply, CommitReply, DeadLetter, Duty, FinalCommit, Grant, Initialised,
+        Intent, IntentReply, JournalEntry, Orphan, Publication, PublishReply, Published, ReplayReply, RewindReply,
+        SealReply, Snapshot, Start, StateStore, StoreError, embedded::Embedded,
     },
     telemetry::Vitals,
 };
@@ -139,8 +140,43 @@ impl StateStore for Lossy {
     async fn seal(&self, at: BlockRef, tops: &[BlockRef]) -> Result<SealReply, StoreError> {
         self.reply("seal", self.store.seal(at, tops).await)
     }
-    async fn replay(&self, to: i64, epoch: u64) -> Result<ReplayReply, StoreError> {
-        self.store.replay(to, epoch).await
+    async fn orphans(&self) -> Result<Vec<Orphan>, StoreError> {
+        self.store.orphans().await
+    }
+    async fn rewind(
+        &self,
+        entries: &[(BlockRef, u64)],
+        sealed: Option<B256>,
+        epoch: u64,
+    ) -> Result<RewindReply, StoreError> {
+        self.reply("rewind", self.store.rewind(entries, sealed, epoch).await)
+    }
+    async fn retracted(&self, orphan: Orphan) -> Result<(), StoreError> {
+        self.reply("retracted", self.store.retracted(orphan).await)
+    }
+    async fn amend(&self, amend: Amend<'_>) -> Result<AmendReply, StoreError> {
+        self.reply("amend", self.store.amend(amend).await)
+    }
+    async fn resume(&self, at: BlockRef, epoch: u64) -> Result<ReplayReply, StoreError> {
+        self.store.resume(at, epoch).await
+    }
+    async fn replay(&self, to: i64, until: Option<u64>, epoch: u64) -> Result<ReplayReply, StoreError> {
+        self.store.replay(to, until, epoch).await
+    }
+    async fn published(&self) -> Result<Published, StoreError> {
+        self.store.published().await
+    }
+    async fn publish(&self, publication: Publication<'_>) -> Result<PublishReply, StoreError> {
+        self.store.publish(publication).await
+    }
+    async fn duty(&self) -> Result<Option<Duty>, StoreError> {
+        self.store.duty().await
+    }
+    async fn scanned(&self, duty: u64, up_to: u64) -> Result<(), StoreError> {
+        self.store.scanned(duty, up_to).await
+    }
+    async fn wipe(&self) -> Result<(), StoreError> {
+        self.store.wipe().await
     }
     async fn skip(&self, to: u64, epoch: u64) -> Result<ReplayReply, StoreError> {
         self.store.skip(to, epoch).await

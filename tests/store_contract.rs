@@ -165,7 +165,7 @@ impl Home {
     }
 
     async fn replay(&self, to: i64) -> Progress {
-        match self.store.replay(to, self.progress().await.epoch).await.unwrap() {
+        match self.store.replay(to, None, self.progress().await.epoch).await.unwrap() {
             ReplayReply::Done(progress) => progress,
             ReplayReply::Stale => panic!("stale"),
         }
@@ -180,6 +180,7 @@ fn nobodys(from: u64, to: u64) -> Grant {
         epoch: 0,
         sealed: -1,
         filter_version: 0,
+        retracting: 0,
         live: Vec::new(),
     }
 }
@@ -248,7 +249,7 @@ async fn an_empty_store_has_no_progress(home: Home) {
         store.journal(10).await.map(drop),
         store.journaled(at, 1).await.map(drop),
         store.seal(at, &[]).await.map(drop),
-        store.replay(0, 1).await.map(drop),
+        store.replay(0, None, 1).await.map(drop),
         store.skip(3, 1).await.map(drop),
         store.bury(&[letter("a", DeadKind::Refused, 1)]).await.map(drop),
         store.dead_letters_len().await.map(drop),
@@ -614,8 +615,8 @@ async fn a_replay_delivers_again_with_a_higher_epoch(home: Home) {
         home.deliver(number, 0).await;
     }
     let before = home.progress().await;
-    assert_eq!(home.store.replay(102, before.epoch - 1).await.unwrap(), ReplayReply::Stale);
-    assert_eq!(home.store.replay(102, before.epoch + 1).await.unwrap(), ReplayReply::Stale);
+    assert_eq!(home.store.replay(102, None, before.epoch - 1).await.unwrap(), ReplayReply::Stale);
+    assert_eq!(home.store.replay(102, None, before.epoch + 1).await.unwrap(), ReplayReply::Stale);
     assert_eq!(home.progress().await, before);
     // Into an open gap: what is above goes, the watermark stays.
     let after = home.replay(110).await;
@@ -625,7 +626,7 @@ async fn a_replay_delivers_again_with_a_higher_epoch(home: Home) {
     assert_eq!((after.watermark, after.tip, home.done().await), (101, 101, vec![]));
     assert!(after.epoch > before.epoch + 1 || after.epoch == before.epoch + 2);
     // The epoch was compared and set: the same call again is stale.
-    assert_eq!(home.store.replay(101, before.epoch).await.unwrap(), ReplayReply::Stale);
+    assert_eq!(home.store.replay(101, None, before.epoch).await.unwrap(), ReplayReply::Stale);
     // The same blocks go again, although their old entries are still journaled.
     home.deliver(102, 0).await;
     assert_eq!(home.progress().await.watermark, 102);
@@ -731,7 +732,7 @@ async fn invalid_numbers_are_refused(home: Home) {
         home.store.claim(BlockRange { from: huge, to: huge }).await.map(drop),
         home.store.claim(BlockRange { from: 1, to: 101 }).await.map(drop),
         home.store.seal(BlockRef { number: huge, hash: B256::ZERO }, &[]).await.map(drop),
-        home.store.replay(-2, 1).await.map(drop),
+        home.store.replay(-2, None, 1).await.map(drop),
         home.store.skip(huge, 1).await.map(drop),
         home.store.init(Start::At(huge)).await.map(drop),
     ];

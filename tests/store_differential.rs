@@ -61,7 +61,7 @@ fn shape(reply: Result<String, StoreError>) -> String {
 
 /// A grant that holds no claim.
 fn grant(range: BlockRange) -> Grant {
-    Grant { range, token: "nobody:0".into(), epoch: 0, sealed: -1, filter_version: 0, live: Vec::new() }
+    Grant { range, token: "nobody:0".into(), epoch: 0, sealed: -1, filter_version: 0, retracting: 0, live: Vec::new() }
 }
 
 struct Side {
@@ -123,7 +123,7 @@ impl Side {
                 shape(self.store.seal(at, &tops).await.map(|reply: SealReply| format!("{reply:?}")))
             }
             Call::Replay { to, epoch } => {
-                let reply = self.store.replay(to, epochs[epoch]).await.unwrap();
+                let reply = self.store.replay(to, None, epochs[epoch]).await.unwrap();
                 self.replayed(reply)
             }
             Call::Skip { to, epoch } => {

@@ -119,7 +119,7 @@ async fn rewind(args: &RewindArgs, settings: &Settings, out: &mut impl Write) ->
     if !confirmed(args.yes, out)? {
         return Ok(());
     }
-    finished(store.replay(to, progress.epoch).await.map_err(|error| app::store_failure(&error))?, out)
+    finished(store.replay(to, None, progress.epoch).await.map_err(|error| app::store_failure(&error))?, out)
 }
 
 /// Marks blocks as done that were not delivered.

@@ -154,6 +154,7 @@ mod tests {
             sealed_hash: None,
             epoch: 3,
             filter_version: 1,
+            retracting: 0,
             frozen: None,
             service: "base_mainnet".to_owned(),
         };

@@ -265,7 +265,7 @@ mod tests {
         devchain::{Options, serve},
         domain::{BlockRange, BlockRef, RawLog},
         pipeline::{Span, Tokens},
-        rpc::{ChainSource, EndpointState, Endpoints, LogFilter, RangeLogs},
+        rpc::{ChainSource, EndpointState, Endpoints, LogFilter, RangeLogs, Witness},
         store::embedded::Embedded,
         telemetry::Vitals,
     };
@@ -304,6 +304,15 @@ mod tests {
         }
         async fn range_logs(&self, range: BlockRange, filter: &LogFilter) -> Result<RangeLogs, RpcError> {
             self.node.range_logs(range, filter).await
+        }
+        async fn second_opinion(&self, range: BlockRange, filter: &LogFilter) -> Result<Option<RangeLogs>, RpcError> {
+            self.node.second_opinion(range, filter).await
+        }
+        async fn witnesses(&self, number: u64) -> Vec<Witness> {
+            self.node.witnesses(number).await
+        }
+        fn eject(&self, endpoint: &str, reason: &str) {
+            self.node.eject(endpoint, reason);
         }
         async fn heads(&self) -> Result<Option<BoxStream<'static, ()>>, RpcError> {
             std::future::pending().await

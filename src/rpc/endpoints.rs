@@ -14,14 +14,14 @@ use std::{
 };
 
 use async_trait::async_trait;
-use futures_util::stream::BoxStream;
+use futures_util::{future::join_all, stream::BoxStream};
 use tokio::{
     sync::OnceCell,
     time::{Instant, timeout},
 };
 use tracing::{debug, info, warn};
 
-use super::{At, ChainSource, EndpointState, LogFilter, RangeLogs, RpcError, client::Node, heads};
+use super::{At, ChainSource, EndpointState, LogFilter, RangeLogs, RpcError, Witness, client::Node, heads};
 use crate::{
     config::{Limits, SecretUrl},
     domain::{BlockRange, BlockRef, Header, RawLog},
@@ -29,6 +29,8 @@ use crate::{
 
 /// While another endpoint serves, the preferred one is probed this often.
 const RETURN_AFTER: Duration = Duration::from_secs(30);
+/// An endpoint on another fork is not asked for this long.
+const EJECTED_FOR: Duration = Duration::from_mins(10);
 /// How long the probe may take; one request waits for it.
 const PROBE: Duration = Duration::from_secs(2);
 
@@ -59,6 +61,8 @@ struct Record {
     head: Option<u64>,
     /// It was away since its chain was verified: another node may stand there now (F11).
     doubtful: bool,
+    /// It is on another fork, and until then not asked.
+    ejected_until: Option<Instant>,
 }
 
 impl Endpoints {
@@ -93,6 +97,9 @@ impl Endpoints {
         for step in 0..self.by_preference.len() {
             let index = (start + step) % self.by_preference.len();
             let Some(endpoint) = self.by_preference.get(index) else { continue };
+            if endpoint.is_ejected() && !self.by_preference.iter().all(Endpoint::is_ejected) {
+                continue;
+            }
             let answer = match endpoint.node(self.chain_id, &self.limits).await {
                 Ok(node) => request(node.clone()).await,
                 Err(error) => Err(error),
@@ -119,7 +126,7 @@ impl Endpoints {
     /// its time limit. Only the request that finds the probe due waits for it.
     async fn return_if_due(&self) {
         let Some(preferred) = self.by_preference.first() else { return };
-        if !self.probe_is_due() {
+        if preferred.is_ejected() || !self.probe_is_due() {
             return;
         }
         let probe = timeout(PROBE.min(self.limits.rpc_timeout), async {
@@ -212,6 +219,10 @@ impl Endpoint {
         record.doubtful |= matches!(failure, Some(RpcError::Transient(_) | RpcError::TimedOut));
     }
 
+    fn is_ejected(&self) -> bool {
+        self.record().ejected_until.is_some_and(|until| Instant::now() < until)
+    }
+
     fn record(&self) -> MutexGuard<'_, Record> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -263,6 +274,48 @@ impl ChainSource for Endpoints {
     async fn range_logs(&self, range: BlockRange, filter: &LogFilter) -> Result<RangeLogs, RpcError> {
         let (_, logs) = self.ask(|node| async move { node.range_logs(range, filter).await }).await?;
         Ok(logs)
+    }
+
+    async fn second_opinion(&self, range: BlockRange, filter: &LogFilter) -> Result<Option<RangeLogs>, RpcError> {
+        let current = self.current.load(Ordering::Relaxed);
+        let mut reason = None;
+        for (index, endpoint) in self.by_preference.iter().enumerate() {
+            if index == current || endpoint.is_ejected() {
+                continue;
+            }
+            let answer = match endpoint.node(self.chain_id, &self.limits).await {
+                Ok(node) => node.range_logs(range, filter).await,
+                Err(error) => Err(error),
+            };
+            endpoint.remember(answer.as_ref().err());
+            match answer {
+                Ok(logs) => return Ok(Some(logs)),
+                Err(error) => reason = reason.or(Some(error)),
+            }
+        }
+        reason.map_or(Ok(None), Err)
+    }
+
+    async fn witnesses(&self, number: u64) -> Vec<Witness> {
+        let asking = self.by_preference.iter().map(|endpoint| async move {
+            let answer = match endpoint.node(self.chain_id, &self.limits).await {
+                Ok(node) => node.header(At::Number(number)).await,
+                Err(error) => Err(error),
+            };
+            endpoint.remember(answer.as_ref().err());
+            Witness { endpoint: endpoint.name.clone(), answer }
+        });
+        join_all(asking).await
+    }
+
+    fn eject(&self, endpoint: &str, reason: &str) {
+        for known in self.by_preference.iter().filter(|known| known.name == endpoint) {
+            warn!(endpoint, reason, "the endpoint is on another fork and not asked for some minutes");
+            let mut record = known.record();
+            record.ejected_until = Some(Instant::now() + EJECTED_FOR);
+            record.errors += 1;
+            record.last_error = Some(reason.to_owned());
+        }
     }
 
     async fn heads(&self) -> Result<Option<BoxStream<'static, ()>>, RpcError> {

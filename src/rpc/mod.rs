@@ -72,6 +72,15 @@ pub trait ChainSource: Send + Sync {
     /// The matching logs of a range; [`RpcError::TooLarge`] where the node wants a smaller one.
     async fn range_logs(&self, range: BlockRange, filter: &LogFilter) -> Result<RangeLogs, RpcError>;
 
+    /// The logs of a range as another endpoint than the one in use has them; `None` where there is no other.
+    async fn second_opinion(&self, range: BlockRange, filter: &LogFilter) -> Result<Option<RangeLogs>, RpcError>;
+
+    /// What every endpoint has at this height, asked side by side: for what one endpoint's word is not enough for.
+    async fn witnesses(&self, number: u64) -> Vec<Witness>;
+
+    /// Asks this endpoint no more for some minutes: it is on another fork. Where all are, they are asked all the same.
+    fn eject(&self, endpoint: &str, reason: &str);
+
     /// A stream that yields once for every sign of a new head. A sign is a tap on the shoulder and carries nothing: the
     /// head itself is always read with [`header`](Self::header). `None` where the source cannot push; the stream
     /// ends when its connection does.
@@ -79,6 +88,15 @@ pub trait ChainSource: Send + Sync {
 
     /// What is known of each endpoint, in order of preference.
     fn endpoints(&self) -> Vec<EndpointState>;
+}
+
+/// What one endpoint has at a height.
+#[derive(Clone, Debug)]
+pub struct Witness {
+    /// The endpoint's name.
+    pub endpoint: String,
+    /// The header; `None` where it does not have that height.
+    pub answer: Result<Option<Header>, RpcError>,
 }
 
 /// What is known of one endpoint.

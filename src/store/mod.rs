@@ -7,7 +7,7 @@
 //!
 //! The store knows the identity of its process (`owner`: host and boot id); callers do not pass it.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use alloy::primitives::B256;
 use async_trait::async_trait;
@@ -44,6 +44,8 @@ pub const MAX_REFUSED: u64 = 100_000;
 pub const MAX_UNDECODABLE: u64 = 10_000;
 /// Journaled bytes of unsealed blocks beyond which no new entry is begun (protocol §3.1).
 const JOURNAL_CAP: u64 = 32 << 20;
+/// Most entries that one BARRIER answers with.
+pub const MAX_ORPHANS: usize = 100;
 /// Journal entries that one SEAL drops (protocol §4).
 const SEAL_DROPS: usize = 200;
 
@@ -54,6 +56,8 @@ pub enum Start {
     At(u64),
     /// The head at this moment is the first block to deliver; the caller read it.
     Latest(u64),
+    /// The store must hold state already (`EXPECT_STATE`): an empty one is refused rather than begun.
+    Expected,
 }
 
 /// The truth, as one consistent reading.
@@ -73,6 +77,8 @@ pub struct Progress {
     pub filter_version: u64,
     /// Why nothing may be delivered, where that is so.
     pub frozen: Option<String>,
+    /// Journal entries whose messages have to be taken back before anything new is sent.
+    pub retracting: u64,
     /// The service name written into the views.
     pub service: String,
 }
@@ -110,6 +116,8 @@ pub struct Grant {
     pub sealed: i64,
     /// Filter version at the time of the claim.
     pub filter_version: u64,
+    /// Journal entries whose messages have to be taken back first.
+    pub retracting: u64,
     /// Live journal entries in `[from - 1, to + 1]`.
     pub live: Vec<BlockRef>,
 }
@@ -229,7 +237,7 @@ pub enum CommitReply {
     Conflict(String),
 }
 
-/// A live journal entry, without its events.
+/// A live journal entry (one that is not being taken back), without its events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct JournalEntry {
     /// The block.
@@ -240,6 +248,119 @@ pub struct JournalEntry {
     pub epoch: u64,
     /// Whether it was committed (otherwise it is being sent).
     pub done: bool,
+}
+
+/// A journal entry whose block left the chain: everything that it holds is to be retracted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Orphan {
+    /// The block.
+    pub block: BlockRef,
+    /// Epoch it was journaled in, part of the entry's name.
+    pub epoch: u64,
+    /// Epoch of the REWIND that took it back: the retractions' version is `2 * retract_epoch`.
+    pub retract_epoch: u64,
+}
+
+/// Answer of REWIND.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RewindReply {
+    /// The entries are being taken back, under a new epoch; the new progress.
+    Rewound(Progress),
+    /// The epoch moved on: someone else did it, or something else; read again.
+    Stale,
+    /// What was sealed left the chain. Nothing but `frozen` was changed; the reason that it holds now.
+    Deep(String),
+}
+
+/// Events that were found for a block which may be delivered already: by a re-scan or an audit.
+#[derive(Clone, Debug)]
+pub struct Amend<'a> {
+    /// The block, canonical.
+    pub block: BlockRef,
+    /// Filter version of the caller's token list.
+    pub filter_version: u64,
+    /// Digest of everything that the entry holds, and of these events.
+    pub digest: Digest,
+    /// What the entry lacks, one of the [`parts`] of it, possibly none.
+    pub events: &'a [Event],
+}
+
+/// Answer of AMEND.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AmendReply {
+    /// Journaled in the entry of this epoch, and a barrier vouches for it: send the events under it.
+    Journaled {
+        /// The entry's epoch.
+        epoch: u64,
+    },
+    /// The entry of this epoch holds other events than the digest says: read it, and offer what it lacks.
+    More {
+        /// The entry's epoch.
+        epoch: u64,
+    },
+    /// Delivered, final and without an entry: send the events under this epoch, and see that it is still the chain's
+    /// before the duty counts as done.
+    Final {
+        /// The chain's epoch.
+        epoch: u64,
+    },
+    /// Not delivered yet: its track delivers it, with the new list.
+    Missing,
+    /// The block is being taken back, or another one stands at its height: nothing to amend.
+    Gone,
+    /// The filter moved on: refresh.
+    OldList,
+    /// Nothing may be delivered.
+    Frozen,
+}
+
+/// What events are filtered with, as it was published for all replicas.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Published {
+    /// Raised by one with every change; 0 before the first publication.
+    pub version: u64,
+    /// The tokens and contracts by key: opaque to the store, ordered, each at most 200 bytes.
+    pub members: BTreeSet<String>,
+}
+
+/// A token or contract that joins the filter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Its key.
+    pub key: String,
+    /// The first block from which it is wanted, where it has one of its own.
+    pub from: Option<u64>,
+}
+
+/// `PUBLISH_FILTER`: a change of what events are filtered with; without a change, the news that a check found none.
+#[derive(Clone, Debug)]
+pub struct Publication<'a> {
+    /// The version that this one replaces: compare-and-set.
+    pub version: u64,
+    /// What joins.
+    pub added: &'a [Member],
+    /// Keys of what leaves.
+    pub removed: &'a [String],
+}
+
+/// Answer of `PUBLISH_FILTER`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PublishReply {
+    /// This version is the chain's now.
+    Published(u64),
+    /// Someone else published meanwhile: read again.
+    Stale,
+}
+
+/// Blocks that are to be looked at again for what joined the filter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Duty {
+    /// Its name, to report on it.
+    pub id: u64,
+    /// What is still to be scanned.
+    pub range: BlockRange,
+    /// Keys of the members that joined.
+    pub members: Vec<String>,
 }
 
 /// Answer of SEAL.
@@ -345,8 +466,49 @@ pub trait StateStore: Send + Sync {
     /// SEAL: `at` is the canonical block at the final height, `tops` the canonical top of every run at or below it.
     async fn seal(&self, at: BlockRef, tops: &[BlockRef]) -> Result<SealReply, StoreError>;
 
-    /// REPLAY: deliver again from `to + 1`, with the same ids and higher versions.
-    async fn replay(&self, to: i64, epoch: u64) -> Result<ReplayReply, StoreError>;
+    /// BARRIER: the entries that are being taken back, ascending, at most [`MAX_ORPHANS`] of them; once it answers, the
+    /// store keeps the REWIND that made them so.
+    async fn orphans(&self) -> Result<Vec<Orphan>, StoreError>;
+
+    /// REWIND: the blocks of these entries (block and epoch) left the chain. `sealed` is the canonical hash at the
+    /// sealed height, where anything is sealed. Compare-and-set: of several callers with one epoch one wins.
+    async fn rewind(
+        &self,
+        entries: &[(BlockRef, u64)],
+        sealed: Option<B256>,
+        epoch: u64,
+    ) -> Result<RewindReply, StoreError>;
+
+    /// RETRACTED: every sink acknowledged every retraction of the entry; it is forgotten.
+    async fn retracted(&self, orphan: Orphan) -> Result<(), StoreError>;
+
+    /// AMEND with its barrier, before the events are sent.
+    async fn amend(&self, amend: Amend<'_>) -> Result<AmendReply, StoreError>;
+
+    /// RESUME: an operator accepts that the chain was reorganised below what was sealed. `at` is canonical, at or below
+    /// the sealed height: it is what is sealed from now on. Compare-and-set; nothing is frozen afterwards.
+    async fn resume(&self, at: BlockRef, epoch: u64) -> Result<ReplayReply, StoreError>;
+
+    /// REPLAY: deliver the blocks above `to`, up to `until` where it is given, again, with the same ids and higher
+    /// versions.
+    async fn replay(&self, to: i64, until: Option<u64>, epoch: u64) -> Result<ReplayReply, StoreError>;
+
+    /// What events are filtered with, as it was last published.
+    async fn published(&self) -> Result<Published, StoreError>;
+
+    /// `PUBLISH_FILTER`: for what joins, a duty to scan [its own start, or above the tip of the last check, .. tip]. The
+    /// first publication on a store makes no duties: nothing was filtered without it.
+    async fn publish(&self, publication: Publication<'_>) -> Result<PublishReply, StoreError>;
+
+    /// Takes a re-scan duty, of which every replica has at most one at a time: its own again, one that nobody has, or one
+    /// whose owner is dead.
+    async fn duty(&self) -> Result<Option<Duty>, StoreError>;
+
+    /// Every block of the duty up to `up_to` was scanned and what was found is delivered.
+    async fn scanned(&self, duty: u64, up_to: u64) -> Result<(), StoreError>;
+
+    /// Forgets everything of this chain, for good.
+    async fn wipe(&self) -> Result<(), StoreError>;
 
     /// SKIP: the operator knows that blocks up to `to` will not be delivered by this store.
     async fn skip(&self, to: u64, epoch: u64) -> Result<ReplayReply, StoreError>;

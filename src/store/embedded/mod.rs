@@ -10,6 +10,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use alloy::primitives::B256;
 use async_trait::async_trait;
 use redb::{Database, DatabaseError, backends::InMemoryBackend};
 
@@ -19,9 +20,9 @@ use self::{
     rules::Draft,
 };
 use super::{
-    BlockCommit, ClaimReply, CommitReply, DeadLetter, FinalCommit, Grant, Initialised, Intent, IntentReply,
-    JournalEntry, Progress, ReplayReply, SealReply, Snapshot, Start, StateStore, StoreError, check_claim, check_number,
-    check_replay, packed, read_letter,
+    Amend, AmendReply, BlockCommit, ClaimReply, CommitReply, DeadLetter, Duty, FinalCommit, Grant, Initialised, Intent,
+    IntentReply, JournalEntry, Orphan, Progress, Publication, PublishReply, Published, ReplayReply, RewindReply,
+    SealReply, Snapshot, Start, StateStore, StoreError, check_claim, check_number, check_replay, packed, read_letter,
 };
 use crate::domain::{BlockRange, BlockRef, Digest, Event, Track};
 
@@ -205,6 +206,7 @@ impl Home {
             epoch: truth.epoch,
             filter_version: truth.filter_version,
             frozen: truth.frozen.clone(),
+            retracting: 0,
             service: self.service.clone(),
         }
     }
@@ -236,6 +238,7 @@ impl Home {
                 epoch: truth.epoch,
                 sealed: truth.sealed,
                 filter_version: truth.filter_version,
+                retracting: 0,
                 live: live.iter().map(books::Entry::block).collect(),
             }))
         })
@@ -262,7 +265,10 @@ fn now() -> u64 {
 #[async_trait]
 impl StateStore for Embedded {
     async fn init(&self, start: Start) -> Result<Initialised, StoreError> {
-        let (Start::At(first) | Start::Latest(first)) = start;
+        let first = match start {
+            Start::At(first) | Start::Latest(first) => first,
+            Start::Expected => return Err(StoreError::Fatal("not built yet".into())),
+        };
         check_number(first)?;
         self.run(move |home| home.init(first)).await
     }
@@ -356,9 +362,54 @@ impl StateStore for Embedded {
         self.operate(move |books, truth| rules::seal(books, truth, at, &tops)).await
     }
 
-    async fn replay(&self, to: i64, epoch: u64) -> Result<ReplayReply, StoreError> {
+    async fn replay(&self, to: i64, _until: Option<u64>, epoch: u64) -> Result<ReplayReply, StoreError> {
         check_replay(to)?;
         self.set(epoch, move |books, truth| rules::replay(books, truth, to, now())).await
+    }
+
+    async fn orphans(&self) -> Result<Vec<Orphan>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    async fn rewind(
+        &self,
+        _entries: &[(BlockRef, u64)],
+        _sealed: Option<B256>,
+        _epoch: u64,
+    ) -> Result<RewindReply, StoreError> {
+        Err(StoreError::Fatal("not built yet".into()))
+    }
+
+    async fn retracted(&self, _orphan: Orphan) -> Result<(), StoreError> {
+        Err(StoreError::Fatal("not built yet".into()))
+    }
+
+    async fn amend(&self, _amend: Amend<'_>) -> Result<AmendReply, StoreError> {
+        Err(StoreError::Fatal("not built yet".into()))
+    }
+
+    async fn resume(&self, _at: BlockRef, _epoch: u64) -> Result<ReplayReply, StoreError> {
+        Err(StoreError::Fatal("not built yet".into()))
+    }
+
+    async fn published(&self) -> Result<Published, StoreError> {
+        Ok(Published::default())
+    }
+
+    async fn publish(&self, publication: Publication<'_>) -> Result<PublishReply, StoreError> {
+        Ok(PublishReply::Published(publication.version))
+    }
+
+    async fn duty(&self) -> Result<Option<Duty>, StoreError> {
+        Ok(None)
+    }
+
+    async fn scanned(&self, _duty: u64, _up_to: u64) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn wipe(&self) -> Result<(), StoreError> {
+        Err(StoreError::Fatal("not built yet".into()))
     }
 
     async fn skip(&self, to: u64, epoch: u64) -> Result<ReplayReply, StoreError> {

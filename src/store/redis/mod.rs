@@ -6,13 +6,15 @@
 
 use std::time::Duration;
 
+use alloy::primitives::B256;
 use async_trait::async_trait;
 
 use self::{barrier::Barrier, connection::Link, reply::Reply, scripts::Lua, scripts::Scripts};
 use super::{
-    BlockCommit, CLAIM_TTL, ClaimReply, CommitReply, DeadKind, DeadLetter, FinalCommit, Grant, HEARTBEAT_TTL,
-    Initialised, Intent, IntentReply, JOURNAL_CAP, JournalEntry, MARKER_BLOCKS, MAX_DONE_INTERVALS, MAX_REFUSED,
-    MAX_UNDECODABLE, ReplayReply, SEAL_DROPS, SealReply, Snapshot, Start, StateStore, StoreError, keys::Keys, packed,
+    Amend, AmendReply, BlockCommit, CLAIM_TTL, ClaimReply, CommitReply, DeadKind, DeadLetter, Duty, FinalCommit, Grant,
+    HEARTBEAT_TTL, Initialised, Intent, IntentReply, JOURNAL_CAP, JournalEntry, MARKER_BLOCKS, MAX_DONE_INTERVALS,
+    MAX_REFUSED, MAX_UNDECODABLE, Orphan, Publication, PublishReply, Published, ReplayReply, RewindReply, SEAL_DROPS,
+    SealReply, Snapshot, Start, StateStore, StoreError, keys::Keys, packed,
 };
 use crate::{
     config::{Durability, SecretUrl},
@@ -145,7 +147,10 @@ impl RedisStore {
 impl StateStore for RedisStore {
     async fn init(&self, start: Start) -> Result<Initialised, StoreError> {
         self.refuse_other_chains().await?;
-        let (Start::At(first) | Start::Latest(first)) = start;
+        let first = match start {
+            Start::At(first) | Start::Latest(first) => first,
+            Start::Expected => return Err(StoreError::Fatal("not built yet".into())),
+        };
         let reply = self.run(&self.scripts.init, self.args().block(first)?).await?;
         if reply.status() == "REFUSED" {
             return Err(StoreError::Fatal(reply.text(1)?.to_owned()));
@@ -278,10 +283,55 @@ impl StateStore for RedisStore {
         }
     }
 
-    async fn replay(&self, to: i64, epoch: u64) -> Result<ReplayReply, StoreError> {
+    async fn replay(&self, to: i64, _until: Option<u64>, epoch: u64) -> Result<ReplayReply, StoreError> {
         super::check_replay(to)?;
         let reply = self.run(&self.scripts.replay, self.args().text(&to).text(&epoch)).await?;
         self.replayed(&reply)
+    }
+
+    async fn orphans(&self) -> Result<Vec<Orphan>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    async fn rewind(
+        &self,
+        _entries: &[(BlockRef, u64)],
+        _sealed: Option<B256>,
+        _epoch: u64,
+    ) -> Result<RewindReply, StoreError> {
+        Err(StoreError::Fatal("not built yet".into()))
+    }
+
+    async fn retracted(&self, _orphan: Orphan) -> Result<(), StoreError> {
+        Err(StoreError::Fatal("not built yet".into()))
+    }
+
+    async fn amend(&self, _amend: Amend<'_>) -> Result<AmendReply, StoreError> {
+        Err(StoreError::Fatal("not built yet".into()))
+    }
+
+    async fn resume(&self, _at: BlockRef, _epoch: u64) -> Result<ReplayReply, StoreError> {
+        Err(StoreError::Fatal("not built yet".into()))
+    }
+
+    async fn published(&self) -> Result<Published, StoreError> {
+        Ok(Published::default())
+    }
+
+    async fn publish(&self, publication: Publication<'_>) -> Result<PublishReply, StoreError> {
+        Ok(PublishReply::Published(publication.version))
+    }
+
+    async fn duty(&self) -> Result<Option<Duty>, StoreError> {
+        Ok(None)
+    }
+
+    async fn scanned(&self, _duty: u64, _up_to: u64) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn wipe(&self) -> Result<(), StoreError> {
+        Err(StoreError::Fatal("not built yet".into()))
     }
 
     async fn skip(&self, to: u64, epoch: u64) -> Result<ReplayReply, StoreError> {

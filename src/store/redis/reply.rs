@@ -88,6 +88,7 @@ impl Reply {
             sealed_hash,
             epoch: self.parse(5)?,
             filter_version: self.parse(6)?,
+            retracting: 0,
             frozen: (!frozen.is_empty()).then(|| frozen.to_owned()),
             service: service.to_owned(),
         })
@@ -111,6 +112,7 @@ impl Reply {
                 epoch: self.parse(2)?,
                 sealed: self.parse(3)?,
                 filter_version: self.parse(4)?,
+                retracting: 0,
                 live: self.groups(5, 2).map(|place| self.block(place)).collect::<Result<_, _>>()?,
             }),
             "DONE" => ClaimReply::Done,
