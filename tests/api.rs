@@ -309,16 +309,17 @@ async fn a_store_that_is_never_heard_of_again_fails_without_an_error() {
 }
 
 #[tokio::test]
-async fn a_halt_fails_at_once_keeps_its_first_reason_and_stays() {
+async fn a_halt_fails_at_once_and_stays_until_it_is_taken_back() {
     let served = Served::well().await;
-    served.vitals.halt("block 1000 left the chain");
-    served.vitals.halt("claims refused");
+    served.vitals.halt(Some("block 1000 left the chain"));
     served.pass(3_600, &[]);
     served.vitals.tokens(Some(150));
-    served.expect("fail", "nothing is delivered until a restart: block 1000 left the chain").await;
+    served.expect("fail", "nothing is delivered: block 1000 left the chain").await;
     let (code, ready) = served.get("/readyz").await;
     assert_eq!(code, StatusCode::SERVICE_UNAVAILABLE);
     assert!(ready.contains("[-]delivering: block 1000 left the chain"), "{ready}");
+    served.vitals.halt(None);
+    assert!(!served.get("/readyz").await.1.contains("[-]delivering"));
 }
 
 #[tokio::test]
@@ -440,7 +441,7 @@ async fn liveness_looks_at_the_loop_and_at_nothing_else() {
     served.silence(3_600);
     assert_eq!(served.get("/livez").await.0, StatusCode::OK, "a start may wait for its servers for ever");
     served.vitals.beat();
-    served.vitals.halt("state vanished");
+    served.vitals.halt(Some("state vanished"));
     served.silence(60);
     assert_eq!(served.get("/livez").await, (StatusCode::OK, "ok\n".to_owned()));
     served.silence(1);
@@ -645,7 +646,7 @@ async fn no_answer_holds_a_secret_whatever_the_errors_of_libraries_quote() {
     served.vitals.edge(Edge::Tokens, Err(&quoted("mongodb+srv")));
     served.vitals.edge(Edge::Sink(QUEUE.to_owned()), Err(&quoted("https")));
     served.vitals.note("durability", Some(quoted("rediss")));
-    served.vitals.halt(&quoted("https"));
+    served.vitals.halt(Some(&quoted("https")));
     served.silence(40);
     for path in ["/health", "/livez", "/readyz", "/readyz?verbose", "/metrics", "/nowhere"] {
         let (_, body) = served.get(path).await;

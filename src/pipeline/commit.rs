@@ -32,15 +32,11 @@ pub(super) async fn advance(
     delivered: Delivered,
 ) -> Result<Advanced, StageError> {
     let grant = &claim.grant;
-    let mut known_conflict = true;
     let reply = match delivered.proof {
         Proof::Journaled(commit) => {
             persist(ctx, "commit", Duration::MAX, || ctx.store.commit(commit, track, grant)).await?
         }
         Proof::Final(commit) => {
-            // Where every entry that the claim told of is canonical, the contradiction came later: another replica, slow
-            // since before the range was final, may have journaled a block of it meanwhile.
-            known_conflict = !grant.live.iter().all(|entry| commit.confirmed.contains(entry));
             persist(ctx, "commit_final", Duration::MAX, || ctx.store.commit_final(commit.clone(), track, grant)).await?
         }
     };
@@ -56,8 +52,7 @@ pub(super) async fn advance(
         CommitReply::Fenced => Err(StageError::Again("the journal entry was taken back")),
         CommitReply::Stale => Err(StageError::Again("the epoch moved on")),
         CommitReply::OldList => Err(StageError::Again("the token list or the contracts moved on")),
-        CommitReply::Conflict(reason) if known_conflict => Err(StageError::Halt(reason)),
-        CommitReply::Conflict(reason) => Err(StageError::Doubt(reason)),
+        CommitReply::Conflict(reason) => Err(StageError::Conflict(reason)),
     }
 }
 
@@ -78,7 +73,7 @@ pub(super) async fn seal(ctx: &Context, view: &View) -> Result<(), StageError> {
     for top in &tops {
         let canonical = canonical(ctx, top.number).await?;
         if canonical != *top {
-            return Err(StageError::Halt(format!(
+            return Err(StageError::Conflict(format!(
                 "a reorganisation: block {top} was delivered, but the chain now has {canonical}"
             )));
         }

@@ -84,9 +84,9 @@ pub enum StageError {
     /// The store did not serve; after a pause the range is planned again, or the process stops.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Contradicted by something that may have come in between: plan anew, and halt if it stays.
+    /// What is journaled and what a node says are not one chain: look which blocks left it, then plan anew.
     #[error("{0}")]
-    Doubt(String),
+    Conflict(String),
     /// Nothing more may be delivered until someone looks; the reason.
     #[error("{0}")]
     Halt(String),

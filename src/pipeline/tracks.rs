@@ -326,10 +326,7 @@ impl Tracks {
         match work {
             Work::Seal => self.next_seal = Instant::now() + pauses::LONGEST,
             Work::Range(track, range) => {
-                let gave_up = self.postpone(track, range, error);
-                if let (true, StageError::Doubt(reason)) = (gave_up, error) {
-                    self.halt(reason);
-                }
+                self.postpone(track, range, error);
             }
         }
         None
@@ -367,7 +364,7 @@ impl Tracks {
             self.halted = true;
             self.tasks.abort_all();
         }
-        self.ctx.vitals.halt(reason);
+        self.ctx.vitals.halt(Some(reason));
     }
 
     fn tell(&mut self, snapshot: &Snapshot) {

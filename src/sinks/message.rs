@@ -1,7 +1,8 @@
 //! The message as consumers read it (contract §8); its JSON Schema is `docs/message.schema.json`.
 //!
-//! A message is a pure function of the event, the chain and the epoch: nothing in it varies between attempts, replicas
-//! or providers, so that sending it twice is sending the same bytes twice. Handing it over is the sinks' work.
+//! A message is a pure function of the event, the chain, the epoch and whether it applies the event or takes it back:
+//! nothing in it varies between attempts, replicas or providers, so that sending it twice is sending the same bytes
+//! twice. Handing it over is the sinks' work.
 
 use alloy::{hex, primitives::Address};
 use serde::Deserialize;
@@ -23,7 +24,7 @@ pub struct Message {
     pub id: String,
     /// Higher for a later state of the same id.
     pub version: u64,
-    /// The event's name, e.g. `Transfer`.
+    /// The event's name, e.g. `Transfer`; of a retraction `TransferRetracted`.
     pub event_type: String,
     /// The chain's id.
     pub chain_id: u64,
@@ -37,10 +38,21 @@ impl Message {
     /// The message that applies `event` under `epoch`: version `2 * epoch + 1` (protocol §2).
     #[must_use]
     pub fn apply(event: &Event, chain_id: u64, epoch: u64) -> Self {
+        Self::compose(event, event.name.to_string(), chain_id, epoch.saturating_mul(2).saturating_add(1))
+    }
+
+    /// The message that takes `event` back, because its block left the chain at the rewind to `epoch`: version
+    /// `2 * epoch`, above everything that was said of it before and below what may be said of it after (protocol §2).
+    #[must_use]
+    pub fn retract(event: &Event, chain_id: u64, epoch: u64) -> Self {
+        Self::compose(event, format!("{}Retracted", event.name), chain_id, epoch.saturating_mul(2))
+    }
+
+    fn compose(event: &Event, event_type: String, chain_id: u64, version: u64) -> Self {
         let mut message = Self {
             id: format!("{chain_id}:{}:{}", event.block.hash, event.log_index),
-            version: epoch.saturating_mul(2).saturating_add(1),
-            event_type: event.name.to_string(),
+            version,
+            event_type,
             chain_id,
             contract_address: eip55(event.address),
             body: String::with_capacity(USUAL_BODY_BYTES),

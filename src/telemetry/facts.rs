@@ -31,6 +31,8 @@ pub(super) struct Facts {
     pub(super) tokens: Option<(usize, Instant)>,
     pub(super) dead_letters: u64,
     pub(super) halted: Option<String>,
+    /// Reorganisations that this process unwound.
+    pub(super) reorgs: u64,
     pub(super) notes: BTreeMap<&'static str, String>,
     pub(super) started: bool,
     pub(super) draining: bool,
@@ -114,6 +116,7 @@ impl Facts {
             tokens: None,
             dead_letters: 0,
             halted: None,
+            reorgs: 0,
             notes: BTreeMap::new(),
             started: false,
             draining: false,

@@ -35,7 +35,7 @@ pub struct Health {
     pub redis: StoreHealth,
     pub mongodb: TokensHealth,
     pub sinks: Vec<SinkHealth>,
-    /// Unwound reorganisations; until they are unwound, a reorganisation of delivered blocks is a failure.
+    /// Reorganisations of delivered blocks that this process unwound.
     pub reorgs: u64,
     pub dead_letters: u64,
 }
@@ -135,7 +135,7 @@ pub(super) fn body(profile: &Profile, facts: &Facts, now: Instant) -> Health {
         redis: store(profile, facts, now),
         mongodb: tokens(profile, facts, now),
         sinks: sinks(profile, facts, now),
-        reorgs: 0,
+        reorgs: facts.reorgs,
         dead_letters: facts.dead_letters,
     }
 }

@@ -57,6 +57,9 @@ const STAGE_SECONDS: &[f64] = &[0.0001, 0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0
 /// One operation of the state store.
 const STORE_SECONDS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
 
+/// Blocks of one reorganisation.
+const DEPTH_BLOCKS: &[f64] = &[1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0, 34.0, 64.0, 128.0];
+
 macro_rules! declare {
     ($($id:ident = $kind:expr, $name:literal, [$($label:literal),*], $help:literal;)*) => {
         $(const $id: Metric<{ <[&str]>::len(&[$($label),*]) }> =
@@ -115,6 +118,11 @@ declare! {
     DEAD_LETTERS = Kind::Gauge, "dead_letters", [], "Dead letters kept for an operator.";
     BURIED = Kind::Counter, "dead_letters_buried_total", ["kind"], "Messages refused for good and logs that cannot be decoded.";
 
+    REORGS = Kind::Counter, "reorgs_total", [], "Reorganisations of delivered blocks that this process unwound.";
+    REORG_DEPTH = Kind::Histogram(DEPTH_BLOCKS), "reorg_depth_blocks", [],
+        "Delivered blocks that one reorganisation took back, counted down from the highest.";
+    RETRACTED = Kind::Counter, "events_retracted_total", [], "Events that were taken back.";
+
     TOKENS = Kind::Gauge, "tokens_tracked", [], "Tokens of this chain in the list in use.";
     TOKENS_TIME = Kind::Gauge, "tokens_last_refresh_timestamp_seconds", [], "When the token list was last read.";
     TOKEN_FAILURES = Kind::Counter, "token_refresh_failures_total", [], "Readings of the token list that failed.";
@@ -140,6 +148,11 @@ pub fn logs_rejected(reason: &'static str, logs: u64) {
 /// Events passed every filter.
 pub fn events_matched(events: u64) {
     count(&EVENTS, [], events);
+}
+
+/// Events were taken back.
+pub fn events_retracted(events: u64) {
+    count(&RETRACTED, [], events);
 }
 
 /// One stage of one range ended; `stage` is one of [`STAGES`].
@@ -214,6 +227,11 @@ pub(super) fn head(number: u64, timestamp: u64, deliverable: Option<u64>) {
 pub(super) fn progress(watermark: i64, tip: i64) {
     set(&WATERMARK, [], float(watermark));
     set(&TIP, [], float(tip));
+}
+
+pub(super) fn reorganised(blocks: u64) {
+    count(&REORGS, [], 1);
+    observe(&REORG_DEPTH, [], float(blocks));
 }
 
 pub(super) fn gaps(ranges: u64, blocks: u64) {

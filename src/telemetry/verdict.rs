@@ -118,7 +118,7 @@ pub(super) fn status(profile: &Profile, facts: &Facts, now: Instant) -> (Status,
 /// Reasons for `fail`.
 fn failures(profile: &Profile, facts: &Facts, now: Instant) -> Vec<String> {
     let mut reasons = Vec::new();
-    reasons.extend(facts.halted.iter().map(|why| format!("nothing is delivered until a restart: {why}")));
+    reasons.extend(facts.halted.iter().map(|why| format!("nothing is delivered: {why}")));
     for (edge, known) in &facts.judged() {
         let down = unusable(profile, edge, known, now).filter(|down| *down > FAIL_AFTER);
         match (edge, down) {

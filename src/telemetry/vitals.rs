@@ -204,10 +204,15 @@ impl Vitals {
         metrics::dead_letters(count);
     }
 
-    /// Nothing more is delivered; the reason. Stays until the process is started again.
-    pub fn halt(&self, reason: &str) {
-        // The first reason is the cause; what follows is its consequence.
-        self.facts().halted.get_or_insert_with(|| cut(reason));
+    /// Nothing more is delivered; the reason. `None`: it goes on.
+    pub fn halt(&self, reason: Option<&str>) {
+        self.facts().halted = reason.map(cut);
+    }
+
+    /// Blocks that were delivered left the chain and were unwound: so many, by number.
+    pub fn reorganised(&self, blocks: u64) {
+        self.facts().reorgs += 1;
+        metrics::reorganised(blocks);
     }
 
     /// Something an operator should know that stops nothing (an edited view, a weak durability): replaces what was

@@ -35,6 +35,20 @@ pub(super) fn refused(message: &Message, event: &Event, reason: String) -> DeadL
     }
 }
 
+/// Drops the dead letters of events whose block left the chain: they are not to be sent again (contract §10).
+pub(super) async fn forget(ctx: &Context, events: &[Event]) -> Result<(), StageError> {
+    if ctx.store.dead_letters_len().await? == 0 {
+        return Ok(());
+    }
+    let key = |event: &Event| format!("{}:{}:{}|{}", ctx.chain.id, event.block.hash, event.log_index, event.handler);
+    for chunk in events.chunks(LETTERS_AT_ONCE) {
+        let keys: Vec<String> = chunk.iter().map(key).collect();
+        persist(ctx, "exhume", Duration::MAX, || ctx.store.exhume(&keys)).await?;
+    }
+    count_dead_letters(ctx).await;
+    Ok(())
+}
+
 /// Keeps logs of tracked contracts that are not what their ABI says.
 pub(super) async fn bury_undecodable(ctx: &Context, logs: &[Undecodable]) -> Result<(), StageError> {
     let letters: Vec<DeadLetter> = logs

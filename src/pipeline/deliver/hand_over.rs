@@ -6,7 +6,7 @@ use tokio::time::{Instant, timeout};
 use tracing::warn;
 
 use super::{
-    super::{Claim, Context, StageError},
+    super::{Context, StageError},
     dead_letters::{bury, refused},
 };
 use crate::{
@@ -30,8 +30,26 @@ struct Queue<'a> {
     events: Vec<&'a Event>,
 }
 
+/// What is said of events.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::pipeline) enum Say {
+    /// They happened, under this epoch.
+    Applied(u64),
+    /// Their block left the chain at the rewind to this epoch.
+    Retracted(u64),
+}
+
+impl Say {
+    fn message(self, event: &Event, chain_id: u64) -> Message {
+        match self {
+            Self::Applied(epoch) => Message::apply(event, chain_id, epoch),
+            Self::Retracted(epoch) => Message::retract(event, chain_id, epoch),
+        }
+    }
+}
+
 /// Hands events to their sinks; the sinks work side by side, each in the order of the logs.
-pub(super) async fn send(ctx: &Context, claim: &Claim, events: &[Event]) -> Result<(), StageError> {
+pub(super) async fn send(ctx: &Context, say: Say, events: &[Event]) -> Result<(), StageError> {
     let mut queues: Vec<Queue<'_>> = Vec::new();
     for event in events {
         let sink = ctx.sinks.get(&*event.handler).ok_or_else(|| {
@@ -40,7 +58,7 @@ pub(super) async fn send(ctx: &Context, claim: &Claim, events: &[Event]) -> Resu
                 event.handler
             ))
         })?;
-        let message = Message::apply(event, ctx.chain.id, claim.grant.epoch);
+        let message = say.message(event, ctx.chain.id);
         // Two handlers may share a sink; the sink itself tells, not its name.
         let queue = match queues.iter_mut().find(|queue| Arc::ptr_eq(&queue.sink, sink)) {
             Some(queue) => queue,

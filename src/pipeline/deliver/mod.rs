@@ -9,15 +9,15 @@ use std::time::Duration;
 use super::{Claim, Context, StageError, Wanted, persist};
 use crate::{
     domain::{BlockRef, Digest, Event, Header},
-    store::{self, BlockCommit, FinalCommit, Intent, IntentReply},
+    store::{self, BlockCommit, FinalCommit, Intent, IntentReply, Orphan},
     telemetry::metrics,
 };
 
 mod dead_letters;
 mod hand_over;
 
-use dead_letters::{bury_undecodable, wall_clock};
-use hand_over::send;
+use dead_letters::{bury_undecodable, forget, wall_clock};
+use hand_over::{Say, send};
 
 /// Proof that every event of a block or range was acknowledged; only this file makes one.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ pub(super) async fn journaled(
         if entry.append(part).await? == Appended::Differs {
             return merged(ctx, claim, header, wanted).await;
         }
-        send(ctx, claim, part).await?;
+        send(ctx, Say::Applied(claim.grant.epoch), part).await?;
         next = parts.next();
     }
     Ok(entry.delivered(wanted))
@@ -74,9 +74,19 @@ pub(super) async fn merged(
 pub(super) async fn part(ctx: &Context, claim: &Claim, wanted: &Wanted) -> Result<u64, StageError> {
     bury_undecodable(ctx, &wanted.undecodable).await?;
     for chunk in wanted.events.chunks(ctx.limits.chunk_logs.max(1)) {
-        send(ctx, claim, chunk).await?;
+        send(ctx, Say::Applied(claim.grant.epoch), chunk).await?;
     }
     Ok(wanted.events.len() as u64)
+}
+
+/// Takes back every event of an entry whose block left the chain; what could not be delivered of it has nothing to be
+/// delivered for any more.
+pub(super) async fn retracted(ctx: &Context, orphan: Orphan, events: &[Event]) -> Result<(), StageError> {
+    forget(ctx, events).await?;
+    for part in store::parts(events) {
+        send(ctx, Say::Retracted(orphan.retract_epoch), part).await?;
+    }
+    Ok(())
 }
 
 /// All parts of a final range were sent: `first` and `last` are the headers of its ends.
@@ -159,7 +169,7 @@ impl Entry<'_> {
                 self.ctx.vitals.note("journal", Some(reason));
                 Err(StageError::Again("the journal of blocks that are not final is full"))
             }
-            IntentReply::Conflict(reason) | IntentReply::Deep(reason) => Err(StageError::Halt(reason)),
+            IntentReply::Conflict(reason) | IntentReply::Deep(reason) => Err(StageError::Conflict(reason)),
         }
     }
 
@@ -183,7 +193,7 @@ impl Entry<'_> {
             next = parts.next();
         }
         for part in store::parts(&held).chain(store::parts(&missing)) {
-            send(ctx, self.claim, part).await?;
+            send(ctx, Say::Applied(self.claim.grant.epoch), part).await?;
         }
         Ok(())
     }
