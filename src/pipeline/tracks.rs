@@ -12,18 +12,19 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use super::{
-    Context, Processed, Situation, StageError, View, commit, follow,
+    Context, Look, Processed, Situation, StageError, View, commit, follow,
     pauses::{self, Pause, Stubborn},
-    persist, plan, process, start,
+    persist, plan, process, settle, start,
+    unwind::Footing,
 };
 use crate::{
     backoff::Pace,
     domain::{BlockRange, IntervalSet, Track},
     rpc::RpcError,
-    store::{MAX_DONE_INTERVALS, Snapshot, StoreError},
+    store::{MAX_DONE_INTERVALS, Progress, Snapshot, StoreError},
     telemetry::{Edge, metrics},
 };
 
@@ -96,13 +97,21 @@ pub async fn run(ctx: Arc<Context>, first: Option<u64>, until: Option<u64>, stop
 enum Work {
     Range(Track, BlockRange),
     Seal,
+    Unwind,
+}
+
+/// What came of it.
+enum Finished {
+    Range(Processed),
+    Sealed,
+    Looked(Look),
 }
 
 struct Tracks {
     ctx: Arc<Context>,
     views: watch::Receiver<Option<View>>,
     until: Option<u64>,
-    tasks: JoinSet<(Work, Result<Option<Processed>, StageError>)>,
+    tasks: JoinSet<(Work, Result<Finished, StageError>)>,
     in_flight: Vec<Work>,
     /// Ranges that someone else holds, or that failed again and again, and until when they are left alone.
     held: Vec<(BlockRange, Instant)>,
@@ -111,12 +120,17 @@ struct Tracks {
     state: Pause,
     realtime: Pause,
     historical: Pause,
+    unwinding: Pause,
+    footing: Footing,
     pace: Pace,
     next_start: Instant,
     next_press: Instant,
     next_seal: Instant,
     watermark: i64,
+    /// Nothing more is delivered by this process.
     halted: bool,
+    /// Nothing more is delivered by anyone, until an operator says so.
+    frozen: bool,
 }
 
 impl Tracks {
@@ -134,12 +148,15 @@ impl Tracks {
             state: Pause::new(),
             realtime: Pause::new(),
             historical: Pause::new(),
+            unwinding: Pause::new(),
+            footing: Footing::default(),
             pace,
             next_start: now,
             next_press: now,
             next_seal: now,
             watermark: -1,
             halted: false,
+            frozen: false,
         }
     }
 
@@ -199,8 +216,11 @@ impl Tracks {
         if self.until.is_some_and(|until| snapshot.progress.watermark >= super::signed(until)) {
             return Some(Ended::Reached);
         }
-        if let Some(reason) = &snapshot.progress.frozen {
-            self.halt(reason);
+        if self.is_frozen(snapshot.progress.frozen.as_deref()).await {
+            return None;
+        }
+        // Nothing new is begun before it is known what it stands on.
+        if !self.stands(&view, &snapshot.progress) {
             return None;
         }
         self.begin_ranges(&view, &snapshot);
@@ -240,7 +260,7 @@ impl Tracks {
     fn busy_ranges(&self) -> impl Iterator<Item = BlockRange> + '_ {
         let ours = self.in_flight.iter().filter_map(|work| match work {
             Work::Range(_, range) => Some(*range),
-            Work::Seal => None,
+            Work::Seal | Work::Unwind => None,
         });
         ours.chain(self.held.iter().map(|(range, _)| *range))
     }
@@ -259,7 +279,7 @@ impl Tracks {
         let (ctx, view) = (self.ctx.clone(), view.clone());
         let work = Work::Range(track, range);
         self.in_flight.push(work);
-        self.tasks.spawn(async move { (work, process(&ctx, track, range, &view).await.map(Some)) });
+        self.tasks.spawn(async move { (work, process(&ctx, track, range, &view).await.map(Finished::Range)) });
     }
 
     fn begin_seal(&mut self, view: View, snapshot: &Snapshot) {
@@ -272,29 +292,36 @@ impl Tracks {
         self.next_seal = Instant::now() + SEAL_EVERY;
         self.in_flight.push(Work::Seal);
         let ctx = self.ctx.clone();
-        self.tasks.spawn(async move { (Work::Seal, commit::seal(&ctx, &view).await.map(|()| None)) });
+        self.tasks.spawn(async move { (Work::Seal, commit::seal(&ctx, &view).await.map(|()| Finished::Sealed)) });
     }
 
     /// What a finished task means for the next rounds.
-    fn settle(&mut self, finished: Result<(Work, Result<Option<Processed>, StageError>), JoinError>) -> Option<Ended> {
+    fn settle(&mut self, finished: Result<(Work, Result<Finished, StageError>), JoinError>) -> Option<Ended> {
         let (work, outcome) = match finished {
             Ok(finished) => finished,
-            Err(aborted) if aborted.is_cancelled() && self.halted => return None,
+            Err(aborted) if aborted.is_cancelled() && (self.halted || self.frozen) => return None,
             Err(died) => return Some(Ended::Broken(format!("a task died: {died}"))),
         };
         self.in_flight.retain(|other| *other != work);
         match outcome {
-            Ok(processed) => {
-                self.succeeded(work, processed.as_ref());
+            Ok(finished) => {
+                self.succeeded(work, &finished);
                 None
             }
             Err(error) => self.failed(work, &error),
         }
     }
 
-    fn succeeded(&mut self, work: Work, processed: Option<&Processed>) {
+    fn succeeded(&mut self, work: Work, finished: &Finished) {
+        if let Finished::Looked(look) = finished {
+            match look {
+                Look::Doubt(_) => self.unwinding.failed(None),
+                Look::Firm(_) | Look::Again => self.unwinding.succeeded(),
+            }
+            self.footing.found(*look);
+        }
         let Work::Range(track, range) = work else { return };
-        if let Some(Processed::Held(blocks, until)) = processed {
+        if let Finished::Range(Processed::Held(blocks, until)) = finished {
             metrics::claim_busy();
             self.held.push((*blocks, *until));
             return;
@@ -320,11 +347,16 @@ impl Tracks {
                 return Some(Ended::Unusable(error.clone()));
             }
             StageError::Again(_) => {}
+            StageError::Conflict(reason) => {
+                info!(?work, reason, "what is journaled is held against the chain");
+                self.footing.shake();
+            }
             StageError::Rpc(RpcError::Behind(_)) if is_realtime(&work) => {}
             other => warn!(?work, error = %other, "not finished; it stays missing and is tried again"),
         }
         match work {
             Work::Seal => self.next_seal = Instant::now() + pauses::LONGEST,
+            Work::Unwind => self.unwinding.failed(None),
             Work::Range(track, range) => {
                 self.postpone(track, range, error);
             }
@@ -358,9 +390,55 @@ impl Tracks {
         alone.is_some()
     }
 
+    /// Whether everything that was delivered is known to be on the chain of the newest head, and nothing is left to be
+    /// taken back; begins to look where it is not.
+    fn stands(&mut self, view: &View, progress: &Progress) -> bool {
+        if self.in_flight.contains(&Work::Unwind) {
+            return false;
+        }
+        if progress.retracting == 0 && self.footing.holds(&view.head, progress) {
+            return true;
+        }
+        if self.unwinding.is_over(Instant::now()) {
+            self.in_flight.push(Work::Unwind);
+            let (ctx, head, progress) = (self.ctx.clone(), view.head, progress.clone());
+            let (thorough, believed) = (self.footing.is_shaken(), self.footing.believed());
+            self.tasks.spawn(async move {
+                (Work::Unwind, settle(&ctx, &head, &progress, thorough, believed).await.map(Finished::Looked))
+            });
+        }
+        false
+    }
+
+    /// Whether nothing may be delivered because the chain was reorganised below what was sealed; what was begun is
+    /// given up, and taken up again once an operator accepted it.
+    async fn is_frozen(&mut self, reason: Option<&str>) -> bool {
+        match reason {
+            Some(reason) => {
+                if !self.frozen {
+                    error!(reason, "frozen: nothing is delivered until `chaintap resume --accept-reorg`");
+                    self.frozen = true;
+                    self.tasks.abort_all();
+                }
+                self.ctx.vitals.halt(Some(reason));
+            }
+            None if self.frozen && self.in_flight.is_empty() => {
+                warn!("an operator accepted the reorganisation: deliveries go on");
+                self.frozen = false;
+                self.footing.shake();
+                self.ctx.vitals.halt(None);
+            }
+            None => {}
+        }
+        if self.frozen {
+            self.give_up_claims().await;
+        }
+        self.frozen
+    }
+
     fn halt(&mut self, reason: &str) {
         if !self.halted {
-            error!(reason, "nothing more is delivered; how to go on stands in the README under Reorganisations");
+            error!(reason, "nothing more is delivered until this is mended and the process started again");
             self.halted = true;
             self.tasks.abort_all();
         }
@@ -376,7 +454,8 @@ impl Tracks {
     fn wake_at(&self) -> Instant {
         let now = Instant::now();
         let soonest = self.held.iter().map(|(_, until)| *until);
-        let pauses = [self.state.until, self.realtime.until, self.historical.until, self.next_start];
+        let pauses =
+            [self.state.until, self.realtime.until, self.historical.until, self.unwinding.until, self.next_start];
         soonest.chain(pauses).filter(|at| *at > now).min().unwrap_or(now + TICK).min(now + TICK)
     }
 

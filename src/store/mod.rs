@@ -537,6 +537,17 @@ pub trait StateStore: Send + Sync {
     }
 }
 
+/// The runs of live entries, given ascending: numbers that follow one another, linked by their parents. Of each run the
+/// highest block decides whether the whole of it is canonical (protocol §3.5, step 4). Entries of one block under several
+/// epochs stand beside each other.
+#[must_use]
+pub fn runs(entries: &[JournalEntry]) -> Vec<&[JournalEntry]> {
+    let is_linked = |below: &JournalEntry, entry: &JournalEntry| {
+        entry.block == below.block || (entry.block.number == below.block.number + 1 && entry.parent == below.block.hash)
+    };
+    entries.chunk_by(is_linked).collect()
+}
+
 /// Refuses numbers that the store cannot hold exactly (protocol §3.1).
 fn check_number(number: u64) -> Result<(), StoreError> {
     if number > MAX_BLOCK_NUMBER {
@@ -600,6 +611,24 @@ pub enum StoreError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hole_ends_a_run_and_so_does_a_parent_that_does_not_fit() {
+        let entry = |number, hash: u8, parent: u8, epoch| {
+            let block = BlockRef { number, hash: B256::repeat_byte(hash) };
+            JournalEntry { block, parent: B256::repeat_byte(parent), epoch, done: true }
+        };
+        let entries = [
+            entry(5, 5, 4, 1),
+            entry(6, 6, 5, 1),
+            entry(6, 6, 5, 2),
+            entry(8, 8, 7, 1),
+            entry(9, 19, 18, 1),
+            entry(10, 20, 19, 1),
+        ];
+        let tops: Vec<u64> = runs(&entries).iter().map(|run| run.last().unwrap().block.number).collect();
+        assert_eq!(tops, [6, 8, 10]);
+    }
 
     #[test]
     fn the_first_number_that_is_refused_is_2_to_the_53rd() {
