@@ -11,6 +11,7 @@ use tracing::debug;
 use super::{Context, StageError};
 use crate::{
     domain::{BlockRange, BlockRef, Header, RawLog},
+    mutants::{Mutant, planted},
     rpc::{At, RangeLogs, RpcError},
 };
 
@@ -97,6 +98,9 @@ async fn single(ctx: &Context, number: u64) -> Result<RangeLogs, StageError> {
 
 /// The canonical blocks at the heights of `live`: those that a final range must agree with.
 pub(super) async fn confirm(ctx: &Context, live: &[BlockRef]) -> Result<Vec<BlockRef>, StageError> {
+    if planted(Mutant::FinalUnconfirmed) {
+        return Ok(live.to_vec());
+    }
     let mut confirmed = Vec::with_capacity(live.len());
     for entry in live {
         confirmed.push(canonical(ctx, entry.number).await?.block());

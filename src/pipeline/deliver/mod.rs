@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::{Claim, Context, StageError, Wanted, persist};
 use crate::{
     domain::{BlockRef, Digest, Event, Header},
+    mutants::{Mutant, planted},
     store::{self, BlockCommit, FinalCommit, Intent, IntentReply, Orphan},
     telemetry::metrics,
 };
@@ -49,6 +50,9 @@ pub(super) async fn journaled(
     // A block without events is journaled too: its hash is what later blocks must fit to.
     let mut next = Some(parts.next().unwrap_or_default());
     while let Some(part) = next {
+        if planted(Mutant::SendBeforeIntent) {
+            send(ctx, Say::Applied(claim.grant.epoch), part).await?;
+        }
         if entry.append(part).await? == Appended::Differs {
             return merged(ctx, claim, header, wanted).await;
         }
@@ -83,8 +87,9 @@ pub(super) async fn part(ctx: &Context, claim: &Claim, wanted: &Wanted) -> Resul
 /// delivered for any more.
 pub(super) async fn retracted(ctx: &Context, orphan: Orphan, events: &[Event]) -> Result<(), StageError> {
     forget(ctx, events).await?;
+    let epoch = if planted(Mutant::RetractUnderOldEpoch) { orphan.epoch } else { orphan.retract_epoch };
     for part in store::parts(events) {
-        send(ctx, Say::Retracted(orphan.retract_epoch), part).await?;
+        send(ctx, Say::Retracted(epoch), part).await?;
     }
     Ok(())
 }
