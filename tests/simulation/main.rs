@@ -13,8 +13,16 @@ mod oracle;
 mod random;
 mod replica;
 mod run;
+mod scenarios;
 mod seeds;
+mod shrink;
 mod sink;
 mod storage;
 mod swarm;
 mod world;
+
+#[path = "../support"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod support {
+    pub mod model_store;
+}

@@ -7,7 +7,7 @@ use alloy::primitives::{Address, B256};
 use chaintap::{
     domain::{BlockRange, BlockRef, Token},
     sinks::Message,
-    store::{BlockCommit, FinalCommit},
+    store::{BlockCommit, DeadLetter, FinalCommit},
 };
 
 use crate::chain::{Block, Tree, event};
@@ -111,6 +111,12 @@ impl Oracle {
 
     pub fn buried(&mut self, key: &str) {
         self.buried.insert(key.split('|').next().unwrap_or_default().to_owned());
+    }
+
+    /// What the store holds in the end.
+    pub fn holds(&mut self, letters: &[DeadLetter]) {
+        self.buried.clear();
+        letters.iter().for_each(|letter| self.buried(&letter.key));
     }
 
     pub fn exhumed(&mut self, key: &str) {
@@ -247,12 +253,12 @@ impl Oracle {
     }
 
     /// Everything that the sink has, for the trace.
-    pub fn fingerprint(&self, base: u64) -> u64 {
+    pub fn fingerprint(&self) -> u64 {
         let mut sum = 0u64;
         for (id, kept) in &self.kept {
             for (version, (_, copies)) in &kept.versions {
                 let of_id = id.bytes().fold(7u64, |hash, byte| crate::random::mix(hash ^ u64::from(byte)));
-                sum = sum.wrapping_add(crate::random::mix(of_id ^ version.wrapping_sub(2 * base) ^ (copies << 40)));
+                sum = sum.wrapping_add(crate::random::mix(of_id ^ version ^ (copies << 40)));
             }
         }
         sum

@@ -65,7 +65,11 @@ struct Run {
 
 impl Run {
     fn new(world: Arc<World>, crashed: mpsc::UnboundedReceiver<(usize, u64)>) -> Self {
-        let storage = Storage::new(world.swarm.seed);
+        let fails_over = world.swarm.script.iter().any(|(_, act)| *act == Act::FailOver);
+        let storage = Storage::new(fails_over);
+        if fails_over && world.swarm.seed % 3 > 0 {
+            storage.set_barrier_delay(Duration::from_millis(world.swarm.seed % 3 * 20));
+        }
         let store = Witnessed { world: world.clone(), inner: storage.open("observer") };
         let replicas = world.swarm.replicas;
         Self {
@@ -91,7 +95,7 @@ impl Run {
         let mut record = world.record.lock().unwrap();
         let violations = self.failure.take().into_iter().chain(oracle.violations.drain(..)).collect();
         Report {
-            hash: record.hash ^ oracle.fingerprint(self.storage.base_epoch()),
+            hash: record.hash ^ oracle.fingerprint(),
             calls: record.calls,
             virtual_time: world.elapsed(),
             violations,
@@ -215,8 +219,10 @@ impl Run {
             }
             Act::Pause { replica, for_ } => self.world.pause(replica, for_),
             Act::FailOver => {
-                if self.storage.fail_over(&mut self.world.draw(seconds)) {
-                    self.world.saw("fail-over");
+                let lost = self.storage.fail_over(&mut self.world.draw(seconds));
+                self.world.note([92, lost, 0, 0], || format!("fail-over, {lost} writes are gone"));
+                if lost > 0 {
+                    self.world.saw("fail-over that loses writes");
                     let watermark = self.watermark().await.unwrap_or(-1);
                     self.world.oracle().failed_over(watermark);
                 }
@@ -245,7 +251,9 @@ impl Run {
         if self.is_over() {
             return;
         }
+        let letters = self.store.inner.dead_letters(None, 1_000_000).await.unwrap_or_default();
         let (tree, mut oracle) = (self.world.tree(), self.world.oracle());
+        oracle.holds(&letters);
         if let Some(head) = deliverable(&self.world.swarm, tree.height(), tree.finalized(tree.height())) {
             oracle.judge(&tree, head);
         }
