@@ -41,7 +41,8 @@ const ROUNDS: usize = 5;
 
 /// Keeps the filter in use the published one; never returns.
 pub(in crate::pipeline) async fn keep_published(ctx: &Context, views: watch::Receiver<Option<View>>) {
-    let mut publisher = Publisher { ctx, views, adopted: None, version: 0, checked: None, idle: None };
+    let mut publisher =
+        Publisher { ctx, views, adopted: None, version: 0, checked: None, tip: None, floor: None, idle: None };
     let mut tokens = ctx.filters.tokens();
     let mut backoff = Backoff::new(LONGEST);
     loop {
@@ -78,6 +79,11 @@ struct Publisher<'a> {
     version: u64,
     /// The reading that was last held against what is published.
     checked: Option<Instant>,
+    /// The tip at a moment.
+    tip: Option<(Instant, i64)>,
+    /// A tip of before the adopted reading began: what it does not hold was not in the directory when blocks up to that
+    /// one were delivered.
+    floor: Option<i64>,
     /// While superseded: since when nobody delivers, and the state meanwhile.
     idle: Option<(Snapshot, Instant)>,
 }
@@ -154,7 +160,7 @@ impl Publisher<'_> {
         let added: Vec<Member> = wanted
             .iter()
             .filter(|(key, _)| !published.members.contains(*key))
-            .map(|(key, from)| Member { key: key.clone(), from: *from })
+            .map(|(key, from)| Member { key: key.clone(), from: from.or_else(|| self.from()) })
             .collect();
         let removed: Vec<String> = published.members.iter().filter(|key| !wanted.contains_key(*key)).cloned().collect();
         let publication = Publication { version: published.version, added: &added, removed: &removed };
@@ -164,22 +170,34 @@ impl Publisher<'_> {
         if !added.is_empty() || !removed.is_empty() {
             info!(version, added = added.len(), removed = removed.len(), "filter published");
         }
-        self.adopt(version, reading).await?;
-        self.checked = reading.map(|reading| reading.begun);
+        let tip = self.ctx.store.snapshot().await.map_err(text)?.progress.tip;
+        self.version = version;
+        self.use_from(tip, reading);
         Ok(true)
     }
 
-    async fn adopt(&mut self, version: u64, reading: Option<&Reading>) -> Result<(), String> {
-        let tokens = reading.map(|reading| Arc::clone(&reading.tokens));
+    /// The first block that is wanted of a token which was not in the adopted reading; the store knows where there is
+    /// none: at the start.
+    fn from(&self) -> Option<u64> {
+        self.floor.and_then(|tip| u64::try_from(tip + 1).ok())
+    }
+
+    /// Filters with what was just published.
+    fn use_from(&mut self, tip: i64, reading: Option<&Reading>) {
+        let begun = reading.map(|reading| reading.begun);
+        if let (Some(begun), Some((at, before))) = (begun, self.tip)
+            && at <= begun
+        {
+            self.floor = Some(before);
+        }
+        (self.tip, self.checked) = (Some((Instant::now(), tip)), begun);
+        let (version, tokens) = (self.version, reading.map(|reading| Arc::clone(&reading.tokens)));
         let before = self.ctx.filters.now().ok().filter(|before| before.version == version);
-        let since = match before {
-            Some(before) if before.tokens == tokens => return Ok(()),
-            Some(before) => before.since,
-            None => self.ctx.store.snapshot().await.map_err(text)?.progress.tip,
-        };
-        self.version = version;
-        self.ctx.filters.adopt(Some(Filter { version, tokens, since }));
-        Ok(())
+        let is_same = before.as_ref().is_some_and(|before| before.tokens == tokens);
+        if !is_same {
+            let since = before.map_or(tip, |before| before.since);
+            self.ctx.filters.adopt(Some(Filter { version, tokens, since }));
+        }
     }
 
     /// Delivers nothing; takes over where nobody else does what could be done.
