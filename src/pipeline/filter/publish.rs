@@ -9,13 +9,13 @@
 //! directory does not have, is **superseded**: a newer deployment is taking its place. It delivers nothing and waits,
 //! unless for minutes nobody delivers what could be.
 
-use std::{fmt::Display, sync::Arc, time::Duration};
+use std::{fmt::Display, mem::replace, sync::Arc, time::Duration};
 
 use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout},
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{
     Context, Filter, Reading, Tokens, View,
@@ -45,10 +45,12 @@ pub(in crate::pipeline) async fn keep_published(ctx: &Context, views: watch::Rec
         Publisher { ctx, views, adopted: None, version: 0, checked: None, tip: None, floor: None, idle: None };
     let mut tokens = ctx.filters.tokens();
     let mut backoff = Backoff::new(LONGEST);
+    let mut is_outage = false;
     loop {
         tokens.mark_unchanged();
         match publisher.turn().await {
             Ok(None) => {
+                is_outage = false;
                 backoff.reset();
                 publisher.goes_on();
                 let is_off = matches!(*tokens.borrow(), Tokens::Off);
@@ -63,7 +65,11 @@ pub(in crate::pipeline) async fn keep_published(ctx: &Context, views: watch::Rec
                 sleep(RECHECK).await;
             }
             Err(reason) => {
-                warn!(reason, "what to filter with could not be published; trying again");
+                if replace(&mut is_outage, true) {
+                    debug!(reason, "filter not published");
+                } else {
+                    warn!(reason, "what to filter with cannot be published; trying until it can");
+                }
                 backoff.wait(None).await;
             }
         }
@@ -96,7 +102,9 @@ impl Publisher<'_> {
             let asked = Instant::now();
             let mut reading = self.reading()?;
             let mut wanted = members::wanted(&self.ctx.registry, reading.as_deref());
-            if !is_same(&wanted, &published) && reading.as_ref().is_some_and(|reading| reading.begun < asked) {
+            let is_older = reading.as_ref().is_some_and(|reading| reading.begun < asked);
+            // Before the first publication there is nothing that a newer list than ours may have been published in.
+            if !is_same(&wanted, &published) && is_older && published.version > 0 {
                 reading = self.read_again(asked).await?;
                 wanted = members::wanted(&self.ctx.registry, reading.as_deref());
             }
