@@ -11,8 +11,9 @@ use tracing::debug;
 use super::{Context, StageError};
 use crate::{
     domain::{BlockRange, BlockRef, Header, RawLog},
+    domain::{BlockRange, BlockRef, Header, RawLog},
     mutants::{Mutant, planted},
-    rpc::{At, RangeLogs, RpcError},
+    rpc::{At, LogFilter, RangeLogs, RpcError},
 };
 
 /// Blocks that one request may name, learned from what the provider refused.
@@ -46,6 +47,7 @@ impl Span {
 /// The canonical block at a height, and its logs by hash; the header is asked for where it is not at hand.
 pub(super) async fn block(
     ctx: &Context,
+    filter: &LogFilter,
     number: u64,
     header: Option<Header>,
 ) -> Result<(Header, Vec<RawLog>), StageError> {
@@ -53,7 +55,7 @@ pub(super) async fn block(
         Some(header) => header,
         None => canonical(ctx, number).await?,
     };
-    let logs = ctx.source.block_logs(header.block(), header.timestamp, &ctx.filter).await?;
+    let logs = ctx.source.block_logs(header.block(), header.timestamp, filter).await?;
     Ok((header, logs))
 }
 
@@ -64,11 +66,16 @@ pub(super) async fn canonical(ctx: &Context, number: u64) -> Result<Header, Stag
 }
 
 /// The next part of a final range, from `from` on: as large as the provider bears.
-pub(super) async fn part(ctx: &Context, from: u64, to: u64) -> Result<(BlockRange, RangeLogs), StageError> {
+pub(super) async fn part(
+    ctx: &Context,
+    filter: &LogFilter,
+    from: u64,
+    to: u64,
+) -> Result<(BlockRange, RangeLogs), StageError> {
     let most = ctx.chain.batch_blocks.max(1);
     let mut range = BlockRange { from, to: to.min(from.saturating_add(ctx.span.get() - 1)) };
     loop {
-        match ctx.source.range_logs(range, &ctx.filter).await {
+        match ctx.source.range_logs(range, filter).await {
             Ok(answer) => {
                 ctx.span.answered(range.blocks(), most);
                 return Ok((range, answer));
@@ -76,7 +83,9 @@ pub(super) async fn part(ctx: &Context, from: u64, to: u64) -> Result<(BlockRang
             Err(error) if wants_less(&error, range) => {
                 debug!(%range, %error, "answer too large");
                 ctx.span.refused(range.blocks());
-                let Some((lower, _)) = range.halves() else { return Ok((range, single(ctx, range.from).await?)) };
+                let Some((lower, _)) = range.halves() else {
+                    return Ok((range, single(ctx, filter, range.from).await?));
+                };
                 range = lower;
             }
             Err(error) => return Err(error.into()),
@@ -91,8 +100,8 @@ fn wants_less(error: &RpcError, range: BlockRange) -> bool {
 }
 
 /// One block that is too large as a range: many providers exempt requests by hash from their limits.
-async fn single(ctx: &Context, number: u64) -> Result<RangeLogs, StageError> {
-    let (header, logs) = block(ctx, number, None).await?;
+async fn single(ctx: &Context, filter: &LogFilter, number: u64) -> Result<RangeLogs, StageError> {
+    let (header, logs) = block(ctx, filter, number, None).await?;
     Ok(RangeLogs { logs, first: header, last: header })
 }
 
