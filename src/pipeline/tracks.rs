@@ -170,8 +170,8 @@ impl Tracks {
         }
     }
 
-    /// Looks at the state and the head, and begins what the plan says. Nothing is begun before its only await, so it may
-    /// be dropped there.
+    /// Looks at the state and the head, and begins what the plan says. Nothing is begun before its awaits, so it may be
+    /// dropped there.
     async fn round(&mut self) -> Option<Ended> {
         let view = self.views.borrow_and_update().clone()?;
         if self.halted {
@@ -193,7 +193,8 @@ impl Tracks {
         };
         self.pauses.state.succeeded();
         self.tell(&snapshot);
-        if self.until.is_some_and(|until| snapshot.progress.watermark >= super::signed(until)) {
+        let reached = self.until.is_some_and(|until| snapshot.progress.watermark >= super::signed(until));
+        if reached && snapshot.progress.retracting == 0 {
             return Some(Ended::Reached);
         }
         if self.is_frozen(snapshot.progress.frozen.as_deref()).await {
@@ -342,7 +343,7 @@ impl Tracks {
         if self.pauses.unwinding.is_over(Instant::now()) {
             self.in_flight.push(Work::Unwind);
             let (ctx, head, progress) = (self.ctx.clone(), view.head, progress.clone());
-            let (thorough, believed) = (self.footing.is_shaken(), self.footing.believed());
+            let (thorough, believed) = (self.footing.begin(), self.footing.believed());
             self.tasks.spawn(async move {
                 (Work::Unwind, settle(&ctx, &head, &progress, thorough, believed).await.map(Finished::Looked))
             });

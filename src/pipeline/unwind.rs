@@ -36,6 +36,8 @@ pub(super) struct Footing {
     /// The head above which everything journaled was last found to be canonical.
     firm: Option<BlockRef>,
     doubt: Option<(Doubt, Instant)>,
+    /// Something contradicted it since the last look began.
+    shaken: bool,
 }
 
 /// What one look cannot decide.
@@ -80,13 +82,15 @@ impl Footing {
         self.firm == Some(head.block())
     }
 
-    /// Something contradicted it.
+    /// Something contradicted it, perhaps while a look was going on.
     pub(super) fn shake(&mut self) {
         self.firm = None;
+        self.shaken = true;
     }
 
-    /// Whether nothing was firm since the start or the last contradiction.
-    pub(super) fn is_shaken(&self) -> bool {
+    /// A look begins; answers whether it has to be thorough, because nothing is firm.
+    pub(super) fn begin(&mut self) -> bool {
+        self.shaken = false;
         self.firm.is_none()
     }
 
@@ -98,7 +102,7 @@ impl Footing {
     /// Takes note of what a look found.
     pub(super) fn found(&mut self, look: Look) {
         match look {
-            Look::Firm(head) => (self.firm, self.doubt) = (Some(head), None),
+            Look::Firm(head) => (self.firm, self.doubt) = (Some(head).filter(|_| !self.shaken), None),
             Look::Again => (self.firm, self.doubt) = (None, None),
             Look::Doubt(doubt) => {
                 self.firm = None;
@@ -277,6 +281,10 @@ mod tests {
         assert!(footing.holds(&header(8, 8, 7), &progress(7, 7)), "it is the firm one now");
         footing.shake();
         assert!(!footing.holds(&header(8, 8, 7), &progress(8, 8)));
+        assert!(footing.begin(), "after a contradiction the look is thorough");
+        footing.shake();
+        footing.found(Look::Firm(header(8, 8, 7).block()));
+        assert!(!footing.holds(&header(8, 8, 7), &progress(8, 8)), "it was contradicted during the look");
     }
 
     #[test]
