@@ -23,6 +23,7 @@ use crate::{
     telemetry::{Edge, Vitals, metrics},
 };
 
+pub mod audit;
 mod claim;
 mod commit;
 mod decode;
