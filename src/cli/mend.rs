@@ -213,8 +213,8 @@ pub(super) async fn reset(
             RewindReply::Stale => return Err(changed()),
             RewindReply::Deep(reason) => return Err(frozen(&reason)),
         }
-        let nodes = app::nodes(settings, &settings.providers);
-        let ctx = equip::context(settings, (store.clone(), nodes), sinks, Tokens::Off);
+        let source = app::nodes(settings, &settings.providers);
+        let ctx = equip::context(settings, (store.clone(), source), sinks, Tokens::Off);
         let events = pipeline::take_back(&ctx).await.map_err(|error| stage_failure(&error))?;
         say(notes, &format!("took back {events} events"))?;
     }
@@ -259,9 +259,7 @@ pub(super) async fn resume(
     }
     say(
         out,
-        &format!(
-            "block {accepted} will count as final, and everything above it is verified and taken back where it left"
-        ),
+        &format!("block {base} will count as final, and everything above it is verified and taken back where it left"),
     )?;
     say(
         out,
