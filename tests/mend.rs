@@ -221,6 +221,52 @@ async fn a_reorganisation_of_final_blocks_freezes_until_an_operator_accepts_it()
 }
 
 #[tokio::test]
+async fn the_embedded_store_is_mended_while_nothing_runs() {
+    let mut deployment = Deployment::new().await;
+    deployment.settings = deployment.settings.unset("REDIS_URL");
+    let listener = deployment.settings.start();
+    listener.wait_watermark(HEAD, SOON).await;
+    for command in [
+        &["audit", "--from", "101", "--to", "130"][..],
+        &["replay", "--from", "110", "--yes"],
+        &["reset", "--yes"],
+        &["resume", "--accept-reorg", "--yes"],
+    ] {
+        let (_, log) = deployment.ends(75, command).await;
+        assert_says(&log, &["in use by another process"]);
+    }
+    let (_, mut messages, _) = listener.stop().await;
+    deployment.ends(0, &["audit", "--from", "101", "--to", "130"]).await;
+    // Final blocks leave the chain.
+    let closed = deployment.transfers(111, FINAL).await;
+    deployment.chain.rpc().call("devchain_reorg", json!([20])).await;
+    deployment.chain.mine(1).await;
+    let head = deployment.chain.head().await;
+    let listener = deployment.settings.start();
+    eventually("deliveries are frozen", SOON, || async { listener.health().await["status"] == "fail" }).await;
+    messages.extend(listener.stop().await.1);
+    let (out, _) = deployment.ends(0, &["resume", "--accept-reorg", "--from", "111", "--yes"]).await;
+    assert_says(&out, &["frozen: ", "done: watermark 110"]);
+    let listener = deployment.settings.start();
+    listener.wait_watermark(head, SOON).await;
+    messages.extend(listener.stop().await.1);
+    let mut counts = deployment.transfers(FIRST, head).await;
+    counts.extend(closed.iter().cloned());
+    assert_counts(&folded(&messages), &counts);
+    // And all of it is forgotten.
+    let (out, _) = deployment.ends(0, &["status", "--json"]).await;
+    let status: Value = serde_json::from_str(&out).unwrap();
+    let sealed = status["sealed"].as_u64().unwrap();
+    let (out, log) = deployment.ends(0, &["reset", "--yes"]).await;
+    assert_says(&log, &["holds nothing of this chain"]);
+    messages.extend(out.lines().map(well_formed));
+    let mut counts = deployment.transfers(FIRST, sealed).await;
+    counts.extend(closed);
+    assert_counts(&folded(&messages), &counts);
+    deployment.ends(1, &["status"]).await;
+}
+
+#[tokio::test]
 async fn an_audit_says_what_was_delivered_and_what_was_not_and_why() {
     let deployment = Deployment::new().await;
     deployment.caught_up().await.stop().await;

@@ -21,7 +21,7 @@ use crate::{
     app,
     config::Settings,
     domain::BlockRange,
-    pipeline::audit::{Audit, Finding, Kind, Part},
+    pipeline::inspect::{Finding, Inspection, Kind, Part},
     store::Progress,
 };
 
@@ -85,22 +85,26 @@ pub(super) async fn run(args: &AuditArgs, settings: &Settings, out: &mut (dyn Wr
         .ok_or_else(|| Failure::Usage(format!("--from {} is above --to {}", args.from, args.to)))?;
     let source = equip::nodes(settings)?;
     let (store, snapshot) = opened(settings).await?;
-    let (sinks, tokens) = (equip::Sinks::new(), equip::tokens(settings).await?);
-    let ctx = equip::context(settings, (store.clone(), source), sinks, tokens.clone());
+    let tokens = equip::tokens(settings).await?;
+    let ctx = equip::context(settings, (store.clone(), source), equip::Sinks::new());
     let endpoints: Vec<_> = equip::witnesses(settings)
         .into_iter()
-        .map(|(name, one)| (name, equip::context(settings, (store.clone(), one), equip::Sinks::new(), tokens.clone())))
+        .map(|(name, one)| (name, equip::context(settings, (store.clone(), one), equip::Sinks::new())))
         .collect();
-    let mut audit = Audit::begin(&ctx, &endpoints, range).await.map_err(|error| stage_failure(&error))?;
-    if range.to > audit.head {
-        return Err(Failure::Data(format!("block {} is above the newest one of the nodes, {}", range.to, audit.head)));
+    let mut inspection =
+        Inspection::begin(&ctx, &endpoints, tokens, range).await.map_err(|error| stage_failure(&error))?;
+    if range.to > inspection.head {
+        return Err(Failure::Data(format!(
+            "block {} is above the newest one of the nodes, {}",
+            range.to, inspection.head
+        )));
     }
-    let mut report = Report::begin(settings, range, &audit, snapshot.progress);
+    let mut report = Report::begin(settings, range, &inspection, snapshot.progress);
     let mut lines = Lines { out, quiet: args.json, pending: None };
     let mut told = Instant::now();
     let mut next = range.from;
     loop {
-        let part = audit.part(next, range.to).await.map_err(|error| stage_failure(&error))?;
+        let part = inspection.part(next, range.to).await.map_err(|error| stage_failure(&error))?;
         let last = part.range.to;
         for finding in report.add(part) {
             lines.take(&mut report, finding)?;
@@ -116,7 +120,7 @@ pub(super) async fn run(args: &AuditArgs, settings: &Settings, out: &mut (dyn Wr
         }
     }
     lines.flush(&mut report)?;
-    report.end(&audit);
+    report.end(&inspection);
     let now = store.snapshot().await.map_err(|error| app::store_failure(&error))?.progress;
     (report.watermark, report.sealed, report.frozen) = (now.watermark, now.sealed, now.frozen);
     report.tell(args.json, lines.out)?;
@@ -162,13 +166,13 @@ impl Lines<'_> {
 }
 
 impl Report {
-    fn begin(settings: &Settings, range: BlockRange, audit: &Audit<'_>, progress: Progress) -> Self {
+    fn begin(settings: &Settings, range: BlockRange, inspection: &Inspection<'_>, progress: Progress) -> Self {
         Self {
             chain_id: settings.chain.id,
             from: range.from,
             to: range.to,
-            head: audit.head,
-            deliverable_head: audit.deliverable,
+            head: inspection.head,
+            deliverable_head: inspection.deliverable,
             watermark: progress.watermark,
             sealed: progress.sealed,
             frozen: progress.frozen,
@@ -194,10 +198,10 @@ impl Report {
         part.findings
     }
 
-    fn end(&mut self, audit: &Audit<'_>) {
-        let letters = audit.letters();
+    fn end(&mut self, inspection: &Inspection<'_>) {
+        let letters = inspection.letters();
         (self.refused_letters, self.undecodable_letters) = (letters.refused, letters.undecodable);
-        self.unasked = audit.unasked().iter().map(|(name, reason)| format!("{name}: {reason}")).collect();
+        self.unasked = inspection.unasked().iter().map(|(name, reason)| format!("{name}: {reason}")).collect();
     }
 
     fn tell(&self, json: bool, out: &mut (dyn Write + Send)) -> Result<(), Failure> {

@@ -3,13 +3,12 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use tokio::sync::watch;
-
 use super::Failure;
 use crate::{
     app,
     config::{SecretUrl, Settings},
-    pipeline::{Context, Span, StageError, Tokens},
+    domain::TokenList,
+    pipeline::{Audit, Context, Filters, Span, StageError},
     rpc::{ChainSource, LogFilter, RpcError},
     sinks::Sink,
     store::StateStore,
@@ -18,12 +17,11 @@ use crate::{
 /// Sinks by their handlers.
 pub(super) type Sinks = BTreeMap<String, Arc<dyn Sink>>;
 
-/// The context of one command. A token list that cannot be read, or is empty, is a failure: nothing is concluded from it.
+/// The context of one command.
 pub(super) fn context(
     settings: &Settings,
     (store, source): (Arc<dyn StateStore>, Arc<dyn ChainSource>),
     sinks: Sinks,
-    tokens: Tokens,
 ) -> Context {
     Context {
         chain: settings.chain.clone(),
@@ -33,8 +31,8 @@ pub(super) fn context(
         source,
         store,
         sinks,
-        // Its sender is gone, and the list stays.
-        tokens: watch::channel(tokens).1,
+        filters: Filters::off(),
+        audit: Audit::new(false),
         vitals: Arc::default(),
         limits: settings.limits.clone(),
         span: Span::new(settings.chain.batch_blocks),
@@ -60,15 +58,15 @@ pub(super) fn witnesses(settings: &Settings) -> Vec<(String, Arc<dyn ChainSource
     }
 }
 
-/// The token list as it is now.
+/// The token list as it is now; `None` where filtering is off.
 ///
 /// # Errors
 ///
 /// [`Failure::Unavailable`] where it cannot be read, [`Failure::No`] where it is empty and that is not meant.
-pub(super) async fn tokens(settings: &Settings) -> Result<Tokens, Failure> {
+pub(super) async fn tokens(settings: &Settings) -> Result<Option<Arc<TokenList>>, Failure> {
     let unavailable = |error: crate::tokens::TokenError| Failure::Unavailable(error.to_string());
     let Some(directory) = app::token_directory(settings).await.map_err(unavailable)? else {
-        return Ok(Tokens::Off);
+        return Ok(None);
     };
     let loaded = directory.load().await;
     directory.close().await;
@@ -76,7 +74,7 @@ pub(super) async fn tokens(settings: &Settings) -> Result<Tokens, Failure> {
     if list.is_empty() && !settings.limits.allow_empty_tokens {
         return Err(Failure::No("the token list holds no valid token for this chain".into()));
     }
-    Ok(Tokens::Tracked(Arc::new(list)))
+    Ok(Some(Arc::new(list)))
 }
 
 /// How a node that does not serve ends a command.

@@ -22,7 +22,7 @@ use crate::{
     app,
     config::Settings,
     domain::{BlockRef, MAX_BLOCK_NUMBER},
-    pipeline::{self, Tokens},
+    pipeline,
     rpc::{At, ChainSource},
     store::{JournalEntry, Progress, ReplayReply, RewindReply, StateStore, StoreError},
 };
@@ -214,7 +214,7 @@ pub(super) async fn reset(
             RewindReply::Deep(reason) => return Err(frozen(&reason)),
         }
         let source = app::nodes(settings, &settings.providers);
-        let ctx = equip::context(settings, (store.clone(), source), sinks, Tokens::Off);
+        let ctx = equip::context(settings, (store.clone(), source), sinks);
         let events = pipeline::take_back(&ctx).await.map_err(|error| stage_failure(&error))?;
         say(notes, &format!("took back {events} events"))?;
     }

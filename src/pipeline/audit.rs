@@ -1,384 +1,249 @@
-//! The **audit** of a range: what every node has there, what the store says of it, and where these differ. It delivers
-//! nothing, claims nothing and writes nothing, so it runs beside a listener; it stands outside the order of the verbs.
+//! Asks another provider before blocks are sealed: one that leaves out a log is found as long as a second one has it
+//! (F09).
 //!
-//! One part at a time is in memory, as many blocks as the providers bear in one request. Whether a block is delivered is
-//! asked after it was read, so that what is delivered meanwhile counts. Of blocks that are not sealed the journal says
-//! what was sent, event by event; of sealed ones the store knows only that everything was.
+//! What the second provider has and the journal lacks is delivered, with an alarm; what it lacks is only told, because
+//! a log that was there once cannot be made up. Blocks of which the two have different hashes are not sealed. A second
+//! provider that does not answer holds sealing up for some minutes, not for ever: the journal is bounded.
+//!
+//! What it does not see: history below the final height, which has no journal and comes from one provider.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    collections::BTreeSet,
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
-use alloy::primitives::B256;
-use serde::Serialize;
+use tokio::time::Instant;
+use tracing::{error, info, warn};
 
-use super::{Context, StageError, decode, fetch, filter, signed};
+use super::{Context, StageError, decode, deliver, filter, persist, rescan, signed};
 use crate::{
-    backoff::Backoff,
-    domain::{BlockRange, BlockRef, Event, Header, Heights, RawLog, Tag},
-    rpc::{At, RpcError},
-    store::{DeadKind, JournalEntry, MAX_CLAIM_BLOCKS, Snapshot, StateStore, StoreError},
+    domain::{BlockRange, BlockRef, Event},
+    rpc::{RangeLogs, RpcError},
+    store::{JournalEntry, MAX_CLAIM_BLOCKS},
+    telemetry::metrics,
 };
+use deliver::Amended;
+use filter::{Filter, Wanted};
 
-/// Dead letters that are read at once.
-const LETTERS_AT_ONCE: usize = 50;
-/// Tries of a node that does not serve.
-const TRIES: u32 = 6;
-/// Longest pause between two of them.
-const PAUSE: Duration = Duration::from_secs(5);
+/// A second provider that does not answer is waited for this long.
+const ABSENCE: Duration = Duration::from_mins(10);
+/// One operation of the store is tried for this long.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The note of `/health` that tells of it.
+const NOTE: &str = "audit";
 
-/// What is the matter with blocks.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    /// First block.
-    pub from: u64,
-    /// Last block.
-    pub to: u64,
-    /// What kind of difference it is.
-    pub kind: Kind,
-    /// What it is, in words.
-    pub text: String,
+/// Whether there are audits, and since when the second provider does not answer.
+#[derive(Debug)]
+pub struct Audit {
+    is_on: bool,
+    absent_since: Mutex<Option<Instant>>,
 }
 
-/// Kinds of differences.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Kind {
-    /// Blocks that are not delivered yet.
-    NotDelivered,
-    /// Events that the nodes have and the journal lacks: they were not sent.
-    Missing,
-    /// Events that the journal has and the nodes, or the present token list, lack.
-    Extra,
-    /// A journaled block that is not on the chain.
-    Orphaned,
-    /// Messages that no sink would take.
-    Refused,
-    /// Logs that one endpoint has and another lacks.
-    Disagreement,
-}
-
-/// What a part of the range amounts to.
-#[derive(Clone, Debug)]
-pub struct Part {
-    /// The blocks.
-    pub range: BlockRange,
-    /// How many of them are delivered.
-    pub delivered: u64,
-    /// Events that are to be delivered, by the present token list.
-    pub events: u64,
-    /// Events that the token list leaves out.
-    pub left_out: u64,
-    /// Logs of tracked contracts that cannot be decoded.
-    pub undecodable: u64,
-    /// The differences.
-    pub findings: Vec<Finding>,
-}
-
-/// Number of dead letters of a block.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Letters {
-    /// Messages that no sink would take.
-    pub refused: u64,
-    /// Logs that could not be decoded.
-    pub undecodable: u64,
-}
-
-/// An audit under way.
-pub struct Audit<'a> {
-    ctx: &'a Context,
-    /// Each endpoint by itself, where there are several.
-    endpoints: &'a [(String, Context)],
-    /// Endpoints that could not be asked, and why: they are not asked again.
-    unasked: BTreeMap<String, String>,
-    /// The newest block.
-    pub head: u64,
-    /// The highest block that the delivery mode allows.
-    pub deliverable: Option<u64>,
-    letters: BTreeMap<u64, Letters>,
-    /// The last block of the part before.
-    before: Option<Header>,
-}
-
-impl<'a> Audit<'a> {
-    /// Begins an audit of `range`: `ctx` has all nodes, `endpoints` each by itself.
-    ///
-    /// # Errors
-    ///
-    /// [`StageError`] where no node or the store does not answer.
-    pub async fn begin(
-        ctx: &'a Context,
-        endpoints: &'a [(String, Context)],
-        range: BlockRange,
-    ) -> Result<Self, StageError> {
-        let head = ctx.source.header(At::Latest).await?;
-        let head = head.ok_or_else(|| RpcError::Behind("the node has no newest block".into()))?.number;
-        let tag = async |at| {
-            let header = ctx.source.header(at).await?;
-            Ok::<_, RpcError>(header.map_or(Tag::Absent, |header| Tag::At(header.number)))
-        };
-        let heights = Heights { head, safe: tag(At::Safe).await?, finalized: tag(At::Finalized).await? };
-        let deliverable = heights.deliverable(ctx.deliver, ctx.chain.finality_depth);
-        let letters = letters(&*ctx.store, range).await?;
-        Ok(Self { ctx, endpoints, unasked: BTreeMap::new(), head, deliverable, letters, before: None })
-    }
-
-    /// Looks at the blocks from `from` on, to `to` at most: as many as the provider bears in one request.
-    ///
-    /// # Errors
-    ///
-    /// [`StageError`] where no node or the store does not answer, [`StageError::Again`] where the chain was reorganised
-    /// meanwhile.
-    pub async fn part(&mut self, from: u64, to: u64) -> Result<Part, StageError> {
-        let ctx = self.ctx;
-        let most = to.min(from.saturating_add(MAX_CLAIM_BLOCKS - 1));
-        let (range, answer) = patiently(|| fetch::part(ctx, from, most)).await?;
-        if self.before.is_some_and(|before| before.number + 1 == from && before.hash != answer.first.parent) {
-            return Err(StageError::Again("the chain was reorganised while it was read"));
-        }
-        let mut findings = Vec::new();
-        let logs = self.united(range, answer.logs, &mut findings).await?;
-        let mut blocks: BTreeMap<u64, B256> =
-            logs.iter().map(|log| log.block).chain([answer.first.block(), answer.last.block()]).map(of_block).collect();
-        let decoded = decode::events(&ctx.registry, logs);
-        let candidates = decoded.candidates.len();
-        let wanted = filter::by_token(&ctx.tokens.borrow().clone(), decoded)?;
-        let journal = self.journal(range).await?;
-        let mut held = BTreeMap::new();
-        for entry in &journal {
-            let (number, store) = (entry.block.number, &ctx.store);
-            if !blocks.contains_key(&number) {
-                blocks.extend([of_block(fetch::canonical(ctx, number).await?.block())]);
-            }
-            held.entry(number).or_insert_with(Vec::new).extend(store.journaled(entry.block, entry.epoch).await?);
-        }
-        let now = ctx.store.snapshot().await?;
-        let journaled = Journaled { now: &now, journal: &journal, held: &held, blocks: &blocks };
-        journaled.compare(&wanted.events, &mut findings);
-        let delivered = self.delivered(range, &now, &mut findings).await?;
-        self.refused(range, &mut findings);
-        self.before = Some(answer.last);
-        findings.sort_by_key(|finding| finding.from);
-        let events = wanted.events.len();
-        let left_out = candidates.saturating_sub(events) as u64;
-        Ok(Part {
-            range,
-            delivered,
-            events: events as u64,
-            left_out,
-            undecodable: wanted.undecodable.len() as u64,
-            findings,
-        })
-    }
-
-    /// Endpoints that could not be asked, and why.
+impl Audit {
+    /// Audits, or none (`AUDIT`).
     #[must_use]
-    pub fn unasked(&self) -> &BTreeMap<String, String> {
-        &self.unasked
+    pub fn new(is_on: bool) -> Self {
+        Self { is_on, absent_since: Mutex::default() }
     }
 
-    /// The dead letters of all blocks.
-    #[must_use]
-    pub fn letters(&self) -> Letters {
-        self.letters.values().fold(Letters::default(), |sum, letters| Letters {
-            refused: sum.refused + letters.refused,
-            undecodable: sum.undecodable + letters.undecodable,
-        })
+    /// For how long the second provider has not answered, now that it did not again; `None`: it did.
+    fn absence(&self, is_absent: bool, now: Instant) -> Option<Duration> {
+        let mut since = self.absent_since.lock().unwrap_or_else(PoisonError::into_inner);
+        *since = is_absent.then(|| since.unwrap_or(now));
+        since.map(|since| now.duration_since(since))
     }
+}
 
-    /// These logs, and those that only some endpoint has; that they disagree is a finding.
-    async fn united(
-        &mut self,
-        range: BlockRange,
-        logs: Vec<RawLog>,
-        findings: &mut Vec<Finding>,
-    ) -> Result<Vec<RawLog>, StageError> {
-        let mut all: BTreeMap<(u64, u64, B256), RawLog> = logs.into_iter().map(|log| (name(&log), log)).collect();
-        let mut by_endpoint = Vec::new();
-        for (endpoint, ctx) in self.endpoints {
-            if self.unasked.contains_key(endpoint) {
-                continue;
-            }
-            match patiently(|| whole(ctx, range)).await {
-                Ok(theirs) => {
-                    let names: BTreeSet<_> = theirs.iter().map(name).collect();
-                    all.extend(theirs.into_iter().map(|log| (name(&log), log)));
-                    by_endpoint.push((endpoint, names));
-                }
-                Err(StageError::Rpc(error)) => {
-                    self.unasked.insert(endpoint.clone(), error.to_string());
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        for (endpoint, names) in by_endpoint {
-            let mut lacking: BTreeMap<u64, u64> = BTreeMap::new();
-            for (number, ..) in all.keys().filter(|name| !names.contains(name)) {
-                *lacking.entry(*number).or_default() += 1;
-            }
-            findings.extend(lacking.into_iter().map(|(number, logs)| {
-                let text = format!("endpoint {endpoint} lacks {logs} logs that another endpoint has");
-                Finding { from: number, to: number, kind: Kind::Disagreement, text }
-            }));
-        }
-        Ok(all.into_values().collect())
+/// Holds these committed blocks, which are about to be sealed, against what another provider has.
+pub(super) async fn before_sealing(ctx: &Context, entries: &[JournalEntry]) -> Result<(), StageError> {
+    if !ctx.audit.is_on {
+        return Ok(());
     }
-
-    /// The live entries of the range.
-    async fn journal(&self, range: BlockRange) -> Result<Vec<JournalEntry>, StoreError> {
-        let mut entries = self.ctx.store.journal(range.to).await?;
-        entries.retain(|entry| range.contains(entry.block.number));
-        Ok(entries)
-    }
-
-    /// How many blocks are delivered; of the others, why not.
-    async fn delivered(
-        &self,
-        range: BlockRange,
-        now: &Snapshot,
-        findings: &mut Vec<Finding>,
-    ) -> Result<u64, StageError> {
-        let open: Vec<u64> = (range.from..=range.to).filter(|number| !is_delivered(now, *number)).collect();
-        if open.is_empty() {
-            return Ok(range.blocks());
-        }
-        let claims: BTreeMap<u64, String> = self.ctx.store.claims(range).await?.into_iter().collect();
-        let allowed = self.deliverable.map_or_else(|| "none yet".to_owned(), |height| format!("{height} at most"));
-        let reason = |number: u64| match (&now.progress.frozen, claims.get(&number)) {
-            (Some(reason), _) => format!("deliveries are frozen: {reason}"),
-            _ if self.deliverable.is_none_or(|height| number > height) => {
-                format!("DELIVER={} allows {allowed}", self.ctx.deliver)
-            }
-            (None, Some(owner)) => format!("{owner} is working on it"),
-            (None, None) => "its turn has not come".to_owned(),
+    let filter = ctx.filters.now()?;
+    for batch in batches(&newest(entries)) {
+        let answer = match opinion(ctx, batch).await {
+            Ok(Some(answer)) => answer,
+            Ok(None) => return Ok(()),
+            Err(error) => return absent(ctx, &error),
         };
-        for number in &open {
-            let text = format!("not delivered: {}", reason(*number));
-            match findings.last_mut() {
-                Some(run) if run.kind == Kind::NotDelivered && run.to + 1 == *number && run.text == text => {
-                    run.to = *number;
+        if let Some(block) = disagreement(batch, &answer) {
+            let text = format!("two providers have different blocks at the final height {block}: nothing is sealed");
+            warn!(block, "two providers have different blocks at a final height");
+            ctx.vitals.note(NOTE, Some(text));
+            return Err(StageError::Again("two providers disagree about a final block"));
+        }
+        compare(ctx, &filter, batch, answer).await?;
+    }
+    ctx.audit.absence(false, Instant::now());
+    ctx.vitals.note(NOTE, None);
+    Ok(())
+}
+
+/// The committed entries, of each block the newest: what is still being sent is not complete.
+fn newest(entries: &[JournalEntry]) -> Vec<JournalEntry> {
+    let mut newest: Vec<JournalEntry> = Vec::new();
+    for entry in entries.iter().filter(|entry| entry.done) {
+        match newest.last_mut() {
+            Some(last) if last.block == entry.block => {
+                if entry.epoch > last.epoch {
+                    *last = *entry;
                 }
-                _ => findings.push(Finding { from: *number, to: *number, kind: Kind::NotDelivered, text }),
             }
-        }
-        Ok(range.blocks() - open.len() as u64)
-    }
-
-    fn refused(&self, range: BlockRange, findings: &mut Vec<Finding>) {
-        let refused = self.letters.range(range.from..=range.to).filter(|(_, letters)| letters.refused > 0);
-        findings.extend(refused.map(|(number, letters)| Finding {
-            from: *number,
-            to: *number,
-            kind: Kind::Refused,
-            text: format!("{} messages were refused and are dead letters (chaintap dlq)", letters.refused),
-        }));
-    }
-}
-
-/// What the journal holds of a part, beside what the chain has.
-struct Journaled<'a> {
-    now: &'a Snapshot,
-    journal: &'a [JournalEntry],
-    held: &'a BTreeMap<u64, Vec<Event>>,
-    blocks: &'a BTreeMap<u64, B256>,
-}
-
-impl Journaled<'_> {
-    /// Of every delivered block that is not sealed: whether what was sent is what is to be delivered.
-    fn compare(&self, wanted: &[Event], findings: &mut Vec<Finding>) {
-        let (nothing, mut ours) = (BTreeSet::new(), BTreeMap::<u64, BTreeSet<_>>::new());
-        for event in wanted {
-            ours.entry(event.block.number).or_default().insert(delivery(event));
-        }
-        // A block may have entries of several epochs: what was sent is what all of them hold.
-        let done =
-            self.journal.iter().filter(|entry| entry.done && signed(entry.block.number) > self.now.progress.sealed);
-        let done: BTreeSet<(u64, B256)> = done.map(|entry| of_block(entry.block)).collect();
-        for (number, hash) in done {
-            let canonical = self.blocks.get(&number).copied().unwrap_or_default();
-            let mut found = |kind, text| findings.push(Finding { from: number, to: number, kind, text });
-            if hash != canonical {
-                found(Kind::Orphaned, format!("delivered as {hash}, which left the chain for {canonical}"));
-                continue;
-            }
-            let held = self.held.get(&number).into_iter().flatten().filter(|event| event.block.hash == hash);
-            let held: BTreeSet<_> = held.map(delivery).collect();
-            let ours = ours.get(&number).unwrap_or(&nothing);
-            let (missing, extra) = (ours.difference(&held).count(), held.difference(ours).count());
-            if missing > 0 {
-                found(Kind::Missing, format!("{missing} events were not sent"));
-            }
-            if extra > 0 {
-                found(Kind::Extra, format!("{extra} events were sent that the nodes or the present token list lack"));
-            }
+            _ => newest.push(*entry),
         }
     }
+    newest
 }
 
-fn is_delivered(now: &Snapshot, number: u64) -> bool {
-    signed(number) <= now.progress.watermark || now.done.contains(number)
+/// Entries that one request covers.
+fn batches(entries: &[JournalEntry]) -> impl Iterator<Item = &[JournalEntry]> {
+    let mut rest = entries;
+    std::iter::from_fn(move || {
+        let first = rest.first()?.block.number;
+        let (batch, others) =
+            rest.split_at(rest.partition_point(|entry| entry.block.number < first + MAX_CLAIM_BLOCKS));
+        rest = others;
+        Some(batch)
+    })
 }
 
-fn of_block(block: BlockRef) -> (u64, B256) {
-    (block.number, block.hash)
-}
-
-/// What tells one log from another, in the order of the chain.
-fn name(log: &RawLog) -> (u64, u64, B256) {
-    (log.block.number, log.log_index, log.block.hash)
-}
-
-/// What tells one delivery of a block from another.
-fn delivery(event: &Event) -> (u64, Arc<str>) {
-    (event.log_index, event.handler.clone())
-}
-
-/// The logs of a range, in parts as large as the provider bears.
-async fn whole(ctx: &Context, range: BlockRange) -> Result<Vec<RawLog>, StageError> {
-    let (mut logs, mut next) = (Vec::new(), range.from);
-    loop {
-        let (part, answer) = fetch::part(ctx, next, range.to).await?;
-        logs.extend(answer.logs);
-        if part.to >= range.to {
-            return Ok(logs);
+/// The logs of these blocks as another provider has them; of as many blocks at once as it bears.
+async fn opinion(ctx: &Context, batch: &[JournalEntry]) -> Result<Option<RangeLogs>, RpcError> {
+    let (Some(first), Some(last)) = (batch.first(), batch.last()) else { return Ok(None) };
+    let mut ranges = vec![BlockRange { from: first.block.number, to: last.block.number }];
+    let mut whole: Option<RangeLogs> = None;
+    while let Some(range) = ranges.pop() {
+        match (ctx.source.second_opinion(range, &ctx.filter).await, range.halves()) {
+            (Ok(None), _) => return Ok(None),
+            (Ok(Some(part)), _) => match &mut whole {
+                None => whole = Some(part),
+                Some(whole) => {
+                    whole.logs.extend(part.logs);
+                    whole.last = part.last;
+                }
+            },
+            (Err(RpcError::TooLarge(_) | RpcError::TimedOut), Some((lower, upper))) => ranges.extend([upper, lower]),
+            (Err(error), _) => return Err(error),
         }
-        next = part.to + 1;
+    }
+    Ok(whole)
+}
+
+/// The height of a block that the second provider has another of. Its last header speaks for all blocks below.
+fn disagreement(batch: &[JournalEntry], answer: &RangeLogs) -> Option<u64> {
+    let is_other = |theirs: BlockRef| {
+        batch.iter().any(|entry| entry.block.number == theirs.number && entry.block.hash != theirs.hash)
+    };
+    let theirs = [answer.first.block(), answer.last.block()].into_iter().chain(answer.logs.iter().map(|log| log.block));
+    theirs.into_iter().find(|block| is_other(*block)).map(|block| block.number)
+}
+
+/// Sealing waits for the second provider, but not for ever.
+fn absent(ctx: &Context, error: &RpcError) -> Result<(), StageError> {
+    let absence = ctx.audit.absence(true, Instant::now()).unwrap_or_default();
+    if absence < ABSENCE {
+        warn!(%error, "the second provider does not answer; sealing waits for its opinion");
+        return Err(StageError::Again("the second provider does not answer"));
+    }
+    warn!(%error, "the second provider does not answer; sealing goes on without its opinion");
+    let text = format!("blocks are sealed without a second provider's opinion: {error}");
+    ctx.vitals.note(NOTE, Some(text));
+    Ok(())
+}
+
+async fn compare(ctx: &Context, filter: &Filter, batch: &[JournalEntry], answer: RangeLogs) -> Result<(), StageError> {
+    let decoded = decode::events(&ctx.registry, answer.logs);
+    // Whatever token it is of: the list may have changed since the block was delivered.
+    let theirs: BTreeSet<(BlockRef, u64)> =
+        decoded.candidates.iter().map(|found| (found.event.block, found.event.log_index)).collect();
+    let mut wanted = rescan::by_block(filter::by_token(filter, decoded));
+    let mut epochs = Vec::new();
+    for entry in batch {
+        let read = || ctx.store.journaled(entry.block, entry.epoch);
+        let held = persist(ctx, "journaled", PATIENCE, read).await?;
+        tell_extra(entry.block, held.iter().filter(|held| !theirs.contains(&(held.block, held.log_index))));
+        let Some(wanted) = wanted.remove(&entry.block) else { continue };
+        let missing = Wanted { events: deliver::lacking(&held, &wanted.events), undecodable: vec![], ..wanted };
+        if missing.events.is_empty() {
+            continue;
+        }
+        tell_missing(filter, entry.block, missing.events.len() as u64);
+        if let Amended::Final(epoch) = deliver::amended(ctx, entry.block, &missing).await? {
+            epochs.push(epoch);
+        }
+    }
+    rescan::still_of(ctx, &epochs).await
+}
+
+fn tell_extra<'a>(block: BlockRef, extra: impl Iterator<Item = &'a Event>) {
+    let logs: Vec<u64> = extra.map(|event| event.log_index).collect();
+    if !logs.is_empty() {
+        metrics::audit_extra(logs.len() as u64);
+        warn!(%block, ?logs, "delivered logs that a second provider does not have");
     }
 }
 
-/// Asks a node again that does not serve, a few times.
-async fn patiently<R, F>(ask: impl Fn() -> F) -> Result<R, StageError>
-where
-    F: Future<Output = Result<R, StageError>>,
-{
-    let mut backoff = Backoff::new(PAUSE);
-    for _ in 1..TRIES {
-        match ask().await {
-            Err(StageError::Rpc(error)) if error.is_failure() => backoff.wait(None).await,
-            answer => return answer,
-        }
+fn tell_missing(filter: &Filter, block: BlockRef, events: u64) {
+    if signed(block.number) <= filter.since {
+        // It may have been filtered without a token that is in the list by now.
+        info!(%block, events, "a second provider has events that were not delivered, perhaps of a token that joined later");
+        return;
     }
-    ask().await
+    metrics::audit_missing(events);
+    error!(%block, events, "a provider left out logs that a second one has; they are delivered late");
 }
 
-/// Counts the dead letters of a range's blocks.
-async fn letters(store: &dyn StateStore, range: BlockRange) -> Result<BTreeMap<u64, Letters>, StoreError> {
-    let mut by_block: BTreeMap<u64, Letters> = BTreeMap::new();
-    let mut after: Option<String> = None;
-    loop {
-        let page = store.dead_letters(after.as_deref(), LETTERS_AT_ONCE).await?;
-        for letter in page.iter().filter(|letter| range.contains(letter.block_number)) {
-            let of_block = by_block.entry(letter.block_number).or_default();
-            match letter.kind {
-                DeadKind::Refused => of_block.refused += 1,
-                DeadKind::Undecodable => of_block.undecodable += 1,
-            }
-        }
-        match page.into_iter().next_back() {
-            Some(last) => after = Some(last.key),
-            None => return Ok(by_block),
-        }
+#[cfg(test)]
+mod tests {
+    use alloy::primitives::B256;
+
+    use super::*;
+    use crate::domain::Header;
+
+    fn entry(number: u64, epoch: u64, done: bool) -> JournalEntry {
+        let block = BlockRef { number, hash: B256::with_last_byte(u8::try_from(number % 256).unwrap()) };
+        JournalEntry { block, parent: B256::ZERO, epoch, done }
+    }
+
+    #[test]
+    fn of_each_block_the_newest_committed_entry_counts() {
+        let entries = [entry(5, 1, true), entry(5, 2, false), entry(6, 1, true), entry(6, 2, true), entry(7, 1, false)];
+        let names: Vec<_> = newest(&entries).iter().map(|entry| (entry.block.number, entry.epoch)).collect();
+        assert_eq!(names, [(5, 1), (6, 2)]);
+    }
+
+    #[test]
+    fn a_batch_spans_a_hundred_blocks_and_nothing_is_asked_of_gaps() {
+        let entries: Vec<_> = [1, 100, 101, 5_000, 5_099, 5_100].map(|number| entry(number, 1, true)).into();
+        let spans: Vec<_> = batches(&entries)
+            .map(|batch| (batch.first().unwrap().block.number, batch.last().unwrap().block.number))
+            .collect();
+        assert_eq!(spans, [(1, 100), (101, 101), (5_000, 5_099), (5_100, 5_100)]);
+    }
+
+    #[test]
+    fn another_hash_at_the_end_or_of_a_log_is_a_disagreement() {
+        let batch = [entry(5, 1, true), entry(6, 1, true)];
+        let header = |entry: &JournalEntry| Header {
+            number: entry.block.number,
+            hash: entry.block.hash,
+            parent: B256::ZERO,
+            timestamp: 0,
+        };
+        let answer = RangeLogs { logs: vec![], first: header(&batch[0]), last: header(&batch[1]) };
+        assert_eq!(disagreement(&batch, &answer), None);
+        let other = Header { hash: B256::repeat_byte(0xff), ..answer.last };
+        assert_eq!(disagreement(&batch, &RangeLogs { last: other, ..answer }), Some(6));
+    }
+
+    #[test]
+    fn an_absence_is_counted_from_its_first_sign_and_forgotten_with_the_first_answer() {
+        let (audit, now) = (Audit::new(true), Instant::now());
+        assert_eq!(audit.absence(true, now), Some(Duration::ZERO));
+        let later = now + ABSENCE;
+        assert_eq!(audit.absence(true, later), Some(ABSENCE));
+        assert_eq!(audit.absence(false, later), None);
+        assert_eq!(audit.absence(true, later), Some(Duration::ZERO));
     }
 }

@@ -22,6 +22,7 @@ pub mod faulty_node;
 pub mod fold;
 pub mod ledger;
 pub mod message;
+pub mod model_store;
 pub mod mongo;
 pub mod process;
 pub mod proxy;
