@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, future::Future, pin::pin, sync::Arc, time::Duration};
 
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     task::JoinSet,
     time::{Instant, interval},
 };
@@ -16,9 +16,9 @@ use tracing::{debug, error, info, warn};
 use crate::{
     api,
     backoff::Backoff,
-    config::{Settings, SinkTarget, StartBlock, StoreSettings, TokenSettings},
+    config::{Settings, SinkTarget, StoreSettings, TokenSettings},
     failure::Failure,
-    pipeline::{self, Context, Ended, Span, Tokens},
+    pipeline::{self, Audit, Context, Ended, Filters, Span, Tokens},
     rpc::{At, ChainSource, Endpoints, LogFilter},
     sinks::{
         Sink, SinkError,
@@ -147,7 +147,7 @@ async fn wire(
         keepers.spawn(keeping("the probe of a sink", probe(sink.clone(), vitals.clone())));
     }
     let directory = patiently(vitals, Edge::Tokens, || token_directory(settings)).await?;
-    let tokens = token_lists(directory.clone(), settings, vitals, keepers);
+    let filters = filters(directory.clone(), settings, vitals, keepers);
     let context = Context {
         chain: settings.chain.clone(),
         deliver: settings.deliver,
@@ -156,7 +156,8 @@ async fn wire(
         source: Arc::new(Endpoints::new(settings.chain.id, settings.providers.clone(), settings.limits.clone())),
         store,
         sinks,
-        tokens,
+        filters,
+        audit: Audit::new(settings.audit),
         vitals: vitals.clone(),
         limits: settings.limits.clone(),
         span: Span::new(settings.chain.batch_blocks),
@@ -175,12 +176,8 @@ async fn listen(
     wait_for_tokens(&context, &stop).await;
     announce(settings, &context);
     keepers.spawn(keeping("the summary", summarise(context.vitals.clone(), options.summary_every)));
-    let start = match settings.start {
-        StartBlock::At(number) => Some(number),
-        StartBlock::Latest => None,
-    };
     let stop = stop.child_token();
-    let mut running = Box::pin(pipeline::run(Arc::new(context), start, options.until, stop.clone()));
+    let mut running = Box::pin(pipeline::run(Arc::new(context), settings.start, options.until, stop.clone()));
     let mut died = None;
     let ended = tokio::select! {
         ended = &mut running => ended,
@@ -296,27 +293,28 @@ pub async fn token_directory(settings: &Settings) -> Result<Option<Arc<dyn Token
     })
 }
 
-/// The token list as it changes, kept fresh by a task of its own.
-fn token_lists(
+/// What events are filtered with, from a token list that a task of its own keeps fresh.
+fn filters(
     directory: Option<Arc<dyn TokenDirectory>>,
     settings: &Settings,
     vitals: &Arc<Vitals>,
     keepers: &mut JoinSet<&'static str>,
-) -> watch::Receiver<Tokens> {
+) -> Filters {
     let Some(directory) = directory else {
         info!("token filtering is off: no MONGODB_URI and no TOKENS_FILE");
         vitals.tokens(None);
-        return watch::channel(Tokens::Off).1;
+        return Filters::off();
     };
     let (publish, lists) = watch::channel(Tokens::Waiting);
-    let refresh = pipeline::keep_fresh(directory, publish, settings.limits.clone(), vitals.clone());
+    let reload = Arc::new(Notify::new());
+    let refresh = pipeline::keep_fresh(directory, publish, reload.clone(), settings.limits.clone(), vitals.clone());
     keepers.spawn(keeping("the refresh of the token list", refresh));
-    lists
+    Filters::new(lists, reload)
 }
 
 /// Nothing is delivered before the first list is there (contract §6).
 async fn wait_for_tokens(context: &Context, stop: &CancellationToken) {
-    let mut lists = context.tokens.clone();
+    let mut lists = context.filters.tokens();
     if matches!(*lists.borrow(), Tokens::Waiting) {
         info!("waiting for the token list");
     }
@@ -462,8 +460,8 @@ fn owner() -> String {
 }
 
 fn announce(settings: &Settings, context: &Context) {
-    let tracked = match &*context.tokens.borrow() {
-        Tokens::Tracked(list) => Some(list.len()),
+    let tracked = match &*context.filters.tokens().borrow() {
+        Tokens::Tracked(reading) => Some(reading.tokens.len()),
         Tokens::Off | Tokens::Waiting => None,
     };
     for line in settings.registry.summary(tracked).lines() {

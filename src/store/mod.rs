@@ -43,13 +43,13 @@ pub const MAX_REFUSED: u64 = 100_000;
 /// Undecodable logs kept for an operator to see, the newest.
 pub const MAX_UNDECODABLE: u64 = 10_000;
 /// Journaled bytes of unsealed blocks beyond which no new entry is begun (protocol §3.1).
-const JOURNAL_CAP: u64 = 32 << 20;
+pub const JOURNAL_CAP: u64 = 32 << 20;
 /// Most entries that one BARRIER answers with.
 pub const MAX_ORPHANS: usize = 100;
 /// Most bytes in the key of a member of the filter.
 const MAX_MEMBER_BYTES: usize = 200;
 /// Journal entries that one SEAL drops (protocol §4).
-const SEAL_DROPS: usize = 200;
+pub const SEAL_DROPS: usize = 200;
 
 /// Where to begin on an empty store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -19,6 +19,7 @@ pub mod devchain;
 pub mod faulty_node;
 pub mod ledger;
 pub mod message;
+pub mod model_store;
 pub mod mongo;
 pub mod process;
 pub mod proxy;
