@@ -11,7 +11,6 @@ use tracing::debug;
 use super::{Context, StageError};
 use crate::{
     domain::{BlockRange, BlockRef, Header, RawLog},
-    domain::{BlockRange, BlockRef, Header, RawLog},
     mutants::{Mutant, planted},
     rpc::{At, LogFilter, RangeLogs, RpcError},
 };

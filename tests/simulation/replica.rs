@@ -8,15 +8,15 @@ use std::{
 use alloy::primitives::Address;
 use async_trait::async_trait;
 use chaintap::{
-    config::{ChainProfile, Limits, Settings, Sources, load_offline},
-    pipeline::{self, Context, Ended, Span, Tokens},
+    config::{ChainProfile, Limits, Settings, Sources, StartBlock, load_offline},
+    pipeline::{self, Audit, Context, Ended, Filters, Span, Tokens},
     rpc::LogFilter,
     sinks::Sink,
     telemetry::Vitals,
     tokens::{Loaded, TokenDirectory, TokenError},
 };
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     task::{AbortHandle, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
@@ -76,10 +76,11 @@ fn settings() -> &'static Settings {
     })
 }
 
-fn context(gate: &Arc<Gate>, store: Witnessed) -> (Arc<Context>, Option<u64>, impl Future<Output = ()> + use<>) {
+fn context(gate: &Arc<Gate>, store: Witnessed) -> (Arc<Context>, StartBlock, impl Future<Output = ()> + use<>) {
     let swarm = &gate.world.swarm;
     let settings = settings();
     let (publish, tokens) = watch::channel(Tokens::Waiting);
+    let reload = Arc::new(Notify::new());
     let limits = Limits::default();
     let vitals = Arc::new(Vitals::default());
     let directory = Arc::new(Directory { gate: gate.clone() });
@@ -99,12 +100,13 @@ fn context(gate: &Arc<Gate>, store: Witnessed) -> (Arc<Context>, Option<u64>, im
             "handleTransferEvent".to_owned(),
             Arc::new(Queue { gate: gate.clone() }) as Arc<dyn Sink>,
         )]),
-        tokens,
+        filters: Filters::new(tokens, reload.clone()),
+        audit: Audit::new(true),
         vitals: vitals.clone(),
         span: Span::new(swarm.batch_blocks),
         limits: limits.clone(),
     };
-    (Arc::new(context), Some(swarm.start), pipeline::keep_fresh(directory, publish, limits, vitals))
+    (Arc::new(context), StartBlock::At(swarm.start), pipeline::keep_fresh(directory, publish, reload, limits, vitals))
 }
 
 /// The directory of tokens, which knows no faults but not to answer.
@@ -122,7 +124,7 @@ impl TokenDirectory for Directory {
             Some(Kind::Fails | Kind::Lost | Kind::Hangs | Kind::Late) => Err(TokenError::Transient("away".into())),
             _ => Ok(Loaded {
                 tokens: tokens().into_values().filter(|token| tracked.contains(&token.address)).collect(),
-                skipped: vec![],
+                ..Loaded::default()
             }),
         }
     }
