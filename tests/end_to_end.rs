@@ -7,7 +7,7 @@ mod support;
 use std::{collections::BTreeSet, time::Duration};
 
 use chaintap::devchain::Options;
-use serde_json::{Value, json};
+use serde_json::json;
 use support::{
     chaintap::{Settings, ids},
     devchain::{Devchain, still},
