@@ -211,6 +211,16 @@ impl Listener {
         self.lines.lock().unwrap().iter().filter(whole).cloned().collect()
     }
 
+    /// The lines on standard output since the last time that they were taken, as far as they are whole.
+    pub fn take_lines(&self) -> Vec<String> {
+        std::mem::take(&mut *self.lines.lock().unwrap())
+    }
+
+    /// The log since the last time that it was taken.
+    pub fn take_log(&self) -> Vec<String> {
+        std::mem::take(&mut *self.log.lock().unwrap())
+    }
+
     /// The messages on standard output so far.
     pub fn messages(&self) -> Vec<Value> {
         let parse = |line: &String| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}"));
