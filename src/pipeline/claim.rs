@@ -46,7 +46,7 @@ pub(super) async fn acquire(ctx: &Context, range: BlockRange) -> Result<Acquired
         ClaimReply::Granted(grant) => Ok(Acquired::Ours(Claim { grant, deadline: asked + CLAIM_TTL })),
         ClaimReply::Done => Ok(Acquired::Done),
         ClaimReply::Held { blocks, retry_after } => Ok(Acquired::Held { blocks, retry_after }),
-        ClaimReply::Frozen(reason) => Err(StageError::Halt(reason)),
+        ClaimReply::Frozen(_) => Err(StageError::Again("nothing may be delivered now")),
     }
 }
 

@@ -11,7 +11,7 @@ use super::{Claim, Context, Delivered, Proof, StageError, View, persist};
 use crate::{
     domain::{BlockRef, Track},
     rpc::At,
-    store::{CommitReply, JournalEntry, SealReply},
+    store::{CommitReply, SealReply, runs},
     telemetry::metrics,
 };
 
@@ -69,7 +69,8 @@ fn note_edit(ctx: &Context, edited: bool) {
 pub(super) async fn seal(ctx: &Context, view: &View) -> Result<(), StageError> {
     let Some(height) = view.heights.final_height(ctx.chain.finality_depth) else { return Ok(()) };
     let at = canonical(ctx, height).await?;
-    let tops = run_tops(&ctx.store.journal(height).await?);
+    let entries = ctx.store.journal(height).await?;
+    let tops: Vec<BlockRef> = runs(&entries).into_iter().filter_map(<[_]>::last).map(|top| top.block).collect();
     for top in &tops {
         let canonical = canonical(ctx, top.number).await?;
         if canonical != *top {
@@ -89,37 +90,4 @@ pub(super) async fn seal(ctx: &Context, view: &View) -> Result<(), StageError> {
 async fn canonical(ctx: &Context, number: u64) -> Result<BlockRef, StageError> {
     let header = ctx.source.header(At::Number(number)).await?;
     header.map(|header| header.block()).ok_or(StageError::Again("the node lacks a block below its own final height"))
-}
-
-/// The highest block of every contiguous run of parent-linked entries (protocol §3.5, step 4).
-fn run_tops(entries: &[JournalEntry]) -> Vec<BlockRef> {
-    let mut tops: Vec<BlockRef> = Vec::new();
-    for entry in entries {
-        match tops.last_mut() {
-            Some(top) if top.number + 1 == entry.block.number && top.hash == entry.parent => *top = entry.block,
-            // The same block in another epoch.
-            Some(top) if *top == entry.block => {}
-            _ => tops.push(entry.block),
-        }
-    }
-    tops
-}
-
-#[cfg(test)]
-mod tests {
-    use alloy::primitives::B256;
-
-    use super::*;
-
-    fn entry(number: u64, hash: u8, parent: u8) -> JournalEntry {
-        let block = BlockRef { number, hash: B256::repeat_byte(hash) };
-        JournalEntry { block, parent: B256::repeat_byte(parent), epoch: 1, done: true }
-    }
-
-    #[test]
-    fn every_run_has_its_own_top() {
-        let entries = [entry(5, 5, 4), entry(6, 6, 5), entry(8, 8, 7), entry(9, 19, 18), entry(10, 20, 19)];
-        let tops: Vec<u64> = run_tops(&entries).iter().map(|top| top.number).collect();
-        assert_eq!(tops, [6, 8, 10], "a hole ends a run, and so does a parent that does not fit");
-    }
 }

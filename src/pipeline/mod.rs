@@ -11,7 +11,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::Instant};
-use tracing::{Instrument, debug, info_span};
+use tracing::{Instrument, debug, info, info_span};
 
 use crate::{
     backoff::Backoff,
@@ -19,7 +19,7 @@ use crate::{
     domain::{BlockRange, DeliveryMode, Header, RawLog, Track},
     rpc::{ChainSource, LogFilter, RpcError},
     sinks::Sink,
-    store::{StateStore, StoreError},
+    store::{Progress, StateStore, StoreError},
     telemetry::{Edge, Vitals, metrics},
 };
 
@@ -34,6 +34,7 @@ mod pauses;
 mod plan;
 mod start;
 mod tracks;
+mod unwind;
 
 use claim::{Acquired, Claim};
 use commit::Advanced;
@@ -45,6 +46,7 @@ pub use filter::{Tokens, keep_fresh};
 pub use follow::View;
 use plan::{Situation, plan};
 pub use tracks::{Ended, run};
+use unwind::{Doubt, Look};
 
 /// What the stages work with: the edges, and what is true for this run.
 pub struct Context {
@@ -110,6 +112,10 @@ async fn process(ctx: &Context, track: Track, range: BlockRange, view: &View) ->
         Acquired::Done => return Ok(Processed::AlreadyDone),
         Acquired::Held { blocks, retry_after } => return Ok(Processed::Held(blocks, Instant::now() + retry_after)),
     };
+    if claim.grant.retracting > 0 {
+        claim::release(ctx, &claim).await;
+        return Err(StageError::Again("what left the chain is taken back first"));
+    }
     let lease = claim.clone();
     let work = async {
         let final_height = view.heights.final_height(ctx.chain.finality_depth);
@@ -128,6 +134,51 @@ async fn process(ctx: &Context, track: Track, range: BlockRange, view: &View) ->
     }
     outcome.map(|()| Processed::Committed)
 }
+
+/// Holds what was delivered against the chain of the newest head, and takes back what is not on it.
+async fn settle(
+    ctx: &Context,
+    head: &Header,
+    progress: &Progress,
+    thorough: bool,
+    believed: Option<Doubt>,
+) -> Result<Look, StageError> {
+    if progress.retracting > 0 {
+        take_back(ctx).await?;
+    }
+    let look = timed("unwind", unwind::look(ctx, head, progress, thorough, believed)).await?;
+    if look == Look::Again {
+        take_back(ctx).await?;
+    }
+    Ok(look)
+}
+
+/// Sends the retractions of every block that is known to have left the chain; answers how many events were taken back.
+///
+/// # Errors
+///
+/// [`StageError`] where a sink or the store does not serve; what was not taken back stays to be.
+pub async fn take_back(ctx: &Context) -> Result<u64, StageError> {
+    let mut retracted = 0;
+    loop {
+        let orphans = persist(ctx, "orphans", TAKE_BACK_PATIENCE, || ctx.store.orphans()).await?;
+        if orphans.is_empty() {
+            return Ok(retracted);
+        }
+        for orphan in orphans {
+            let read = || ctx.store.journaled(orphan.block, orphan.epoch);
+            let events = persist(ctx, "journaled", TAKE_BACK_PATIENCE, read).await?;
+            timed("deliver", deliver::retracted(ctx, orphan, &events)).await?;
+            persist(ctx, "retracted", TAKE_BACK_PATIENCE, || ctx.store.retracted(orphan)).await?;
+            metrics::events_retracted(events.len() as u64);
+            info!(block = %orphan.block, events = events.len(), "taken back");
+            retracted += events.len() as u64;
+        }
+    }
+}
+
+/// One operation of the store is tried for this long before the loop looks anew.
+const TAKE_BACK_PATIENCE: Duration = Duration::from_secs(30);
 
 /// A block that may still leave the chain: by hash, journaled before it is sent.
 async fn one_block(ctx: &Context, track: Track, claim: &Claim, view: &View) -> Result<(), StageError> {

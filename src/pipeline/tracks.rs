@@ -12,25 +12,24 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use super::{
-    Context, Processed, Situation, StageError, View, commit, follow,
-    pauses::{self, Pause, Stubborn},
-    persist, plan, process, start,
+    Context, Look, Processed, Situation, StageError, View, commit, follow,
+    pauses::{self, Pauses},
+    persist, plan, process, settle, start,
+    unwind::Footing,
 };
 use crate::{
     backoff::Pace,
     domain::{BlockRange, IntervalSet, Track},
     rpc::RpcError,
-    store::{MAX_DONE_INTERVALS, Snapshot, StoreError},
+    store::{MAX_DONE_INTERVALS, Progress, Snapshot, StoreError},
     telemetry::{Edge, metrics},
 };
 
 /// The loop looks at least this often, whatever happens.
 const TICK: Duration = Duration::from_secs(1);
-/// The pace is lowered at most this often: one outage fails every range in flight.
-const PRESS_EVERY: Duration = Duration::from_secs(1);
 /// Of the grace period, what is kept for giving back claims and closing down.
 const CLOSING: Duration = Duration::from_secs(3);
 /// Longest time that giving back all claims may take.
@@ -96,32 +95,34 @@ pub async fn run(ctx: Arc<Context>, first: Option<u64>, until: Option<u64>, stop
 enum Work {
     Range(Track, BlockRange),
     Seal,
+    Unwind,
+}
+
+/// What came of it.
+enum Finished {
+    Range(Processed),
+    Sealed,
+    Looked(Look),
 }
 
 struct Tracks {
     ctx: Arc<Context>,
     views: watch::Receiver<Option<View>>,
     until: Option<u64>,
-    tasks: JoinSet<(Work, Result<Option<Processed>, StageError>)>,
+    tasks: JoinSet<(Work, Result<Finished, StageError>)>,
     in_flight: Vec<Work>,
-    /// Ranges that someone else holds, or that failed again and again, and until when they are left alone.
-    held: Vec<(BlockRange, Instant)>,
-    stubborn: Stubborn,
-    /// Reading the state.
-    state: Pause,
-    realtime: Pause,
-    historical: Pause,
-    pace: Pace,
-    next_start: Instant,
-    next_press: Instant,
+    pauses: Pauses,
+    footing: Footing,
     next_seal: Instant,
     watermark: i64,
+    /// Nothing more is delivered by this process.
     halted: bool,
+    /// Nothing more is delivered by anyone, until an operator says so.
+    frozen: bool,
 }
 
 impl Tracks {
     fn new(ctx: Arc<Context>, views: watch::Receiver<Option<View>>, until: Option<u64>) -> Self {
-        let now = Instant::now();
         let pace = Pace::new(ctx.chain.parallel, ctx.chain.spacing);
         Self {
             ctx,
@@ -129,17 +130,12 @@ impl Tracks {
             until,
             tasks: JoinSet::new(),
             in_flight: Vec::new(),
-            held: Vec::new(),
-            stubborn: Stubborn::default(),
-            state: Pause::new(),
-            realtime: Pause::new(),
-            historical: Pause::new(),
-            pace,
-            next_start: now,
-            next_press: now,
-            next_seal: now,
+            pauses: Pauses::new(pace),
+            footing: Footing::default(),
+            next_seal: Instant::now(),
             watermark: -1,
             halted: false,
+            frozen: false,
         }
     }
 
@@ -154,7 +150,8 @@ impl Tracks {
             if let Some(ended) = ended {
                 return ended;
             }
-            let wake = self.wake_at();
+            let now = Instant::now();
+            let wake = self.pauses.next(now).unwrap_or(now + TICK).min(now + TICK);
             let finished = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ended::Stopped,
@@ -173,15 +170,15 @@ impl Tracks {
         }
     }
 
-    /// Looks at the state and the head, and begins what the plan says. Nothing is begun before its only await, so it may
-    /// be dropped there.
+    /// Looks at the state and the head, and begins what the plan says. Nothing is begun before its awaits, so it may be
+    /// dropped there.
     async fn round(&mut self) -> Option<Ended> {
         let view = self.views.borrow_and_update().clone()?;
         if self.halted {
             self.give_up_claims().await;
             return None;
         }
-        if !self.state.is_over(Instant::now()) {
+        if !self.pauses.state.is_over(Instant::now()) {
             return None;
         }
         let asked = Instant::now();
@@ -189,22 +186,26 @@ impl Tracks {
             Ok(snapshot) => snapshot,
             Err(StoreError::Transient(reason)) => {
                 self.ctx.vitals.answer(Edge::Store, asked, Err(&reason));
-                self.state.failed(None);
+                self.pauses.state.failed(None);
                 return None;
             }
             Err(error) => return Some(Ended::Unusable(error)),
         };
-        self.state.succeeded();
+        self.pauses.state.succeeded();
         self.tell(&snapshot);
-        if self.until.is_some_and(|until| snapshot.progress.watermark >= super::signed(until)) {
+        let reached = self.until.is_some_and(|until| snapshot.progress.watermark >= super::signed(until));
+        if reached && snapshot.progress.retracting == 0 {
             return Some(Ended::Reached);
         }
-        if let Some(reason) = &snapshot.progress.frozen {
-            self.halt(reason);
+        if self.is_frozen(snapshot.progress.frozen.as_deref()).await {
+            return None;
+        }
+        // Nothing new is begun before it is known what it stands on.
+        if !self.stands(&view, &snapshot.progress) {
             return None;
         }
         self.begin_ranges(&view, &snapshot);
-        metrics::claims_held(self.in_flight.iter().filter(|work| matches!(work, Work::Range(..))).count());
+        metrics::claims_held(self.ranges().count());
         self.begin_seal(view, &snapshot);
         None
     }
@@ -213,8 +214,10 @@ impl Tracks {
         let depth = self.ctx.chain.finality_depth;
         let Some(head) = view.heights.deliverable(self.ctx.deliver, depth) else { return };
         let now = Instant::now();
-        self.held.retain(|(_, until)| *until > now);
-        let busy: IntervalSet = self.busy_ranges().collect();
+        self.pauses.forget_past(now);
+        let busy: IntervalSet = self.ranges().map(|(_, range)| range).chain(self.pauses.held()).collect();
+        let historical = self.ranges().filter(|(track, _)| *track == Track::Historical).count();
+        let realtime_free = self.pauses.realtime_free(now) && !self.ranges().any(|(track, _)| track == Track::Realtime);
         let planned = plan(&Situation {
             watermark: snapshot.progress.watermark,
             tip: snapshot.progress.tip,
@@ -223,43 +226,32 @@ impl Tracks {
             final_height: view.heights.final_height(depth),
             busy: &busy,
             batch_blocks: self.ctx.chain.batch_blocks,
-            historical_slots: self.historical_slots(now),
+            historical_slots: self.pauses.historical_slots(now, historical),
             max_intervals: MAX_DONE_INTERVALS,
         });
         metrics::stage_seconds("plan", now.elapsed().as_secs_f64());
-        let realtime_free = self.realtime.is_over(now) && !self.in_flight.iter().any(is_realtime);
         if let Some(number) = planned.realtime.filter(|_| realtime_free) {
             self.begin(Track::Realtime, BlockRange::single(number), view);
         }
         for range in planned.historical {
             self.begin(Track::Historical, range, view);
-            self.next_start = now + self.pace.spacing();
+            self.pauses.historical_begun(now);
         }
     }
 
-    fn busy_ranges(&self) -> impl Iterator<Item = BlockRange> + '_ {
-        let ours = self.in_flight.iter().filter_map(|work| match work {
-            Work::Range(_, range) => Some(*range),
-            Work::Seal => None,
-        });
-        ours.chain(self.held.iter().map(|(range, _)| *range))
-    }
-
-    /// How many historical ranges may begin now; one at a time while the pace asks for space between them.
-    fn historical_slots(&self, now: Instant) -> usize {
-        if !self.historical.is_over(now) || now < self.next_start {
-            return 0;
-        }
-        let used = self.in_flight.iter().filter(|work| matches!(work, Work::Range(Track::Historical, _))).count();
-        let free = self.pace.parallel().saturating_sub(used);
-        if self.pace.spacing() < Duration::from_millis(1) { free } else { free.min(1) }
+    /// The ranges that are being worked on.
+    fn ranges(&self) -> impl Iterator<Item = (Track, BlockRange)> + '_ {
+        self.in_flight.iter().filter_map(|work| match work {
+            Work::Range(track, range) => Some((*track, *range)),
+            Work::Seal | Work::Unwind => None,
+        })
     }
 
     fn begin(&mut self, track: Track, range: BlockRange, view: &View) {
         let (ctx, view) = (self.ctx.clone(), view.clone());
         let work = Work::Range(track, range);
         self.in_flight.push(work);
-        self.tasks.spawn(async move { (work, process(&ctx, track, range, &view).await.map(Some)) });
+        self.tasks.spawn(async move { (work, process(&ctx, track, range, &view).await.map(Finished::Range)) });
     }
 
     fn begin_seal(&mut self, view: View, snapshot: &Snapshot) {
@@ -272,41 +264,43 @@ impl Tracks {
         self.next_seal = Instant::now() + SEAL_EVERY;
         self.in_flight.push(Work::Seal);
         let ctx = self.ctx.clone();
-        self.tasks.spawn(async move { (Work::Seal, commit::seal(&ctx, &view).await.map(|()| None)) });
+        self.tasks.spawn(async move { (Work::Seal, commit::seal(&ctx, &view).await.map(|()| Finished::Sealed)) });
     }
 
     /// What a finished task means for the next rounds.
-    fn settle(&mut self, finished: Result<(Work, Result<Option<Processed>, StageError>), JoinError>) -> Option<Ended> {
+    fn settle(&mut self, finished: Result<(Work, Result<Finished, StageError>), JoinError>) -> Option<Ended> {
         let (work, outcome) = match finished {
             Ok(finished) => finished,
-            Err(aborted) if aborted.is_cancelled() && self.halted => return None,
+            Err(aborted) if aborted.is_cancelled() && (self.halted || self.frozen) => return None,
             Err(died) => return Some(Ended::Broken(format!("a task died: {died}"))),
         };
         self.in_flight.retain(|other| *other != work);
         match outcome {
-            Ok(processed) => {
-                self.succeeded(work, processed.as_ref());
+            Ok(finished) => {
+                self.succeeded(work, &finished);
                 None
             }
             Err(error) => self.failed(work, &error),
         }
     }
 
-    fn succeeded(&mut self, work: Work, processed: Option<&Processed>) {
+    fn succeeded(&mut self, work: Work, finished: &Finished) {
+        if let Finished::Looked(look) = finished {
+            match look {
+                Look::Doubt(_) => self.pauses.unwinding.failed(None),
+                Look::Firm(_) | Look::Again => self.pauses.unwinding.succeeded(),
+            }
+            self.footing.found(*look);
+        }
         let Work::Range(track, range) = work else { return };
-        if let Some(Processed::Held(blocks, until)) = processed {
+        if let Finished::Range(Processed::Held(blocks, until)) = finished {
             metrics::claim_busy();
-            self.held.push((*blocks, *until));
+            self.pauses.hold(*blocks, *until);
             return;
         }
-        self.stubborn.succeeded(range);
-        match track {
-            Track::Realtime => self.realtime.succeeded(),
-            Track::Historical => {
-                self.historical.succeeded();
-                self.pace.answered();
-                self.ctx.vitals.historical_done(range);
-            }
+        self.pauses.succeeded(track, range);
+        if track == Track::Historical {
+            self.ctx.vitals.historical_done(range);
         }
     }
 
@@ -320,47 +314,72 @@ impl Tracks {
                 return Some(Ended::Unusable(error.clone()));
             }
             StageError::Again(_) => {}
-            StageError::Rpc(RpcError::Behind(_)) if is_realtime(&work) => {}
+            StageError::Conflict(reason) => {
+                info!(?work, reason, "what is journaled is held against the chain");
+                self.footing.shake();
+            }
+            StageError::Rpc(RpcError::Behind(_)) if matches!(work, Work::Range(Track::Realtime, _)) => {}
             other => warn!(?work, error = %other, "not finished; it stays missing and is tried again"),
         }
         match work {
             Work::Seal => self.next_seal = Instant::now() + pauses::LONGEST,
+            Work::Unwind => self.pauses.unwinding.failed(None),
             Work::Range(track, range) => {
-                self.postpone(track, range, error);
+                self.pauses.failed(track, range, error);
             }
         }
         None
     }
 
-    /// The range waits, alone or with its whole track; answers whether the patience with it is over.
-    fn postpone(&mut self, track: Track, range: BlockRange, error: &StageError) -> bool {
-        let now = Instant::now();
-        let (wait, of_the_server) = match error {
-            StageError::Rpc(RpcError::Throttled { retry_after, .. }) => (*retry_after, true),
-            StageError::Store(_) => (None, true),
-            _ => (None, false),
-        };
-        let pressed =
-            matches!(error, StageError::Rpc(RpcError::Throttled { .. } | RpcError::Transient(_) | RpcError::TimedOut));
-        if track == Track::Historical && pressed && now >= self.next_press {
-            self.pace.pressed();
-            self.next_press = now + PRESS_EVERY;
+    /// Whether everything that was delivered is known to be on the chain of the newest head, and nothing is left to be
+    /// taken back; begins to look where it is not.
+    fn stands(&mut self, view: &View, progress: &Progress) -> bool {
+        if self.in_flight.contains(&Work::Unwind) {
+            return false;
         }
-        let alone = self.stubborn.failed(range).filter(|_| !of_the_server);
-        let pause = match track {
-            Track::Realtime => &mut self.realtime,
-            Track::Historical => &mut self.historical,
-        };
-        match alone {
-            Some(until) => self.held.push((range, until)),
-            None => pause.failed(wait),
+        if progress.retracting == 0 && self.footing.holds(&view.head, progress) {
+            return true;
         }
-        alone.is_some()
+        if self.pauses.unwinding.is_over(Instant::now()) {
+            self.in_flight.push(Work::Unwind);
+            let (ctx, head, progress) = (self.ctx.clone(), view.head, progress.clone());
+            let (thorough, believed) = (self.footing.begin(), self.footing.believed());
+            self.tasks.spawn(async move {
+                (Work::Unwind, settle(&ctx, &head, &progress, thorough, believed).await.map(Finished::Looked))
+            });
+        }
+        false
+    }
+
+    /// Whether nothing may be delivered because the chain was reorganised below what was sealed; what was begun is
+    /// given up, and taken up again once an operator accepted it.
+    async fn is_frozen(&mut self, reason: Option<&str>) -> bool {
+        match reason {
+            Some(reason) => {
+                if !self.frozen {
+                    error!(reason, "frozen: nothing is delivered until `chaintap resume --accept-reorg`");
+                    self.frozen = true;
+                    self.tasks.abort_all();
+                }
+                self.ctx.vitals.halt(Some(reason));
+            }
+            None if self.frozen && self.in_flight.is_empty() => {
+                warn!("an operator accepted the reorganisation: deliveries go on");
+                self.frozen = false;
+                self.footing.shake();
+                self.ctx.vitals.halt(None);
+            }
+            None => {}
+        }
+        if self.frozen {
+            self.give_up_claims().await;
+        }
+        self.frozen
     }
 
     fn halt(&mut self, reason: &str) {
         if !self.halted {
-            error!(reason, "nothing more is delivered; how to go on stands in the README under Reorganisations");
+            error!(reason, "nothing more is delivered until this is mended and the process started again");
             self.halted = true;
             self.tasks.abort_all();
         }
@@ -371,13 +390,6 @@ impl Tracks {
         let progress = &snapshot.progress;
         self.watermark = progress.watermark;
         self.ctx.vitals.progress(progress.watermark, progress.tip, &snapshot.done);
-    }
-
-    fn wake_at(&self) -> Instant {
-        let now = Instant::now();
-        let soonest = self.held.iter().map(|(_, until)| *until);
-        let pauses = [self.state.until, self.realtime.until, self.historical.until, self.next_start];
-        soonest.chain(pauses).filter(|at| *at > now).min().unwrap_or(now + TICK).min(now + TICK)
     }
 
     /// Lets what is in flight finish within the grace period, then gives back every claim.
@@ -413,8 +425,4 @@ impl Tracks {
         }
         retired.is_ok()
     }
-}
-
-fn is_realtime(work: &Work) -> bool {
-    matches!(work, Work::Range(Track::Realtime, _))
 }

@@ -46,6 +46,8 @@ pub const MAX_UNDECODABLE: u64 = 10_000;
 const JOURNAL_CAP: u64 = 32 << 20;
 /// Most entries that one BARRIER answers with.
 pub const MAX_ORPHANS: usize = 100;
+/// Most bytes in the key of a member of the filter.
+const MAX_MEMBER_BYTES: usize = 200;
 /// Journal entries that one SEAL drops (protocol §4).
 const SEAL_DROPS: usize = 200;
 
@@ -537,6 +539,17 @@ pub trait StateStore: Send + Sync {
     }
 }
 
+/// The runs of live entries, given ascending: numbers that follow one another, linked by their parents. Of each run the
+/// highest block decides whether the whole of it is canonical (protocol §3.5, step 4). Entries of one block under several
+/// epochs stand beside each other.
+#[must_use]
+pub fn runs(entries: &[JournalEntry]) -> Vec<&[JournalEntry]> {
+    let is_linked = |below: &JournalEntry, entry: &JournalEntry| {
+        entry.block == below.block || (entry.block.number == below.block.number + 1 && entry.parent == below.block.hash)
+    };
+    entries.chunk_by(is_linked).collect()
+}
+
 /// Refuses numbers that the store cannot hold exactly (protocol §3.1).
 fn check_number(number: u64) -> Result<(), StoreError> {
     if number > MAX_BLOCK_NUMBER {
@@ -554,15 +567,46 @@ fn check_claim(range: BlockRange) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Refuses a replay from before block 0.
-fn check_replay(to: i64) -> Result<(), StoreError> {
-    if to < -1 {
+/// Refuses a replay from before block 0, or of nothing.
+fn check_replay(to: i64, until: Option<u64>) -> Result<(), StoreError> {
+    let first = to.saturating_add(1);
+    let Ok(from) = u64::try_from(first) else {
+        return Err(StoreError::Fatal(format!("cannot deliver again from block {first}: the first block is 0")));
+    };
+    check_number(until.unwrap_or(0).max(from.saturating_sub(1)))?;
+    if until.is_some_and(|until| until < from) {
         return Err(StoreError::Fatal(format!(
-            "cannot deliver again from block {}: the first block is 0",
-            to.saturating_add(1)
+            "cannot deliver again from block {from} up to {}: the last block is below the first",
+            until.unwrap_or(0)
         )));
     }
-    check_number(u64::try_from(to).unwrap_or(0))
+    Ok(())
+}
+
+/// Refuses a publication that cannot be stored as it is.
+fn check_publication(publication: &Publication<'_>) -> Result<(), StoreError> {
+    for member in publication.added {
+        check_number(member.from.unwrap_or(0))?;
+        if member.key.is_empty() || member.key.len() > MAX_MEMBER_BYTES {
+            return Err(StoreError::Fatal(format!(
+                "a key of the filter has {} bytes, not 1 to {MAX_MEMBER_BYTES}",
+                member.key.len()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// An operation that a frozen chain refuses.
+fn halted(reason: &str) -> StoreError {
+    StoreError::Fatal(format!(
+        "the chain is halted ({reason}): find out which chain is right, then run `chaintap resume --accept-reorg`"
+    ))
+}
+
+/// A RESUME above what is sealed.
+fn above_sealed(sealed: &str) -> StoreError {
+    StoreError::Fatal(format!("cannot resume above the sealed height, {sealed}: nothing is sealed there"))
 }
 
 /// A journal that holds this many bytes, which takes stalled finality.
@@ -602,10 +646,30 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_hole_ends_a_run_and_so_does_a_parent_that_does_not_fit() {
+        let entry = |number, hash: u8, parent: u8, epoch| {
+            let block = BlockRef { number, hash: B256::repeat_byte(hash) };
+            JournalEntry { block, parent: B256::repeat_byte(parent), epoch, done: true }
+        };
+        let entries = [
+            entry(5, 5, 4, 1),
+            entry(6, 6, 5, 1),
+            entry(6, 6, 5, 2),
+            entry(8, 8, 7, 1),
+            entry(9, 19, 18, 1),
+            entry(10, 20, 19, 1),
+        ];
+        let tops: Vec<u64> = runs(&entries).iter().map(|run| run.last().unwrap().block.number).collect();
+        assert_eq!(tops, [6, 8, 10]);
+    }
+
+    #[test]
     fn the_first_number_that_is_refused_is_2_to_the_53rd() {
         assert!(check_number((1 << 53) - 1).is_ok());
         assert!(matches!(check_number(1 << 53), Err(StoreError::Fatal(text)) if text.contains("not below 2^53")));
-        assert!(check_replay(-1).is_ok() && check_replay(-2).is_err());
-        assert!(check_replay((1 << 53) - 1).is_ok() && check_replay(1 << 53).is_err());
+        assert!(check_replay(-1, None).is_ok() && check_replay(-2, None).is_err());
+        assert!(check_replay((1 << 53) - 1, None).is_ok() && check_replay(1 << 53, None).is_err());
+        assert!(check_replay(-1, Some(0)).is_ok() && check_replay(7, Some(8)).is_ok());
+        assert!(check_replay(7, Some(7)).is_err() && check_replay(7, Some(1 << 53)).is_err());
     }
 }

@@ -363,7 +363,7 @@ impl StateStore for Embedded {
     }
 
     async fn replay(&self, to: i64, _until: Option<u64>, epoch: u64) -> Result<ReplayReply, StoreError> {
-        check_replay(to)?;
+        check_replay(to, None)?;
         self.set(epoch, move |books, truth| rules::replay(books, truth, to, now())).await
     }
 

@@ -1,0 +1,308 @@
+//! **Unwind** what was sent from blocks that left the chain.
+//!
+//! The journal says of every block that may still leave the chain what was sent of it. The highest entry of every run is
+//! held against the chain; where it is another block, the run is walked down to the first one that still stands, and
+//! what lies above is taken back: REWIND marks it under a new epoch, and from then on nothing new is sent before its
+//! retractions are (`super::take_back`). Neither the orphaned block nor the token list is asked again (N14): a node need
+//! not have the one any more, and the other may have changed.
+//!
+//! Two things are not decided at once. A chain that is *shorter* than what was delivered may be a node that lags on a
+//! stale branch. A chain that lacks what was *sealed* may be a node on another fork, which is left where another one
+//! knows better; where none does, nothing is delivered any more until an operator accepts it.
+
+use std::time::Duration;
+
+use alloy::primitives::B256;
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+use super::{Context, StageError, persist, signed};
+use crate::{
+    domain::{BlockRef, Header, MAX_BLOCK_NUMBER},
+    rpc::{At, RpcError},
+    store::{JournalEntry, Progress, RewindReply, runs},
+};
+
+/// A chain that is shorter than what was delivered, and another one, is believed after this long (F28).
+const SHORTER: Duration = Duration::from_mins(1);
+/// A single endpoint that does not know what was sealed is believed after this long (protocol §3.5, step 4).
+const FOREIGN: Duration = Duration::from_mins(5);
+/// One operation of the store is tried for this long before the loop looks anew.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What everything that was delivered stands on.
+#[derive(Debug, Default)]
+pub(super) struct Footing {
+    /// The head above which everything journaled was last found to be canonical.
+    firm: Option<BlockRef>,
+    doubt: Option<(Doubt, Instant)>,
+    /// Something contradicted it since the last look began.
+    shaken: bool,
+}
+
+/// What one look cannot decide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Doubt {
+    /// Delivered blocks are not on the chain of a head that is below them.
+    Shorter,
+    /// The only endpoint that answers does not know what was sealed.
+    Foreign,
+}
+
+impl Doubt {
+    fn patience(self) -> Duration {
+        match self {
+            Self::Shorter => SHORTER,
+            Self::Foreign => FOREIGN,
+        }
+    }
+}
+
+/// What a look found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Look {
+    /// Everything delivered is on the chain of this head.
+    Firm(BlockRef),
+    /// Blocks had left the chain, or another endpoint has to be asked: look again.
+    Again,
+    /// It may be the node that is wrong: wait.
+    Doubt(Doubt),
+}
+
+impl Footing {
+    /// Whether the head stands on what was delivered. A head right above the last firm one does, where everything below
+    /// is delivered without a gap: then INTENT itself compares its parent with the journal.
+    pub(super) fn holds(&mut self, head: &Header, progress: &Progress) -> bool {
+        let Some(firm) = self.firm else { return false };
+        let is_next = head.parent == firm.hash && head.number == firm.number + 1;
+        let is_closed = progress.tip == signed(firm.number) && progress.watermark == progress.tip;
+        if is_next && is_closed {
+            self.firm = Some(head.block());
+        }
+        self.firm == Some(head.block())
+    }
+
+    /// Something contradicted it, perhaps while a look was going on.
+    pub(super) fn shake(&mut self) {
+        self.firm = None;
+        self.shaken = true;
+    }
+
+    /// A look begins; answers whether it has to be thorough, because nothing is firm.
+    pub(super) fn begin(&mut self) -> bool {
+        self.shaken = false;
+        self.firm.is_none()
+    }
+
+    /// The doubt that has lasted long enough to be believed.
+    pub(super) fn believed(&self) -> Option<Doubt> {
+        self.doubt.filter(|(doubt, since)| since.elapsed() >= doubt.patience()).map(|(doubt, _)| doubt)
+    }
+
+    /// Takes note of what a look found.
+    pub(super) fn found(&mut self, look: Look) {
+        match look {
+            Look::Firm(head) => (self.firm, self.doubt) = (Some(head).filter(|_| !self.shaken), None),
+            Look::Again => (self.firm, self.doubt) = (None, None),
+            Look::Doubt(doubt) => {
+                self.firm = None;
+                if self.doubt.is_none_or(|(known, _)| known != doubt) {
+                    self.doubt = Some((doubt, Instant::now()));
+                }
+            }
+        }
+    }
+}
+
+/// Holds what was delivered against the chain of `head`, and marks what left it as to be retracted. The sealed block is
+/// looked at, too, where `thorough` or where anything left. `believed` is a doubt that is none any more.
+pub(super) async fn look(
+    ctx: &Context,
+    head: &Header,
+    progress: &Progress,
+    thorough: bool,
+    believed: Option<Doubt>,
+) -> Result<Look, StageError> {
+    let orphans = orphans(ctx, head).await?;
+    let mut canonical = None;
+    if let (Some(sealed), true) = (sealed(progress), thorough || !orphans.is_empty())
+        && sealed.number <= head.number
+    {
+        let hash = hash_at(ctx, head, sealed.number).await?;
+        if hash != sealed.hash {
+            return foreign(ctx, sealed, progress.epoch, believed).await;
+        }
+        canonical = Some(hash);
+    }
+    if orphans.is_empty() {
+        ctx.vitals.note("chain", None);
+        return Ok(Look::Firm(head.block()));
+    }
+    if signed(head.number) < progress.tip && believed != Some(Doubt::Shorter) {
+        let text = format!("the head, block {}, is below delivered blocks and on another chain", head.number);
+        warn!(head = head.number, tip = progress.tip, "a shorter chain; it is believed if it stays");
+        ctx.vitals.note("chain", Some(text));
+        return Ok(Look::Doubt(Doubt::Shorter));
+    }
+    rewind(ctx, &orphans, canonical, progress).await?;
+    Ok(Look::Again)
+}
+
+/// The entries whose blocks are not on the chain of `head`, run by run. What lies above a block that left, left too.
+async fn orphans(ctx: &Context, head: &Header) -> Result<Vec<(BlockRef, u64)>, StageError> {
+    let entries = persist(ctx, "journal", PATIENCE, || ctx.store.journal(MAX_BLOCK_NUMBER)).await?;
+    let mut left = Vec::new();
+    for run in runs(&entries) {
+        let (below, above) = run.split_at(run.partition_point(|entry| entry.block.number <= head.number));
+        let mut stands = below.len();
+        while let Some(entry) = stands.checked_sub(1).and_then(|index| below.get(index)) {
+            if hash_at(ctx, head, entry.block.number).await? == entry.block.hash {
+                break;
+            }
+            stands -= 1;
+        }
+        if stands < below.len() {
+            left.extend(below.iter().skip(stands).chain(above).map(name));
+        }
+    }
+    Ok(left)
+}
+
+fn name(entry: &JournalEntry) -> (BlockRef, u64) {
+    (entry.block, entry.epoch)
+}
+
+/// The hash of the block at a height of the chain that ends in `head`.
+async fn hash_at(ctx: &Context, head: &Header, number: u64) -> Result<B256, StageError> {
+    match head.number.checked_sub(number) {
+        Some(0) => return Ok(head.hash),
+        Some(1) => return Ok(head.parent),
+        _ => {}
+    }
+    let found = ctx.source.header(At::Number(number)).await?;
+    let found = found.ok_or_else(|| RpcError::Behind(format!("the node lacks block {number} below its own head")))?;
+    Ok(found.hash)
+}
+
+fn sealed(progress: &Progress) -> Option<BlockRef> {
+    Some(BlockRef { number: u64::try_from(progress.sealed).ok()?, hash: progress.sealed_hash? })
+}
+
+async fn rewind(
+    ctx: &Context,
+    orphans: &[(BlockRef, u64)],
+    sealed: Option<B256>,
+    progress: &Progress,
+) -> Result<(), StageError> {
+    let reply = persist(ctx, "rewind", PATIENCE, || ctx.store.rewind(orphans, sealed, progress.epoch)).await?;
+    match reply {
+        RewindReply::Rewound(now) => {
+            let lowest = orphans.iter().map(|(block, _)| block.number).min().unwrap_or_default();
+            let depth = u64::try_from(progress.tip).unwrap_or_default().saturating_sub(lowest) + 1;
+            ctx.vitals.reorganised(depth);
+            info!(from = lowest, blocks = orphans.len(), depth, epoch = now.epoch, "blocks left the chain");
+            Ok(())
+        }
+        RewindReply::Stale => Err(StageError::Again("another replica takes back what left the chain")),
+        RewindReply::Deep(reason) => {
+            error!(reason, "frozen");
+            Err(StageError::Again("the chain was reorganised below what was sealed"))
+        }
+    }
+}
+
+/// The endpoint in use does not know what was sealed: it is left where another one does; where several say so, or the
+/// only one does for long, the chain itself was reorganised that deeply.
+async fn foreign(ctx: &Context, sealed: BlockRef, epoch: u64, believed: Option<Doubt>) -> Result<Look, StageError> {
+    let mut theirs = Vec::new();
+    let mut known = false;
+    for witness in ctx.source.witnesses(sealed.number).await {
+        match witness.answer {
+            Ok(Some(header)) if header.hash == sealed.hash => known = true,
+            Ok(Some(header)) => theirs.push((witness.endpoint, header.hash)),
+            Ok(None) | Err(_) => {}
+        }
+    }
+    if known {
+        for (endpoint, hash) in &theirs {
+            ctx.source.eject(endpoint, &format!("it has {hash} at the height of the sealed block {sealed}"));
+        }
+        return Ok(Look::Again);
+    }
+    let Some((_, hash)) = theirs.first().cloned() else {
+        return Err(StageError::Again("no endpoint tells what is at the sealed height"));
+    };
+    if theirs.len() == 1 && believed != Some(Doubt::Foreign) {
+        let text = format!("the endpoint has {hash} at the height of the sealed block {sealed}");
+        warn!(%sealed, %hash, "the only endpoint is on another fork than what was sealed; it is believed if it stays");
+        ctx.vitals.note("chain", Some(text));
+        return Ok(Look::Doubt(Doubt::Foreign));
+    }
+    match persist(ctx, "rewind", PATIENCE, || ctx.store.rewind(&[], Some(hash), epoch)).await? {
+        RewindReply::Deep(reason) => error!(reason, "frozen"),
+        RewindReply::Rewound(_) | RewindReply::Stale => {}
+    }
+    Ok(Look::Again)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(number: u64, hash: u8, parent: u8) -> Header {
+        Header { number, hash: B256::repeat_byte(hash), parent: B256::repeat_byte(parent), timestamp: 0 }
+    }
+
+    fn progress(watermark: i64, tip: i64) -> Progress {
+        Progress {
+            watermark,
+            tip,
+            sealed: -1,
+            sealed_hash: None,
+            epoch: 1,
+            filter_version: 0,
+            frozen: None,
+            retracting: 0,
+            service: String::new(),
+        }
+    }
+
+    #[test]
+    fn only_the_next_head_above_a_closed_chain_needs_no_look() {
+        let mut footing = Footing::default();
+        assert!(!footing.holds(&header(7, 7, 6), &progress(7, 7)), "nothing was looked at yet");
+        footing.found(Look::Firm(header(7, 7, 6).block()));
+        assert!(footing.holds(&header(7, 7, 6), &progress(7, 7)), "the same head");
+        assert!(!footing.holds(&header(7, 17, 6), &progress(7, 7)), "another block of its height");
+        assert!(!footing.holds(&header(8, 8, 7), &progress(5, 7)), "a gap is open");
+        assert!(!footing.holds(&header(9, 9, 8), &progress(7, 7)), "a block is skipped");
+        assert!(!footing.holds(&header(8, 8, 17), &progress(7, 7)), "another parent");
+        assert!(footing.holds(&header(8, 8, 7), &progress(7, 7)));
+        assert!(footing.holds(&header(8, 8, 7), &progress(7, 7)), "it is the firm one now");
+        footing.shake();
+        assert!(!footing.holds(&header(8, 8, 7), &progress(8, 8)));
+        assert!(footing.begin(), "after a contradiction the look is thorough");
+        footing.shake();
+        footing.found(Look::Firm(header(8, 8, 7).block()));
+        assert!(!footing.holds(&header(8, 8, 7), &progress(8, 8)), "it was contradicted during the look");
+    }
+
+    #[test]
+    fn a_doubt_is_believed_only_if_it_stays() {
+        let mut footing = Footing::default();
+        let pass = |footing: &mut Footing, time: Duration| {
+            footing.doubt = footing.doubt.map(|(doubt, since)| (doubt, since.checked_sub(time).unwrap()));
+        };
+        footing.found(Look::Doubt(Doubt::Shorter));
+        pass(&mut footing, SHORTER / 2);
+        footing.found(Look::Doubt(Doubt::Shorter));
+        assert_eq!(footing.believed(), None);
+        pass(&mut footing, SHORTER / 2);
+        assert_eq!(footing.believed(), Some(Doubt::Shorter));
+        footing.found(Look::Doubt(Doubt::Foreign));
+        assert_eq!(footing.believed(), None, "another doubt begins anew");
+        footing.found(Look::Again);
+        pass(&mut footing, FOREIGN);
+        assert_eq!(footing.believed(), None);
+    }
+}
