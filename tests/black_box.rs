@@ -36,7 +36,21 @@ struct Cast {
     store: StoreKind,
     sink: SinkKind,
     replicas: usize,
+    /// Milliseconds from step to step, at most.
+    pace: u64,
+    /// Most blocks at once.
+    burst: u64,
 }
+
+const QUICK: Cast = Cast {
+    name: "",
+    anvil: false,
+    store: StoreKind::Embedded,
+    sink: SinkKind::Stdout,
+    replicas: 1,
+    pace: 350,
+    burst: 160,
+};
 
 /// How long it goes on.
 #[derive(Clone, Copy)]
@@ -105,10 +119,13 @@ impl Run {
 
     /// Trouble, then peace and the account; again until it was enough.
     async fn through(&mut self, length: Length) {
-        let end = Instant::now() + if let Length::Time(time) = length { time } else { Duration::from_mins(10) };
+        let begun = Instant::now();
+        let end = begun + if let Length::Time(time) = length { time } else { Duration::from_mins(10) };
         let is_enough = |tally: &Tally| match length {
             Length::Count(kills, reorganisations) => {
-                tally.kills >= kills && tally.reorganisations + tally.flips + tally.shortenings >= reorganisations
+                tally.kills >= kills
+                    && tally.reorganisations + tally.flips + tally.shortenings >= reorganisations
+                    && begun.elapsed() > Duration::from_secs(10)
             }
             Length::Time(_) => Instant::now() >= end,
         };
@@ -131,7 +148,7 @@ impl Run {
     }
 
     async fn step(&mut self) {
-        sleep(self.dice.millis(20, 350)).await;
+        sleep(self.dice.millis(20, self.cast.pace)).await;
         self.undo_what_is_due().await;
         self.fleet.tend(&mut self.fold).await;
         self.world.queue.drain(&mut self.fold).await;
@@ -142,7 +159,8 @@ impl Run {
                 self.mine(few).await;
             }
             53..56 => {
-                let many = if self.dice.below(4) == 0 { self.dice.between(100, 160) } else { self.dice.between(7, 40) };
+                let least = if self.dice.below(4) == 0 { self.cast.burst / 2 } else { 7 };
+                let many = self.dice.between(least, self.cast.burst.min(4 * least));
                 self.mine(many).await;
             }
             56..66 => self.reorganise().await,
@@ -324,29 +342,30 @@ async fn black_box(cast: Cast) {
 #[tokio::test]
 async fn whatever_happens_a_consumer_holds_the_chain_with_the_embedded_store() {
     let (store, sink) = (StoreKind::Embedded, SinkKind::Stdout);
-    black_box(Cast { name: "embedded", anvil: false, store, sink, replicas: 1 }).await;
+    black_box(Cast { name: "embedded", store, sink, replicas: 1, ..QUICK }).await;
 }
 
 #[tokio::test]
 async fn whatever_happens_a_consumer_holds_the_chain_with_a_redis_that_writes_always() {
     let (store, sink) = (StoreKind::RedisAlways, SinkKind::Standard);
-    black_box(Cast { name: "always", anvil: false, store, sink, replicas: 2 }).await;
+    black_box(Cast { name: "always", store, sink, replicas: 2, ..QUICK }).await;
 }
 
 #[tokio::test]
 async fn whatever_happens_a_consumer_holds_the_chain_of_another_node_with_a_redis_that_writes_every_second() {
     let (store, sink) = (StoreKind::RedisEverySecond, SinkKind::Fifo);
-    black_box(Cast { name: "every-second", anvil: true, store, sink, replicas: 2 }).await;
+    black_box(Cast { name: "every-second", anvil: true, store, sink, replicas: 2, ..QUICK }).await;
 }
 
 #[tokio::test]
 async fn whatever_happens_a_consumer_holds_the_chain_with_a_redis_that_fails_over() {
     let (store, sink) = (StoreKind::RedisReplica, SinkKind::Fifo);
-    black_box(Cast { name: "fail-over", anvil: false, store, sink, replicas: 3 }).await;
+    black_box(Cast { name: "fail-over", store, sink, replicas: 3, ..QUICK }).await;
 }
 
 #[tokio::test]
 async fn whatever_happens_a_consumer_holds_the_chain_with_a_redis_that_proves_its_writes() {
     let (store, sink) = (StoreKind::RedisWaitAof, SinkKind::Fauxqs);
-    black_box(Cast { name: "wait-aof", anvil: false, store, sink, replicas: 2 }).await;
+    // Each block that is not final waits for the file to be written, which is once a second.
+    black_box(Cast { name: "wait-aof", store, sink, replicas: 2, pace: 1_400, burst: 20, ..QUICK }).await;
 }

@@ -104,9 +104,10 @@ impl Settings {
         self
     }
 
-    /// The command that starts it; also for other commands than `run`.
+    /// The command that starts it; also for other commands than `run`. `CHAINTAP_BINARY` names another build of it.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_chaintap"));
+        let binary = std::env::var_os("CHAINTAP_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_chaintap").into());
+        let mut command = Command::new(binary);
         command.args(arguments).env_clear().envs(&self.environment).current_dir(self.home.path()).kill_on_drop(true);
         command
     }
