@@ -112,7 +112,7 @@ impl Run {
         let world = World::new(node, cast.store, cast.sink).await;
         let writes = cast.sink == SinkKind::Stdout;
         let settings = world.settings();
-        let fleet = Fleet::start(&settings, cast.replicas, cast.name, writes);
+        let fleet = Fleet::start(&settings, cast.replicas, &format!("{}-{seed}", cast.name), writes);
         let (dice, fold, tally) = (Dice::new(seed), Fold::default(), Tally::default());
         Self { cast, dice, world, settings, fleet, fold, tally, undo: Vec::new() }
     }
@@ -326,6 +326,7 @@ impl Run {
             self.fleet.ended
         );
         assert_eq!(grown, [""; 0], "memory grows");
+        std::fs::remove_dir_all(&self.fleet.directory).unwrap();
     }
 }
 
