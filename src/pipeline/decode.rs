@@ -155,6 +155,7 @@ fn candidate(listener: &Listener, log: &RawLog, args: Args) -> Candidate {
 #[cfg(test)]
 mod tests {
     use alloy::{
+        dyn_abi::Specifier as _,
         json_abi::Event as AbiEvent,
         primitives::{Address, B256, Bytes, U256},
     };
