@@ -17,6 +17,9 @@ pub mod chaintap;
 pub mod deliveries;
 pub mod devchain;
 pub mod faulty_node;
+/// The consumer of the documentation is the oracle.
+#[path = "../../examples/consumer/fold.rs"]
+pub mod fold;
 pub mod ledger;
 pub mod message;
 pub mod model_store;
