@@ -242,8 +242,9 @@ async fn foreign(ctx: &Context, sealed: BlockRef, epoch: u64, believed: Option<D
         ctx.vitals.note("chain", Some(text));
         return Ok(Look::Doubt(Doubt::Foreign));
     }
-    if self::sealed(&ctx.store.snapshot().await?.progress) != Some(sealed) {
-        return Err(StageError::Again("another block was sealed meanwhile"));
+    let now = persist(ctx, "snapshot", PATIENCE, || ctx.store.snapshot()).await?.progress;
+    if self::sealed(&now) != Some(sealed) {
+        return Err(StageError::Again("what is sealed has changed since it was compared"));
     }
     match persist(ctx, "rewind", PATIENCE, || ctx.store.rewind(&[], Some(hash), epoch)).await? {
         RewindReply::Deep(reason) => error!(reason, "frozen"),

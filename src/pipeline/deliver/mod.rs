@@ -47,7 +47,7 @@ pub(super) async fn journaled(
     wanted: &Wanted,
 ) -> Result<Delivered, StageError> {
     bury_undecodable(ctx, &wanted.undecodable).await?;
-    let mut entry = Entry { ctx, claim, header, version: wanted.version, digest: Digest::default() };
+    let mut entry = Entry { ctx, claim, header, version: version(claim, wanted.version), digest: Digest::default() };
     let mut parts = store::parts(&wanted.events);
     // A block without events is journaled too: its hash is what later blocks must fit to.
     let mut next = Some(parts.next().unwrap_or_default());
@@ -71,7 +71,7 @@ pub(super) async fn merged(
     header: &Header,
     wanted: &Wanted,
 ) -> Result<Delivered, StageError> {
-    let mut entry = Entry { ctx, claim, header, version: wanted.version, digest: Digest::default() };
+    let mut entry = Entry { ctx, claim, header, version: version(claim, wanted.version), digest: Digest::default() };
     entry.merge(&wanted.events).await?;
     Ok(entry.delivered(wanted))
 }
@@ -90,7 +90,9 @@ pub(super) async fn part(ctx: &Context, claim: &Claim, wanted: &Wanted) -> Resul
 pub(super) async fn retracted(ctx: &Context, orphan: Orphan, events: &[Event]) -> Result<(), StageError> {
     forget(ctx, events).await?;
     let epoch = if planted(Mutant::RetractUnderOldEpoch) { orphan.epoch } else { orphan.retract_epoch };
-    for part in store::parts(events) {
+    let listed = |event: &&Event| !planted(Mutant::RetractByList) || ctx.filters.tracks(&event.address);
+    let events: Vec<Event> = events.iter().filter(listed).cloned().collect();
+    for part in store::parts(&events) {
         send(ctx, Say::Retracted(epoch), part).await?;
     }
     Ok(())
@@ -111,9 +113,14 @@ pub(super) fn finished(
         parent: first.parent,
         hash: last.hash,
         confirmed,
-        filter_version,
+        filter_version: version(claim, filter_version),
     };
     Delivered { proof: Proof::Final(commit), events, _only_here: () }
+}
+
+/// The version that events are journaled and committed under: that of the filter that they passed (N25).
+fn version(claim: &Claim, filter_version: u64) -> u64 {
+    if planted(Mutant::FilterOfClaim) { claim.grant.filter_version } else { filter_version }
 }
 
 /// Which of ours an entry that holds these lacks.
@@ -131,7 +138,7 @@ struct Entry<'a> {
     ctx: &'a Context,
     claim: &'a Claim,
     header: &'a Header,
-    /// Version of the filter that the block's events passed: not the claim's, which may be newer.
+    /// Version of the filter that the block's events passed.
     version: u64,
     digest: Digest,
 }
