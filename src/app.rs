@@ -16,7 +16,7 @@ use tracing::{debug, error, info, warn};
 use crate::{
     api,
     backoff::Backoff,
-    config::{Settings, SinkTarget, StoreSettings, TokenSettings},
+    config::{SecretUrl, Settings, SinkTarget, StoreSettings, TokenSettings},
     failure::Failure,
     pipeline::{self, Audit, Context, Ended, Filters, Span, Tokens},
     rpc::{At, ChainSource, Endpoints, LogFilter},
@@ -153,7 +153,7 @@ async fn wire(
         deliver: settings.deliver,
         registry: settings.registry.clone(),
         filter: LogFilter { addresses: settings.registry.addresses(), topics: settings.registry.topics() },
-        source: Arc::new(Endpoints::new(settings.chain.id, settings.providers.clone(), settings.limits.clone())),
+        source: nodes(settings, &settings.providers),
         store,
         sinks,
         filters,
@@ -242,6 +242,12 @@ pub fn store_failure(error: &StoreError) -> Failure {
         StoreError::InUse(_) => Failure::Temporary(error.to_string()),
         StoreError::Fatal(_) => Failure::Config(error.to_string()),
     }
+}
+
+/// The nodes at these URLs, behind one another in this order.
+#[must_use]
+pub fn nodes(settings: &Settings, urls: &[SecretUrl]) -> Arc<dyn ChainSource> {
+    Arc::new(Endpoints::new(settings.chain.id, urls.to_vec(), settings.limits.clone()))
 }
 
 /// The sinks by handler; handlers with one target share a sink.
@@ -383,8 +389,8 @@ impl Outage for TokenError {
 pub async fn reach(settings: &Settings) -> Vec<(String, Result<String, String>)> {
     let mut answers = Vec::new();
     for url in &settings.providers {
-        let one = Endpoints::new(settings.chain.id, vec![url.clone()], settings.limits.clone());
-        let head = one.header(At::Latest).await.map_err(|error| error.to_string());
+        let head =
+            nodes(settings, std::slice::from_ref(url)).header(At::Latest).await.map_err(|error| error.to_string());
         let head = head.and_then(|head| head.ok_or_else(|| "no latest block".to_owned()));
         answers.push((format!("node {}", url.name()), head.map(|head| format!("head {}", head.number))));
     }

@@ -713,6 +713,17 @@ async fn a_rewind_leaves_an_edited_view_for_the_next_start() {
     assert_eq!((opened.progress.watermark, opened.edits.len(), opened.progress.retracting), (102, 1, 2));
 }
 
+/// A REWIND raises the epoch, so only a store that went back could ask this.
+#[tokio::test]
+async fn no_intent_joins_an_entry_that_is_being_taken_back() {
+    let (server, store) = at_100().await;
+    deliver(&store, 101).await;
+    let before = progress(&store).await;
+    assert!(matches!(rewind(&store, 101..=101).await, RewindReply::Rewound(_)));
+    let _: u32 = server.cli(0, &format!("HSET chain:1:progress epoch {}", before.epoch)).await;
+    assert_eq!(intent(&store, 101).await.unwrap(), IntentReply::Stale);
+}
+
 /// More orphans than one answer holds come in turns, lowest first; and a whole journal is taken back in one step.
 #[tokio::test]
 async fn a_long_reorganisation_is_drained_in_turns() {

@@ -31,6 +31,7 @@ mod deliver;
 mod fetch;
 mod filter;
 mod follow;
+pub mod inspect;
 mod pauses;
 mod plan;
 mod rescan;

@@ -129,7 +129,6 @@ pub(super) async fn look(
     believed: Option<Doubt>,
 ) -> Result<Look, StageError> {
     let orphans = orphans(ctx, head).await?;
-    let mut canonical = None;
     if let (Some(sealed), true) = (sealed(progress), thorough || !orphans.is_empty())
         && sealed.number <= head.number
     {
@@ -137,7 +136,6 @@ pub(super) async fn look(
         if hash != sealed.hash {
             return foreign(ctx, sealed, progress.epoch, believed).await;
         }
-        canonical = Some(hash);
     }
     if orphans.is_empty() {
         ctx.vitals.note("chain", None);
@@ -149,7 +147,7 @@ pub(super) async fn look(
         ctx.vitals.note("chain", Some(text));
         return Ok(Look::Doubt(Doubt::Shorter));
     }
-    rewind(ctx, &orphans, canonical, progress).await?;
+    rewind(ctx, &orphans, progress).await?;
     Ok(Look::Again)
 }
 
@@ -197,13 +195,10 @@ fn sealed(progress: &Progress) -> Option<BlockRef> {
     Some(BlockRef { number: u64::try_from(progress.sealed).ok()?, hash: progress.sealed_hash? })
 }
 
-async fn rewind(
-    ctx: &Context,
-    orphans: &[(BlockRef, u64)],
-    sealed: Option<B256>,
-    progress: &Progress,
-) -> Result<(), StageError> {
-    let reply = persist(ctx, "rewind", PATIENCE, || ctx.store.rewind(orphans, sealed, progress.epoch)).await?;
+/// Takes the blocks back. What is at the sealed height was looked at already, and is not said again: another block may
+/// have been sealed meanwhile, which the hash would be taken for.
+async fn rewind(ctx: &Context, orphans: &[(BlockRef, u64)], progress: &Progress) -> Result<(), StageError> {
+    let reply = persist(ctx, "rewind", PATIENCE, || ctx.store.rewind(orphans, None, progress.epoch)).await?;
     match reply {
         RewindReply::Rewound(now) => {
             let lowest = orphans.iter().map(|(block, _)| block.number).min().unwrap_or_default();
@@ -246,6 +241,10 @@ async fn foreign(ctx: &Context, sealed: BlockRef, epoch: u64, believed: Option<D
         warn!(%sealed, %hash, "the only endpoint is on another fork than what was sealed; it is believed if it stays");
         ctx.vitals.note("chain", Some(text));
         return Ok(Look::Doubt(Doubt::Foreign));
+    }
+    let now = persist(ctx, "snapshot", PATIENCE, || ctx.store.snapshot()).await?.progress;
+    if self::sealed(&now) != Some(sealed) {
+        return Err(StageError::Again("what is sealed has changed since it was compared"));
     }
     match persist(ctx, "rewind", PATIENCE, || ctx.store.rewind(&[], Some(hash), epoch)).await? {
         RewindReply::Deep(reason) => error!(reason, "frozen"),

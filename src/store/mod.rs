@@ -509,6 +509,19 @@ pub trait StateStore: Send + Sync {
     /// Every block of the duty up to `up_to` was scanned and what was found is delivered.
     async fn scanned(&self, duty: u64, up_to: u64) -> Result<(), StoreError>;
 
+    /// The other processes that live and may work on this state, by name: whoever means to take it away asks first. A
+    /// store that belongs to one process at a time has none.
+    async fn others(&self) -> Result<Vec<String>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    /// The claimed blocks of a range of at most [`MAX_CLAIM_BLOCKS`] blocks, ascending, each with the name of its owner;
+    /// for operators.
+    async fn claims(&self, range: BlockRange) -> Result<Vec<(u64, String)>, StoreError> {
+        check_claim(range)?;
+        Ok(Vec::new())
+    }
+
     /// Forgets everything of this chain, for good.
     async fn wipe(&self) -> Result<(), StoreError>;
 

@@ -22,6 +22,8 @@ pub const TOKENS: u8 = 20;
 
 /// One block.
 pub struct Block {
+    /// How many blocks there were when it was made.
+    pub made: u64,
     pub header: Header,
     pub logs: Vec<RawLog>,
 }
@@ -65,6 +67,11 @@ impl Tree {
 
     pub fn head(&self) -> &Block {
         self.block(&self.canonical[self.canonical.len() - 1]).unwrap()
+    }
+
+    /// How many blocks were made so far.
+    pub fn made(&self) -> u64 {
+        self.salt
     }
 
     pub fn height(&self) -> u64 {
@@ -132,7 +139,7 @@ impl Tree {
         let header = Header { number, hash, parent, timestamp: GENESIS_TIME + seconds };
         let drawn = if draw.chance(self.making.empty) { 0 } else { draw.between(1, self.making.density.max(1)) };
         let logs = (0..logs.unwrap_or(drawn)).map(|index| self.log(&mut draw, &header, index)).collect();
-        self.blocks.insert(hash, Block { header, logs });
+        self.blocks.insert(hash, Block { made: self.salt, header, logs });
         self.canonical.push(hash);
         self.highest = self.highest.max(number);
     }

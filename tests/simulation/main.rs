@@ -3,6 +3,7 @@
 //!
 //! `make sim SEEDS=100000` tries that many seeds; `SIM_SEED=7 cargo test --profile sim --test simulation` shows one.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "what fails here fails the test")]
+#![allow(unreachable_pub, missing_docs, reason = "nobody imports a test")]
 #![allow(clippy::indexing_slicing, reason = "what fails here fails the test")]
 
 mod chain;

@@ -18,6 +18,9 @@ pub const CHAIN: u64 = 31_337;
 /// What one block's event is to be in the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Due {
+    /// Its token was tracked all the time: it is delivered before its block is committed.
+    Always,
+    /// Its token was tracked before its block was made, and ever since: if not with its block, it is found by a re-scan.
     Must,
     /// The list changed meanwhile.
     May,
@@ -41,8 +44,8 @@ impl Kept {
 pub struct Oracle {
     start: u64,
     tokens: BTreeMap<Address, Token>,
-    /// Tokens that were tracked all the time, and those that were at some time.
-    always: BTreeSet<Address>,
+    /// Tokens that are tracked, since so many blocks were made (0: all the time), and those that ever were.
+    since: BTreeMap<Address, u64>,
     ever: BTreeSet<Address>,
     kept: HashMap<String, Kept>,
     /// Ids that the store holds as dead letters.
@@ -63,7 +66,7 @@ impl Oracle {
         Self {
             start,
             tokens,
-            always: tracked.clone(),
+            since: tracked.iter().map(|token| (*token, 0)).collect(),
             ever: tracked,
             kept: HashMap::new(),
             buried: BTreeSet::new(),
@@ -82,9 +85,12 @@ impl Oracle {
         }
     }
 
-    /// The directory says something else.
-    pub fn tracks(&mut self, now: &BTreeSet<Address>) {
-        self.always = self.always.intersection(now).copied().collect();
+    /// The directory says something else from now on, when so many blocks were made.
+    pub fn tracks(&mut self, now: &BTreeSet<Address>, made: u64) {
+        self.since.retain(|token, _| now.contains(token));
+        for token in now {
+            self.since.entry(*token).or_insert(made);
+        }
         self.ever.extend(now);
     }
 
@@ -195,7 +201,7 @@ impl Oracle {
 
     fn check_commit(&mut self, block: &Block, epoch: u64) {
         let header = &block.header;
-        for id in self.due(block, Due::Must) {
+        for id in self.due(block, Due::Always) {
             let version = 2 * epoch + 1;
             let has = self.kept.get(&id).is_some_and(|kept| kept.versions.contains_key(&version));
             if !has && !self.buried.contains(&id) {
@@ -217,9 +223,10 @@ impl Oracle {
 
     /// The ids of a block's events that are due in this way.
     fn due(&self, block: &Block, wanted: Due) -> Vec<String> {
-        let due = |address: &Address| match address {
-            address if self.always.contains(address) => Due::Must,
-            address if self.ever.contains(address) => Due::May,
+        let due = |token: &Address| match self.since.get(token) {
+            Some(0) => Due::Always,
+            Some(made) if block.made > *made => Due::Must,
+            _ if self.ever.contains(token) => Due::May,
             _ => Due::Never,
         };
         let logs = block.logs.iter().filter(|log| due(&log.address) == wanted);
@@ -227,16 +234,16 @@ impl Oracle {
         events.map(|event| format!("{CHAIN}:{}:{}", event.block.hash, event.log_index)).collect()
     }
 
-    /// What must have come of it, once everything is delivered up to `head`.
-    pub fn judge(&mut self, tree: &Tree, head: u64) {
+    /// What must have come of it, once everything is delivered up to `watermark`.
+    pub fn judge(&mut self, tree: &Tree, watermark: i64) {
         let mut live: BTreeSet<String> =
             self.kept.iter().filter(|(_, kept)| kept.is_live()).map(|(id, _)| id.clone()).collect();
         let mut lost = vec![];
-        for number in self.start..=head {
-            let Some(block) = tree.at(number) else { continue };
-            for id in self.due(block, Due::Must) {
+        let end = u64::try_from(watermark + 1).unwrap_or_default();
+        for block in (self.start..end).filter_map(|number| tree.at(number)) {
+            for id in [self.due(block, Due::Always), self.due(block, Due::Must)].concat() {
                 if !live.remove(&id) && !self.buried.contains(&id) {
-                    lost.push(format!("{id} of block {number}"));
+                    lost.push(format!("{id} of block {}", block.header.number));
                 }
             }
             for id in self.due(block, Due::May) {

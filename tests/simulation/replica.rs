@@ -81,7 +81,7 @@ fn context(gate: &Arc<Gate>, store: Witnessed) -> (Arc<Context>, StartBlock, imp
     let settings = settings();
     let (publish, tokens) = watch::channel(Tokens::Waiting);
     let reload = Arc::new(Notify::new());
-    let limits = Limits::default();
+    let limits = Limits { token_refresh: swarm.token_refresh, ..Limits::default() };
     let vitals = Arc::new(Vitals::default());
     let directory = Arc::new(Directory { gate: gate.clone() });
     let context = Context {
@@ -101,7 +101,7 @@ fn context(gate: &Arc<Gate>, store: Witnessed) -> (Arc<Context>, StartBlock, imp
             Arc::new(Queue { gate: gate.clone() }) as Arc<dyn Sink>,
         )]),
         filters: Filters::new(tokens, reload.clone()),
-        audit: Audit::new(true),
+        audit: Audit::new(swarm.audits),
         vitals: vitals.clone(),
         span: Span::new(swarm.batch_blocks),
         limits: limits.clone(),
@@ -123,8 +123,9 @@ impl TokenDirectory for Directory {
         match strike.kind {
             Some(Kind::Fails | Kind::Lost | Kind::Hangs | Kind::Late) => Err(TokenError::Transient("away".into())),
             _ => Ok(Loaded {
+                from: BTreeMap::new(),
                 tokens: tokens().into_values().filter(|token| tracked.contains(&token.address)).collect(),
-                ..Loaded::default()
+                skipped: vec![],
             }),
         }
     }

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use chaintap::{
     domain::{DeliveryMode, Heights, Tag},
     pipeline::Ended,
+    store::JournalEntry,
 };
 use tokio::{
     sync::mpsc,
@@ -13,6 +14,7 @@ use tokio::{
 };
 
 use crate::{
+    chain::{TOKENS, address},
     faults::{Name, Op},
     journal::Witnessed,
     replica::{self, Death, Life},
@@ -152,8 +154,10 @@ impl Run {
                     let down = self.world.draw(life ^ (replica as u64) << 32).millis(0, 60_000);
                     self.crash(replica, Some(life), down);
                 }
-                Some(death) = self.deaths.join_next() => if let Ok((replica, life, ended)) = death {
-                    self.died(replica, life, &ended);
+                Some(death) = self.deaths.join_next() => match death {
+                    Ok((replica, life, ended)) => self.died(replica, life, &ended),
+                    Err(error) if error.is_panic() => self.failure = Some(format!("a panic: {error}")),
+                    Err(_) => {}
                 },
                 () = sleep_until(next.min(Instant::now() + Duration::from_secs(10))) => {}
             }
@@ -227,10 +231,23 @@ impl Run {
                     self.world.oracle().failed_over(watermark);
                 }
             }
-            Act::Token => {}
+            Act::Token => self.change_tokens(),
             Act::Outage { edge, for_ } => self.world.outage(edge, for_),
         }
         self.world.new_head();
+    }
+
+    /// A token joins the directory or leaves it.
+    fn change_tokens(&self) {
+        let token = address(u8::try_from(self.world.draw(self.world.calls()).below(u64::from(TOKENS))).unwrap());
+        self.world.directory.send_modify(|tracked| {
+            if !tracked.remove(&token) {
+                self.world.saw("a token joins");
+                tracked.insert(token);
+            }
+        });
+        let made = self.world.tree().made();
+        self.world.oracle().tracks(&self.world.directory.borrow(), made);
     }
 
     async fn watermark(&self) -> Option<i64> {
@@ -244,6 +261,9 @@ impl Run {
         let now = Instant::now();
         self.starts.iter_mut().for_each(|(when, _)| *when = now);
         self.converge("chaos").await;
+        // The newest list is read, published, and what joined looked for.
+        self.until(Instant::now() + self.world.swarm.token_refresh + Duration::from_mins(1)).await;
+        self.converge("the newest list").await;
         let seconds = self.world.elapsed().as_secs();
         self.world.tree().mine(seconds, Some(2));
         self.world.new_head();
@@ -252,11 +272,10 @@ impl Run {
             return;
         }
         let letters = self.store.inner.dead_letters(None, 1_000_000).await.unwrap_or_default();
+        let watermark = self.watermark().await.unwrap_or(-1);
         let (tree, mut oracle) = (self.world.tree(), self.world.oracle());
         oracle.holds(&letters);
-        if let Some(head) = deliverable(&self.world.swarm, tree.height(), tree.finalized(tree.height())) {
-            oracle.judge(&tree, head);
-        }
+        oracle.judge(&tree, watermark);
         if self.world.swarm.is_calm() && self.world.options.crash_at.is_none() && oracle.duplicates > 0 {
             let text = format!("{} duplicates without a fault", oracle.duplicates);
             oracle.violations.push(text);
@@ -294,10 +313,18 @@ impl Run {
         };
         let journal = self.store.inner.journal((1 << 53) - 1).await.unwrap_or_default();
         let at = &snapshot.progress;
-        if let Some(sending) = journal.iter().find(|entry| !entry.done) {
+        // An entry of an earlier epoch stays until its block is sealed.
+        let is_left = |entry: &&JournalEntry| !entry.done && entry.block.number.cast_signed() > at.watermark;
+        if let Some(sending) = journal.iter().find(is_left) {
             return Some(format!("entry {} (epoch {}) is left, {at:?}", sending.block, sending.epoch));
         }
-        let is_right = u64::try_from(at.watermark) == Ok(head) && at.tip == at.watermark && at.retracting == 0;
+        // A tag that was seen does not go back, so that of a chain that became shorter more may be delivered.
+        let most = if self.world.swarm.deliver == DeliveryMode::Instant { head } else { height.max(head) };
+        let is_there = u64::try_from(at.watermark).is_ok_and(|at| (head..=most).contains(&at));
+        if self.storage.has_duties() {
+            return Some("a duty to scan for tokens that joined".into());
+        }
+        let is_right = is_there && at.tip == at.watermark && at.retracting == 0;
         (!is_right).then(|| format!("head {head}, {at:?}, done {:?}", snapshot.done))
     }
 }

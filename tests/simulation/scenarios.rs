@@ -91,6 +91,8 @@ fn swarm(scenario: &Scenario) -> Swarm {
         start: 2,
         batch_blocks: 100,
         pushes: true,
+        audits: false,
+        token_refresh: Duration::from_mins(5),
         sink_batch: 10,
         poison: 0,
         rates: Rates::default(),

@@ -34,6 +34,11 @@ impl Storage {
         self.model.fail_over(usize::try_from(choice).unwrap())
     }
 
+    /// Whether blocks are still to be scanned for tokens that joined.
+    pub fn has_duties(&self) -> bool {
+        self.model.look(|state| state.is_some_and(|state| !state.duties.is_empty()))
+    }
+
     /// How long a barrier waits for the store's replica.
     pub fn set_barrier_delay(&self, delay: std::time::Duration) {
         self.model.set_barrier_delay(delay);

@@ -26,6 +26,10 @@ pub struct Swarm {
     pub batch_blocks: u64,
     /// Whether nodes push heads.
     pub pushes: bool,
+    /// Whether what is final is compared with a second node.
+    pub audits: bool,
+    /// How often the list of tokens is read.
+    pub token_refresh: Duration,
     /// Most messages that the sink takes in one call.
     pub sink_batch: usize,
     /// Of a thousand events, so many are refused by the sink for good.
@@ -103,6 +107,8 @@ impl Swarm {
             start,
             batch_blocks: [1, 7, 20, 100][draw.below(4) as usize],
             pushes: draw.chance(0.6),
+            audits: draw.chance(0.3),
+            token_refresh: Duration::from_secs([30, 300][draw.below(2) as usize]),
             sink_batch: [1, 3, 10, 1_000][draw.below(4) as usize],
             poison: if draw.chance(0.3) { draw.between(1, 100) } else { 0 },
             rates: Rates::default(),
@@ -160,7 +166,8 @@ fn script(draw: &mut Draw, swarm: &Swarm) -> Vec<(Duration, Act)> {
         let act = match happens {
             Some(0) => {
                 let depth = draw.between(1, swarm.making.finality - 1).min(draw.between(1, swarm.making.finality - 1));
-                Act::Reorg { depth, mined: (depth + draw.below(3)).saturating_sub(1) }
+                // A chain that only lost its last blocks is no other chain: that is a node that lags.
+                Act::Reorg { depth, mined: (depth + draw.below(3) - 1).max(1) }
             }
             Some(1) => Act::FlipBack,
             Some(2) => Act::Crash { replica, down: draw.seconds(0, 90) },

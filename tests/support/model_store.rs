@@ -152,6 +152,13 @@ impl Model {
         lost
     }
 
+    /// The owner dies: its heartbeat is not there any more.
+    pub fn end_heartbeat(&self, owner: &str) {
+        if let Some(state) = &mut self.lock().state {
+            Arc::make_mut(&mut state.heartbeats).remove(owner);
+        }
+    }
+
     /// Fail-overs so far.
     pub fn generation(&self) -> u64 {
         self.lock().generation

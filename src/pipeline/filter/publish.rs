@@ -55,6 +55,7 @@ pub(in crate::pipeline) async fn keep_published(ctx: &Context, views: watch::Rec
                 publisher.goes_on();
                 let is_off = matches!(*tokens.borrow(), Tokens::Off);
                 tokio::select! {
+                    biased;
                     Ok(()) = tokens.changed() => {}
                     () = ctx.filters.outdated.notified() => {}
                     () = sleep(ctx.limits.token_refresh), if is_off => {}

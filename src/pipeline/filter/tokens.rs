@@ -72,6 +72,7 @@ pub async fn keep_fresh(
                 vitals.tokens(Some(tracked));
                 backoff.reset();
                 tokio::select! {
+                    biased;
                     () = sleep(limits.token_refresh) => {}
                     () = directory.changed() => {}
                     () = reload.notified() => {}
