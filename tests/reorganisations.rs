@@ -198,10 +198,10 @@ async fn f28_a_head_that_goes_back_for_a_while_takes_nothing_back() {
     let health = listener.health().await;
     assert_eq!((&health["watermark"], &health["reorgs"]), (&json!(110), &json!(0)), "{health}");
     scene.chain.rpc().call("devchain_flip", json!([0])).await;
-    scene.chain.mine(1).await;
-    listener.wait_watermark(111, SOON).await;
+    scene.chain.mine(3).await;
+    listener.wait_watermark(113, SOON).await;
     let (_, messages, log) = listener.stop().await;
-    assert_eq!(ids(&messages[before..]).into_iter().collect::<BTreeSet<_>>(), scene.transfers(111, 111).await, "{log}");
+    assert_eq!(ids(&messages[before..]).into_iter().collect::<BTreeSet<_>>(), scene.transfers(111, 113).await, "{log}");
 }
 
 /// F27: blocks 101 to 140 are a gap that is still being filled while its middle leaves the chain.
