@@ -79,3 +79,4 @@ pub mod shutdown;
 pub mod telemetry;
 
 pub mod devchain;
+pub mod mutants;

@@ -16,7 +16,7 @@ use support::{
     chaintap::Settings,
     dice::Dice,
     fleet::Fleet,
-    fold::Fold,
+    mailbox::Mailbox,
     world::{Node, SinkKind, StoreKind, World},
 };
 use tokio::time::{Instant, sleep};
@@ -99,7 +99,7 @@ struct Run {
     world: World,
     settings: Settings,
     fleet: Fleet,
-    fold: Fold,
+    fold: Mailbox,
     tally: Tally,
     undo: Vec<(Instant, Undo)>,
 }
@@ -113,7 +113,7 @@ impl Run {
         let writes = cast.sink == SinkKind::Stdout;
         let settings = world.settings();
         let fleet = Fleet::start(&settings, cast.replicas, &format!("{}-{seed}", cast.name), writes);
-        let (dice, fold, tally) = (Dice::new(seed), Fold::default(), Tally::default());
+        let (dice, fold, tally) = (Dice::new(seed), Mailbox::default(), Tally::default());
         Self { cast, dice, world, settings, fleet, fold, tally, undo: Vec::new() }
     }
 
@@ -316,7 +316,7 @@ impl Run {
         assert_eq!(journal.iter().find(|entry| !entry.done), None, "nothing is half sent");
         assert_eq!(self.world.store.claims().await, [""; 0], "no claim is left");
         let (memory, grown) = self.fleet.memory();
-        let Fold { received, duplicates, retractions, .. } = self.fold;
+        let Mailbox { received, duplicates, retractions, .. } = self.fold;
         eprintln!(
             "{}: {}; head {head}, {received} messages, {duplicates} duplicates, {retractions} retractions, \
              {} live ids; memory {memory}; ended by themselves: {:?}",

@@ -4,16 +4,15 @@
 
 mod support;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use chaintap::devchain::Options;
-use serde_json::{Value, json};
+use serde_json::json;
 use support::{
     chaintap::{Settings, ids},
     devchain::{Devchain, still},
+    fold::Fold,
+    ledger::assert_counts,
     process::eventually,
 };
 
@@ -105,18 +104,6 @@ async fn r04_behind_a_gap_of_nineteen_the_head_comes_first() {
     assert_eq!(ids(&messages).into_iter().collect::<BTreeSet<_>>(), chain.transfers(101, 120).await);
 }
 
-/// The ids whose newest message says that they happened.
-fn live(messages: &[Value]) -> BTreeSet<String> {
-    let mut newest: BTreeMap<&str, (u64, &str)> = BTreeMap::new();
-    for message in messages {
-        let id = message["id"].as_str().unwrap();
-        let said = (message["version"].as_u64().unwrap(), message["eventType"].as_str().unwrap());
-        let known = newest.entry(id).or_insert(said);
-        *known = said.max(*known);
-    }
-    newest.into_iter().filter(|(_, (_, kind))| *kind == "Transfer").map(|(id, _)| id.to_owned()).collect()
-}
-
 #[tokio::test]
 async fn what_a_reorganisation_took_away_is_taken_back_before_its_successors_are_sent() {
     let chain = Devchain::start(Options { logs_per_block: 4, ..still(100) }).await;
@@ -131,7 +118,7 @@ async fn what_a_reorganisation_took_away_is_taken_back_before_its_successors_are
     let head = chain.head().await;
     let unwound = || async {
         let health = listener.health().await;
-        health["reorgs"] == 1 && health["watermark"] == head && health["status"] == "ok"
+        health["reorgs"] == 1 && health["watermark"] == head && health["status"] != "fail"
     };
     eventually("it is unwound", SOON, unwound).await;
     let (code, messages, log) = listener.stop().await;
@@ -142,7 +129,11 @@ async fn what_a_reorganisation_took_away_is_taken_back_before_its_successors_are
     assert!(retracted.iter().all(|message| message["eventType"] == "TransferRetracted"), "{after:?}");
     assert!(retracted.iter().all(|message| !message["events"]["Transfer"].is_null()), "{after:?}");
     assert!(applied.iter().all(|message| message["eventType"] == "Transfer"), "{after:?}");
-    assert_eq!(live(&messages), chain.transfers(100, head).await);
+    let mut fold = Fold::default();
+    for message in &messages {
+        fold.take(&message.to_string()).unwrap();
+    }
+    assert_counts(&fold, &chain.transfers(100, head).await);
 }
 
 #[tokio::test]

@@ -13,10 +13,10 @@ use std::{
 use alloy::primitives::{Address, B256, U256};
 use async_trait::async_trait;
 use chaintap::{
-    config::{ChainProfile, Limits, Sources, load_offline},
+    config::{ChainProfile, Limits, Sources, StartBlock, load_offline},
     devchain::Options,
     domain::{Args, BlockRange, BlockRef, DeliveryMode, Digest, Event, Track},
-    pipeline::{self, Context, Ended, Span, Tokens},
+    pipeline::{self, Audit, Context, Ended, Filters, Span},
     rpc::{At, Endpoints, LogFilter},
     sinks::{Message, Outcome, Sink, SinkError},
     store::{
@@ -27,7 +27,7 @@ use chaintap::{
     telemetry::Vitals,
 };
 use support::devchain::{Devchain, still};
-use tokio::{sync::watch, time::timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 const CHAIN: u64 = 31_337;
@@ -212,7 +212,8 @@ fn context(chain: &Devchain, store: Arc<dyn StateStore>, sink: Arc<dyn Sink>) ->
         source: Arc::new(Endpoints::new(CHAIN, settings.providers.clone(), limits.clone())),
         store,
         sinks: BTreeMap::from([("handleTransferEvent".to_owned(), sink)]),
-        tokens: watch::channel(Tokens::Off).1,
+        filters: Filters::off(),
+        audit: Audit::new(true),
         vitals: Arc::new(Vitals::default()),
         span: Span::new(settings.chain.batch_blocks),
         limits,
@@ -220,7 +221,7 @@ fn context(chain: &Devchain, store: Arc<dyn StateStore>, sink: Arc<dyn Sink>) ->
 }
 
 async fn run_until(context: Context, start: u64, until: u64) {
-    let running = pipeline::run(Arc::new(context), Some(start), Some(until), CancellationToken::new());
+    let running = pipeline::run(Arc::new(context), StartBlock::At(start), Some(until), CancellationToken::new());
     let ended = timeout(Duration::from_mins(2), running).await.expect("it reaches the block in time");
     assert!(matches!(ended, Ended::Reached), "{ended:?}");
 }

@@ -14,7 +14,7 @@ use support::{
     anvil::{Anvil, OWNER, transferCall},
     chaintap::{Listener, Settings, ids},
     devchain::{Devchain, still},
-    fold::Fold,
+    mailbox::Mailbox,
     process::eventually,
     puppet::Puppet,
     redis::RedisServer,
@@ -59,7 +59,7 @@ impl Scene {
     async fn wait_right(&self, listeners: &[&Listener]) {
         let canonical = self.transfers(101, self.chain.head().await).await;
         let right = || async {
-            let mut fold = Fold::default();
+            let mut fold = Mailbox::default();
             listeners.iter().flat_map(|listener| listener.whole_lines()).for_each(|line| fold.enter(&line));
             fold.difference(&canonical).is_none()
         };
@@ -122,7 +122,7 @@ async fn r17_a_reorganisation_while_it_was_down_is_taken_back_before_anything_is
     let (retracted, applied) = retracted_first(&second);
     assert_eq!(retracted, gone);
     assert_eq!(ids(applied).into_iter().collect::<BTreeSet<_>>(), scene.transfers(103, 106).await);
-    let mut fold = Fold::default();
+    let mut fold = Mailbox::default();
     first.iter().chain(&second).for_each(|message| fold.enter(&message.to_string()));
     assert_eq!(fold.difference(&scene.transfers(101, 106).await), None);
 }

@@ -30,6 +30,8 @@ pub(super) struct Pauses {
     pub(super) state: Pause,
     /// Looking what left the chain, and taking it back.
     pub(super) unwinding: Pause,
+    /// Looking again for what joined the filter.
+    pub(super) rescan: Pause,
     realtime: Pause,
     historical: Pause,
     /// How many historical ranges run at once, and how far apart they begin.
@@ -47,6 +49,7 @@ impl Pauses {
         Self {
             state: Pause::new(),
             unwinding: Pause::new(),
+            rescan: Pause::new(),
             realtime: Pause::new(),
             historical: Pause::new(),
             pace,

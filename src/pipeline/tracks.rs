@@ -15,13 +15,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::{
-    Context, Look, Processed, Situation, StageError, View, commit, follow,
+    Context, Look, Processed, Situation, StageError, View, filter, follow,
     pauses::{self, Pauses},
-    persist, plan, process, settle, start,
+    persist, plan, process, rescan, seal, settle, start,
     unwind::Footing,
 };
 use crate::{
     backoff::Pace,
+    config::StartBlock,
     domain::{BlockRange, IntervalSet, Track},
     rpc::RpcError,
     store::{MAX_DONE_INTERVALS, Progress, Snapshot, StoreError},
@@ -36,6 +37,9 @@ const CLOSING: Duration = Duration::from_secs(3);
 const RETIRE_WITHIN: Duration = Duration::from_secs(1);
 /// What became final is sealed at most this often.
 const SEAL_EVERY: Duration = Duration::from_secs(2);
+
+/// Without an open duty the store is asked for one this often.
+const RESCAN_EVERY: Duration = Duration::from_secs(3);
 
 /// Why the loop ended.
 #[derive(Debug)]
@@ -53,22 +57,29 @@ pub enum Ended {
 }
 
 /// Follows the chain until `stop`, or until the watermark is at `until`.
-pub async fn run(ctx: Arc<Context>, first: Option<u64>, until: Option<u64>, stop: CancellationToken) -> Ended {
+pub async fn run(ctx: Arc<Context>, start: StartBlock, until: Option<u64>, stop: CancellationToken) -> Ended {
     let (publish, views) = watch::channel(None);
     let mut keepers = JoinSet::new();
-    let (head_ctx, beat_ctx) = (ctx.clone(), ctx.clone());
+    let (head_ctx, beat_ctx, filter_ctx) = (ctx.clone(), ctx.clone(), ctx.clone());
     keepers.spawn(async move { follow::heads(&head_ctx, &publish).await });
+    let filter_views = views.clone();
+    let beginning = async {
+        start::begin(&ctx, start, &views).await?;
+        keepers.spawn(async move { start::beat(&beat_ctx).await });
+        keepers.spawn(async move { filter::keep_published(&filter_ctx, filter_views).await });
+        ctx.filters.ready().await;
+        Ok(())
+    };
     let begun = tokio::select! {
         biased;
         () = stop.cancelled() => Err(Ended::Stopped),
-        begun = start::begin(&ctx, first, &views) => begun,
+        begun = beginning => begun,
         never = ctx.vitals.beat_on() => match never {},
     };
     if let Err(ended) = begun {
         keepers.shutdown().await;
         return ended;
     }
-    keepers.spawn(async move { start::beat(&beat_ctx).await });
     ctx.vitals.started();
     let mut tracks = Tracks::new(ctx.clone(), views, until);
     let ended = tokio::select! {
@@ -96,6 +107,7 @@ enum Work {
     Range(Track, BlockRange),
     Seal,
     Unwind,
+    Rescan,
 }
 
 /// What came of it.
@@ -103,6 +115,8 @@ enum Finished {
     Range(Processed),
     Sealed,
     Looked(Look),
+    /// Whether there was anything to look at again.
+    Rescanned(bool),
 }
 
 struct Tracks {
@@ -114,6 +128,7 @@ struct Tracks {
     pauses: Pauses,
     footing: Footing,
     next_seal: Instant,
+    next_rescan: Instant,
     watermark: i64,
     /// Nothing more is delivered by this process.
     halted: bool,
@@ -133,6 +148,7 @@ impl Tracks {
             pauses: Pauses::new(pace),
             footing: Footing::default(),
             next_seal: Instant::now(),
+            next_rescan: Instant::now(),
             watermark: -1,
             halted: false,
             frozen: false,
@@ -204,8 +220,12 @@ impl Tracks {
         if !self.stands(&view, &snapshot.progress) {
             return None;
         }
+        if self.ctx.filters.now().is_err() {
+            return None;
+        }
         self.begin_ranges(&view, &snapshot);
         metrics::claims_held(self.ranges().count());
+        self.begin_rescan(&view);
         self.begin_seal(view, &snapshot);
         None
     }
@@ -243,7 +263,7 @@ impl Tracks {
     fn ranges(&self) -> impl Iterator<Item = (Track, BlockRange)> + '_ {
         self.in_flight.iter().filter_map(|work| match work {
             Work::Range(track, range) => Some((*track, *range)),
-            Work::Seal | Work::Unwind => None,
+            Work::Seal | Work::Unwind | Work::Rescan => None,
         })
     }
 
@@ -264,7 +284,18 @@ impl Tracks {
         self.next_seal = Instant::now() + SEAL_EVERY;
         self.in_flight.push(Work::Seal);
         let ctx = self.ctx.clone();
-        self.tasks.spawn(async move { (Work::Seal, commit::seal(&ctx, &view).await.map(|()| Finished::Sealed)) });
+        self.tasks.spawn(async move { (Work::Seal, seal(&ctx, &view).await.map(|()| Finished::Sealed)) });
+    }
+
+    /// Looks again for what joined the filter, while nothing waits at the head.
+    fn begin_rescan(&mut self, view: &View) {
+        let waits = self.in_flight.contains(&Work::Rescan) || self.ranges().any(|(track, _)| track == Track::Realtime);
+        if waits || Instant::now() < self.next_rescan || !self.pauses.rescan.is_over(Instant::now()) {
+            return;
+        }
+        self.in_flight.push(Work::Rescan);
+        let (ctx, view) = (self.ctx.clone(), view.clone());
+        self.tasks.spawn(async move { (Work::Rescan, rescan::work(&ctx, &view).await.map(Finished::Rescanned)) });
     }
 
     /// What a finished task means for the next rounds.
@@ -291,6 +322,10 @@ impl Tracks {
                 Look::Firm(_) | Look::Again => self.pauses.unwinding.succeeded(),
             }
             self.footing.found(*look);
+        }
+        if let Finished::Rescanned(more) = finished {
+            self.pauses.rescan.succeeded();
+            self.next_rescan = Instant::now() + if *more { Duration::ZERO } else { RESCAN_EVERY };
         }
         let Work::Range(track, range) = work else { return };
         if let Finished::Range(Processed::Held(blocks, until)) = finished {
@@ -324,6 +359,7 @@ impl Tracks {
         match work {
             Work::Seal => self.next_seal = Instant::now() + pauses::LONGEST,
             Work::Unwind => self.pauses.unwinding.failed(None),
+            Work::Rescan => self.pauses.rescan.failed(None),
             Work::Range(track, range) => {
                 self.pauses.failed(track, range, error);
             }

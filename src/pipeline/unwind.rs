@@ -19,6 +19,7 @@ use tracing::{error, info, warn};
 use super::{Context, StageError, persist, signed};
 use crate::{
     domain::{BlockRef, Header, MAX_BLOCK_NUMBER},
+    mutants::{Mutant, planted},
     rpc::{At, RpcError},
     store::{JournalEntry, Progress, RewindReply, runs},
 };
@@ -73,6 +74,10 @@ impl Footing {
     /// Whether the head stands on what was delivered. A head right above the last firm one does, where everything below
     /// is delivered without a gap: then INTENT itself compares its parent with the journal.
     pub(super) fn holds(&mut self, head: &Header, progress: &Progress) -> bool {
+        let ignored = planted(Mutant::SameHeightIgnored) && signed(head.number) <= progress.tip;
+        if ignored || planted(Mutant::NeverLook) {
+            return true;
+        }
         let Some(firm) = self.firm else { return false };
         let is_next = head.parent == firm.hash && head.number == firm.number + 1;
         let is_closed = progress.tip == signed(firm.number) && progress.watermark == progress.tip;
@@ -150,7 +155,11 @@ pub(super) async fn look(
 async fn orphans(ctx: &Context, head: &Header) -> Result<Vec<(BlockRef, u64)>, StageError> {
     let entries = persist(ctx, "journal", PATIENCE, || ctx.store.journal(MAX_BLOCK_NUMBER)).await?;
     let mut left = Vec::new();
-    for run in runs(&entries) {
+    let entries: Vec<JournalEntry> =
+        entries.into_iter().filter(|entry| entry.done || !planted(Mutant::UncommittedKept)).collect();
+    let runs = runs(&entries);
+    let skipped = if planted(Mutant::HighestRunOnly) { runs.len().saturating_sub(1) } else { 0 };
+    for run in runs.into_iter().skip(skipped) {
         let (below, above) = run.split_at(run.partition_point(|entry| entry.block.number <= head.number));
         let mut stands = below.len();
         while let Some(entry) = stands.checked_sub(1).and_then(|index| below.get(index)) {
@@ -186,8 +195,8 @@ fn sealed(progress: &Progress) -> Option<BlockRef> {
     Some(BlockRef { number: u64::try_from(progress.sealed).ok()?, hash: progress.sealed_hash? })
 }
 
-/// Marks them as to be retracted. What is sealed was looked at before, and is not stated again: it may have been raised
-/// since, and the hash of the lower height would then seem to contradict it.
+/// Takes the blocks back. What is at the sealed height was looked at already, and is not said again: another block may
+/// have been sealed meanwhile, which the hash would be taken for.
 async fn rewind(ctx: &Context, orphans: &[(BlockRef, u64)], progress: &Progress) -> Result<(), StageError> {
     let reply = persist(ctx, "rewind", PATIENCE, || ctx.store.rewind(orphans, None, progress.epoch)).await?;
     match reply {

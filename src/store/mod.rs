@@ -43,13 +43,13 @@ pub const MAX_REFUSED: u64 = 100_000;
 /// Undecodable logs kept for an operator to see, the newest.
 pub const MAX_UNDECODABLE: u64 = 10_000;
 /// Journaled bytes of unsealed blocks beyond which no new entry is begun (protocol §3.1).
-const JOURNAL_CAP: u64 = 32 << 20;
+pub const JOURNAL_CAP: u64 = 32 << 20;
 /// Most entries that one BARRIER answers with.
 pub const MAX_ORPHANS: usize = 100;
 /// Most bytes in the key of a member of the filter.
 const MAX_MEMBER_BYTES: usize = 200;
 /// Journal entries that one SEAL drops (protocol §4).
-const SEAL_DROPS: usize = 200;
+pub const SEAL_DROPS: usize = 200;
 
 /// Where to begin on an empty store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -508,6 +508,19 @@ pub trait StateStore: Send + Sync {
 
     /// Every block of the duty up to `up_to` was scanned and what was found is delivered.
     async fn scanned(&self, duty: u64, up_to: u64) -> Result<(), StoreError>;
+
+    /// The other processes that live and may work on this state, by name: whoever means to take it away asks first. A
+    /// store that belongs to one process at a time has none.
+    async fn others(&self) -> Result<Vec<String>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    /// The claimed blocks of a range of at most [`MAX_CLAIM_BLOCKS`] blocks, ascending, each with the name of its owner;
+    /// for operators.
+    async fn claims(&self, range: BlockRange) -> Result<Vec<(u64, String)>, StoreError> {
+        check_claim(range)?;
+        Ok(Vec::new())
+    }
 
     /// Forgets everything of this chain, for good.
     async fn wipe(&self) -> Result<(), StoreError>;

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{
     chaintap::{Listener, Settings},
-    fold::Fold,
+    mailbox::Mailbox,
 };
 
 /// How far the memory of a process may grow over a run: by this share of what it took at first, and a little.
@@ -40,7 +40,7 @@ impl Replica {
     }
 
     /// Takes what it wrote.
-    fn harvest(&mut self, fold: &mut Fold) {
+    fn harvest(&mut self, fold: &mut Mailbox) {
         let Some(listener) = &self.listener else { return };
         for line in listener.take_log() {
             writeln!(self.log, "{line}").unwrap();
@@ -50,7 +50,7 @@ impl Replica {
         }
     }
 
-    async fn kill(&mut self, fold: &mut Fold) {
+    async fn kill(&mut self, fold: &mut Mailbox) {
         self.harvest(fold);
         let Some(mut listener) = self.listener.take() else { return };
         let rest = listener.kill().await;
@@ -105,7 +105,7 @@ impl Fleet {
     }
 
     /// Takes what they wrote, samples their memory, and starts again what ended by itself, as an orchestrator does.
-    pub async fn tend(&mut self, fold: &mut Fold) {
+    pub async fn tend(&mut self, fold: &mut Mailbox) {
         for replica in &mut self.replicas {
             replica.harvest(fold);
             let has_ended = replica.listener.as_mut().is_some_and(|listener| !listener.lives());
@@ -122,7 +122,7 @@ impl Fleet {
     }
 
     /// Kills one, running or stopped; `false` where it is down already.
-    pub async fn kill(&mut self, index: usize, fold: &mut Fold) -> bool {
+    pub async fn kill(&mut self, index: usize, fold: &mut Mailbox) -> bool {
         let was_up = self.replicas[index].listener.is_some();
         self.replicas[index].kill(fold).await;
         was_up
@@ -183,7 +183,7 @@ impl Fleet {
     }
 
     /// Asks all of them to stop, and takes the last of what they wrote.
-    pub async fn end(&mut self, fold: &mut Fold) {
+    pub async fn end(&mut self, fold: &mut Mailbox) {
         for replica in &mut self.replicas {
             let Some(mut listener) = replica.listener.take() else { continue };
             listener.signal("TERM").await;

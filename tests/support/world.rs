@@ -21,7 +21,7 @@ use super::{
     deliveries,
     devchain::{Devchain, Rpc, still},
     dice::Dice,
-    fold::Fold,
+    mailbox::Mailbox,
     proxy::Proxy,
     redis::RedisServer,
     sqs::{Misbehaviour, SqsServer},
@@ -346,7 +346,7 @@ impl Queue {
     }
 
     /// Folds in what has come.
-    pub async fn drain(&self, fold: &mut Fold) {
+    pub async fn drain(&self, fold: &mut Mailbox) {
         if let Some((server, url, _)) = &self.server {
             server.drain(url).await.iter().for_each(|message| fold.enter(&message.body));
         }

@@ -4,7 +4,7 @@
 //! scripts; `reply` turns their replies into types, `connection` keeps the way to Redis, and `barrier` proves that an
 //! intent will survive before its messages leave.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use alloy::primitives::B256;
 use async_trait::async_trait;
@@ -354,6 +354,25 @@ impl StateStore for RedisStore {
 
     async fn scanned(&self, duty: u64, up_to: u64) -> Result<(), StoreError> {
         self.run(&self.scripts.scanned, self.args().text(&duty).block(up_to)?).await.map(drop)
+    }
+
+    async fn others(&self) -> Result<Vec<String>, StoreError> {
+        let prefix = format!("{}owner:", self.keys.prefix());
+        let found = self.scan(&format!("{prefix}*")).await?;
+        let names = found.iter().filter_map(|key| key.strip_prefix(&prefix));
+        // SCAN may name a key twice.
+        let names: BTreeSet<&str> = names.filter(|name| *name != self.identity.owner).collect();
+        Ok(names.into_iter().map(str::to_owned).collect())
+    }
+
+    async fn claims(&self, range: BlockRange) -> Result<Vec<(u64, String)>, StoreError> {
+        super::check_claim(range)?;
+        let keys: Vec<String> =
+            (range.from..=range.to).map(|number| format!("{}claim:{number}", self.keys.prefix())).collect();
+        let mget = async |connection: &mut _| redis::cmd("MGET").arg(&keys).query_async(connection).await;
+        let tokens: Vec<Option<String>> = self.link.with(mget).await?;
+        let owner = |token: String| token.rsplit_once(':').map(|(owner, _)| owner.to_owned());
+        Ok((range.from..).zip(tokens).filter_map(|(number, token)| Some((number, owner(token?)?))).collect())
     }
 
     async fn wipe(&self) -> Result<(), StoreError> {

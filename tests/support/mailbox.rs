@@ -1,28 +1,17 @@
-//! What a consumer that keeps to the rule holds: of every id the highest version, retractions included.
+//! What arrived at a queue: folded by the consumer of the documentation, and held against the chain.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-/// The highest version of one id.
-struct Top {
-    version: u64,
-    block: u64,
-}
+use super::fold::{Fold, News};
 
-impl Top {
-    /// Applied versions are odd, retractions even.
-    fn is_live(&self) -> bool {
-        self.version % 2 == 1
-    }
-}
-
-/// All messages so far, folded.
+/// All messages so far.
 #[derive(Default)]
-pub struct Fold {
+pub struct Mailbox {
+    fold: Fold,
     /// The text of each message by id and version.
-    texts: HashMap<(String, u64), String>,
-    tops: BTreeMap<String, Top>,
+    texts: BTreeMap<(String, u64), String>,
     /// How many messages came in all.
     pub received: usize,
     /// How many of them had come before.
@@ -31,35 +20,36 @@ pub struct Fold {
     pub retractions: usize,
 }
 
-impl Fold {
-    /// Folds one message in. Two messages of one id and version must be the same, byte for byte.
+impl Mailbox {
+    /// Takes one message in. Two messages of one id and version must be the same, byte for byte.
     pub fn enter(&mut self, text: &str) {
-        let message: Value = serde_json::from_str(text).unwrap_or_else(|_| panic!("no JSON: {text}"));
-        let id = message["id"].as_str().unwrap().to_owned();
+        let news = self.fold.take(text).unwrap_or_else(|mistake| panic!("{mistake}: {text}"));
+        let message: Value = serde_json::from_str(text).unwrap();
         let version = message["version"].as_u64().unwrap();
         let is_retraction = message["eventType"].as_str().unwrap().ends_with("Retracted");
         assert_eq!(is_retraction, version.is_multiple_of(2), "kind and version disagree: {text}");
+        assert!(news == News::Known || is_retraction == (news == News::Retracted), "{news:?}: {text}");
         self.received += 1;
-        if let Some(first) = self.texts.get(&(id.clone(), version)) {
+        let key = (message["id"].as_str().unwrap().to_owned(), version);
+        if let Some(first) = self.texts.get(&key) {
             assert_eq!(first, text, "two texts of one id and version");
             self.duplicates += 1;
             return;
         }
         self.retractions += usize::from(is_retraction);
-        self.texts.insert((id.clone(), version), text.to_owned());
-        let block = message["blockNumber"].as_u64().unwrap();
-        let top = self.tops.entry(id).or_insert(Top { version, block });
-        top.version = top.version.max(version);
+        self.texts.insert(key, text.to_owned());
     }
 
     /// The ids that are applied and not taken back.
     pub fn live(&self) -> BTreeSet<&str> {
-        self.tops.iter().filter(|(_, top)| top.is_live()).map(|(id, _)| id.as_str()).collect()
+        self.fold.live().filter_map(|message| message["id"].as_str()).collect()
     }
 
     /// The ids whose last word is a retraction.
     pub fn taken_back(&self) -> impl Iterator<Item = &str> {
-        self.tops.iter().filter(|(_, top)| !top.is_live()).map(|(id, _)| id.as_str())
+        let live = self.live();
+        let ids: BTreeSet<&str> = self.texts.keys().map(|(id, _)| id.as_str()).collect();
+        ids.into_iter().filter(move |id| !live.contains(id))
     }
 
     /// What is wrong, in words, where these are the transfers of the canonical chain; `None` where all is right.
@@ -73,12 +63,10 @@ impl Fold {
             .then(|| format!("{} lost:\n  {lost_ones}\n{} not canonical:\n  {strange_ones}", lost.len(), strange.len()))
     }
 
-    /// An id with its block and the versions that came of it.
+    /// An id with the versions that came of it.
     fn story(&self, id: &str) -> String {
-        let Some(top) = self.tops.get(id) else { return format!("{id}: never came") };
-        let mut versions: Vec<u64> =
+        let versions: Vec<u64> =
             self.texts.keys().filter(|(known, _)| known == id).map(|(_, version)| *version).collect();
-        versions.sort_unstable();
-        format!("{id}, block {}: {versions:?}", top.block)
+        format!("{id}: versions {versions:?}")
     }
 }
