@@ -18,6 +18,7 @@ use support::{
     process::eventually,
     puppet::Puppet,
     redis::RedisServer,
+    sqs::{Misbehaviour, SqsServer},
 };
 
 const SOON: Duration = Duration::from_mins(1);
@@ -162,6 +163,32 @@ async fn r18_a_transaction_that_is_included_again_is_another_event() {
     assert!(messages.iter().all(|message| message["transactionHash"] == first.to_string()));
     assert_eq!(messages[0]["id"], messages[1]["id"]);
     assert_ne!(messages[0]["id"], messages[2]["id"]);
+}
+
+/// The queue has a block's messages, its answer is lost, the process dies, and the block leaves the chain.
+#[tokio::test]
+async fn f25_what_was_sent_and_never_committed_is_taken_back_too() {
+    let (scene, queues) = tokio::join!(Scene::at(104), SqsServer::stub());
+    let url = queues.create_queue("transfers", 256 << 10).await;
+    let settings = scene.settings.clone().queue(&queues, &url);
+    let listener = settings.start();
+    listener.wait_watermark(104, SOON).await;
+    queues.script([Misbehaviour::LoseAnswer]);
+    scene.chain.mine(1).await;
+    eventually("the block hangs in the sink", SOON, || listener.hangs()).await;
+    let gone = scene.transfers(105, 105).await;
+    listener.crash().await;
+    scene.reorganise(1, 2).await;
+    let listener = settings.start();
+    listener.wait_watermark(106, SOON).await;
+    assert_eq!(listener.stop().await.0, 0);
+    let mut fold = Fold::default();
+    let bodies: Vec<String> = queues.drain(&url).await.into_iter().map(|message| message.body).collect();
+    bodies.iter().for_each(|body| fold.enter(body));
+    assert_eq!(fold.difference(&scene.transfers(101, 106).await), None);
+    assert_eq!(fold.taken_back().map(str::to_owned).collect::<BTreeSet<_>>(), gone);
+    let sent: BTreeSet<&String> = bodies.iter().filter(|body| body.contains("\"blockNumber\":105,")).collect();
+    assert!(sent.len() > gone.len(), "some of it was sent before");
 }
 
 #[tokio::test]
