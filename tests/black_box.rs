@@ -10,7 +10,7 @@
 
 mod support;
 
-use std::{fmt, time::Duration};
+use std::{collections::BTreeSet, fmt, time::Duration};
 
 use support::{
     chaintap::Settings,
@@ -292,7 +292,7 @@ impl Run {
         eprintln!("{}: round {} right after {:?}, head {head}", self.cast.name, self.tally.rounds, begun.elapsed());
     }
 
-    async fn report_failure(&self, head: u64, canonical: &std::collections::BTreeSet<String>) -> ! {
+    async fn report_failure(&self, head: u64, canonical: &BTreeSet<String>) -> ! {
         let told = self.fleet.told().await.join("\n");
         let wrong = self.fold.difference(canonical).unwrap_or_else(|| "the messages are right".to_owned());
         panic!(
