@@ -131,7 +131,7 @@ impl Run {
         };
         while !is_enough(&self.tally) {
             let mut round_ends = Instant::now() + self.dice.millis(25_000, 50_000);
-            if self.tally.rounds == 0
+            if self.tally.rounds == 1
                 && self.cast.replicas > 1
                 && matches!(length, Length::Time(time) if time > 2 * SLEEP)
             {
