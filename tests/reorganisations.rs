@@ -182,7 +182,7 @@ async fn f25_what_was_sent_and_never_committed_is_taken_back_too() {
     let listener = settings.start();
     listener.wait_watermark(106, SOON).await;
     assert_eq!(listener.stop().await.0, 0);
-    let mut fold = Fold::default();
+    let mut fold = Mailbox::default();
     let bodies: Vec<String> = queues.drain(&url).await.into_iter().map(|message| message.body).collect();
     bodies.iter().for_each(|body| fold.enter(body));
     assert_eq!(fold.difference(&scene.transfers(101, 106).await), None);

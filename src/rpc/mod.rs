@@ -13,6 +13,7 @@ mod blooms;
 mod client;
 mod endpoints;
 mod error;
+pub(crate) mod fuzzing;
 mod heads;
 mod transport;
 mod wire;

@@ -72,7 +72,7 @@ impl Run {
         if fails_over && world.swarm.seed % 3 > 0 {
             storage.set_barrier_delay(Duration::from_millis(world.swarm.seed % 3 * 20));
         }
-        let store = Witnessed { world: world.clone(), inner: storage.open("observer") };
+        let store = Witnessed { world: world.clone(), inner: storage.open("observer"), storage: storage.clone() };
         let replicas = world.swarm.replicas;
         Self {
             world,
@@ -223,7 +223,11 @@ impl Run {
             }
             Act::Pause { replica, for_ } => self.world.pause(replica, for_),
             Act::FailOver => {
+                let before = self.storage.entries();
                 let lost = self.storage.fail_over(&mut self.world.draw(seconds));
+                if !before.is_subset(&self.storage.entries()) {
+                    self.world.saw("fail-over that loses an intent");
+                }
                 self.world.note([92, lost, 0, 0], || format!("fail-over, {lost} writes are gone"));
                 if lost > 0 {
                     self.world.saw("fail-over that loses writes");
