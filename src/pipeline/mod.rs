@@ -27,6 +27,7 @@ mod claim;
 mod commit;
 mod decode;
 mod deliver;
+mod extent;
 mod fetch;
 mod filter;
 mod follow;
