@@ -78,3 +78,6 @@ pub mod shutdown;
 pub mod telemetry;
 
 pub mod devchain;
+
+#[doc(hidden)]
+pub mod fuzzing;

@@ -31,6 +31,7 @@ mod extent;
 mod fetch;
 mod filter;
 mod follow;
+pub(crate) mod fuzzing;
 mod pauses;
 mod plan;
 mod start;
