@@ -33,6 +33,20 @@ test: tools ## install what the tests need (once) and run every test
 soak: tools ## kill the listener 100 times over a catch-up of 20,000 blocks, with each store; takes some minutes
 	CHAINTAP_SOAK=100 cargo test --locked --test crash kills -- --nocapture --test-threads=1
 
+SEEDS ?= 100000
+
+.PHONY: sim
+sim: ## simulate SEEDS seeds of everything that may go wrong
+	SIM_SEEDS=$(SEEDS) cargo test --locked --profile sim --test simulation seeds -- --nocapture
+
+.PHONY: sim-ci
+sim-ci: ## simulate fresh seeds for two minutes, the ones that failed once, and a crash at every call of some stories
+	SIM_MINUTES=2 SIM_EXHAUSTIVE=1 SIM_TWICE=100 cargo test --locked --profile sim --test simulation -- --nocapture
+
+.PHONY: blackbox
+blackbox: tools ## every fault at once against the real binary, CHAINTAP_BLACKBOX_MINUTES (15) for each of five stores, two at a time
+	CHAINTAP_BLACKBOX_MINUTES=$${CHAINTAP_BLACKBOX_MINUTES:-15} nice cargo test --locked --test black_box -- --nocapture --test-threads=2
+
 .PHONY: dev
 dev: tools ## start Redis, MongoDB-wire, SQS and an EVM node; print the environment for `chaintap run`
 	@tests/support/dev.sh start

@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, future::Future, pin::pin, sync::Arc, time::Duration};
 
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     task::JoinSet,
     time::{Instant, interval},
 };
@@ -16,9 +16,9 @@ use tracing::{debug, error, info, warn};
 use crate::{
     api,
     backoff::Backoff,
-    config::{Settings, SinkTarget, StartBlock, StoreSettings, TokenSettings},
+    config::{SecretUrl, Settings, SinkTarget, StoreSettings, TokenSettings},
     failure::Failure,
-    pipeline::{self, Context, Ended, Span, Tokens},
+    pipeline::{self, Audit, Context, Ended, Filters, Span, Tokens},
     rpc::{At, ChainSource, Endpoints, LogFilter},
     sinks::{
         Sink, SinkError,
@@ -147,16 +147,17 @@ async fn wire(
         keepers.spawn(keeping("the probe of a sink", probe(sink.clone(), vitals.clone())));
     }
     let directory = patiently(vitals, Edge::Tokens, || token_directory(settings)).await?;
-    let tokens = token_lists(directory.clone(), settings, vitals, keepers);
+    let filters = filters(directory.clone(), settings, vitals, keepers);
     let context = Context {
         chain: settings.chain.clone(),
         deliver: settings.deliver,
         registry: settings.registry.clone(),
         filter: LogFilter { addresses: settings.registry.addresses(), topics: settings.registry.topics() },
-        source: Arc::new(Endpoints::new(settings.chain.id, settings.providers.clone(), settings.limits.clone())),
+        source: nodes(settings, &settings.providers),
         store,
         sinks,
-        tokens,
+        filters,
+        audit: Audit::new(settings.audit),
         vitals: vitals.clone(),
         limits: settings.limits.clone(),
         span: Span::new(settings.chain.batch_blocks),
@@ -175,12 +176,8 @@ async fn listen(
     wait_for_tokens(&context, &stop).await;
     announce(settings, &context);
     keepers.spawn(keeping("the summary", summarise(context.vitals.clone(), options.summary_every)));
-    let start = match settings.start {
-        StartBlock::At(number) => Some(number),
-        StartBlock::Latest => None,
-    };
     let stop = stop.child_token();
-    let mut running = Box::pin(pipeline::run(Arc::new(context), start, options.until, stop.clone()));
+    let mut running = Box::pin(pipeline::run(Arc::new(context), settings.start, options.until, stop.clone()));
     let mut died = None;
     let ended = tokio::select! {
         ended = &mut running => ended,
@@ -247,6 +244,12 @@ pub fn store_failure(error: &StoreError) -> Failure {
     }
 }
 
+/// The nodes at these URLs, behind one another in this order.
+#[must_use]
+pub fn nodes(settings: &Settings, urls: &[SecretUrl]) -> Arc<dyn ChainSource> {
+    Arc::new(Endpoints::new(settings.chain.id, urls.to_vec(), settings.limits.clone()))
+}
+
 /// The sinks by handler; handlers with one target share a sink.
 ///
 /// # Errors
@@ -296,27 +299,28 @@ pub async fn token_directory(settings: &Settings) -> Result<Option<Arc<dyn Token
     })
 }
 
-/// The token list as it changes, kept fresh by a task of its own.
-fn token_lists(
+/// What events are filtered with, from a token list that a task of its own keeps fresh.
+fn filters(
     directory: Option<Arc<dyn TokenDirectory>>,
     settings: &Settings,
     vitals: &Arc<Vitals>,
     keepers: &mut JoinSet<&'static str>,
-) -> watch::Receiver<Tokens> {
+) -> Filters {
     let Some(directory) = directory else {
         info!("token filtering is off: no MONGODB_URI and no TOKENS_FILE");
         vitals.tokens(None);
-        return watch::channel(Tokens::Off).1;
+        return Filters::off();
     };
     let (publish, lists) = watch::channel(Tokens::Waiting);
-    let refresh = pipeline::keep_fresh(directory, publish, settings.limits.clone(), vitals.clone());
+    let reload = Arc::new(Notify::new());
+    let refresh = pipeline::keep_fresh(directory, publish, reload.clone(), settings.limits.clone(), vitals.clone());
     keepers.spawn(keeping("the refresh of the token list", refresh));
-    lists
+    Filters::new(lists, reload)
 }
 
 /// Nothing is delivered before the first list is there (contract §6).
 async fn wait_for_tokens(context: &Context, stop: &CancellationToken) {
-    let mut lists = context.tokens.clone();
+    let mut lists = context.filters.tokens();
     if matches!(*lists.borrow(), Tokens::Waiting) {
         info!("waiting for the token list");
     }
@@ -385,8 +389,8 @@ impl Outage for TokenError {
 pub async fn reach(settings: &Settings) -> Vec<(String, Result<String, String>)> {
     let mut answers = Vec::new();
     for url in &settings.providers {
-        let one = Endpoints::new(settings.chain.id, vec![url.clone()], settings.limits.clone());
-        let head = one.header(At::Latest).await.map_err(|error| error.to_string());
+        let head =
+            nodes(settings, std::slice::from_ref(url)).header(At::Latest).await.map_err(|error| error.to_string());
         let head = head.and_then(|head| head.ok_or_else(|| "no latest block".to_owned()));
         answers.push((format!("node {}", url.name()), head.map(|head| format!("head {}", head.number))));
     }
@@ -462,8 +466,8 @@ fn owner() -> String {
 }
 
 fn announce(settings: &Settings, context: &Context) {
-    let tracked = match &*context.tokens.borrow() {
-        Tokens::Tracked(list) => Some(list.len()),
+    let tracked = match &*context.filters.tokens().borrow() {
+        Tokens::Tracked(reading) => Some(reading.tokens.len()),
         Tokens::Off | Tokens::Waiting => None,
     };
     for line in settings.registry.summary(tracked).lines() {

@@ -5,7 +5,7 @@
 //! > by token, **deliver** to every sink, **commit** the progress, and when the chain reorganises, **unwind**.
 //!
 //! Nine verbs: each is a file in [`pipeline`], a value of the metric label `stage`, and nothing else invents another
-//! order. (Unwind is the one to come; until then a reorganisation of delivered blocks stops deliveries and says so.)
+//! order.
 //!
 //! ```text
 //!        nodes                       Redis or one file                      MongoDB or a file
@@ -15,7 +15,7 @@
 //!   └─────────┬──────────┘          └──────────▲──────────┘          └────────────┬─────────────┘
 //!             │                                │                                  │
 //!   follow ─► plan ─► claim ─► fetch ─► decode ─► filter ─► deliver ─► commit
-//!                                                             │
+//!      └────► unwind ───────────────────────────────────────────┤
 //!                                                  ┌─ sinks::Sink ─┐
 //!                                                  └───────┬───────┘
 //!                                                          ▼ messages
@@ -44,11 +44,12 @@
 //! 3. What is left to do is derived: the blocks between watermark and head that are not done. No queue, no variable, no
 //!    notification decides it, so a restart, a gap, a lost message and a set-back by hand are one case.
 //! 4. Nothing of a block that may still leave the chain is sent before its intent is journaled.
-//! 5. An id is `{chain}:{block hash}:{log index}`, and a version grows with every new life of a block; consumers that keep
+//! 5. What was sent from a block that left the chain is taken back, from the journal, before anything new is sent.
+//! 6. An id is `{chain}:{block hash}:{log index}`, and a version grows with every new life of a block; consumers that keep
 //!    the highest version per id are right, whatever arrives twice or late.
-//! 6. Every queue, answer, request, retry and wait has a limit. A sink that is down holds back progress, not memory.
-//! 7. No secret prints: secrets have types of their own, and foreign texts are scrubbed.
-//! 8. What is absent stops the work: no token list, no state, another chain's node mean wait or end, never "everything".
+//! 7. Every queue, answer, request, retry and wait has a limit. A sink that is down holds back progress, not memory.
+//! 8. No secret prints: secrets have types of their own, and foreign texts are scrubbed.
+//! 9. What is absent stops the work: no token list, no state, another chain's node mean wait or end, never "everything".
 //!
 //! # Where this departs from habit
 //!
@@ -78,6 +79,8 @@ pub mod shutdown;
 pub mod telemetry;
 
 pub mod devchain;
+
+pub mod mutants;
 
 #[doc(hidden)]
 pub mod fuzzing;

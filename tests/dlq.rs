@@ -1,6 +1,8 @@
 //! Dead letters by command: a real store, and a sink that takes, refuses or is away.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "what fails here fails the test")]
 
+mod support;
+
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex},
@@ -11,13 +13,20 @@ use async_trait::async_trait;
 use chaintap::{
     cli::{
         Failure,
-        dlq::{DlqCommand, run},
+        dlq::{DlqCommand, Edges, run},
     },
+    config::{Limits, SecretUrl},
+    devchain::Options,
     domain::{Args, BlockRef, Event},
+    rpc::{ChainSource, Endpoints},
     sinks::{Message, Outcome, Sink, SinkError},
     store::{DeadKind, DeadLetter, Start, StateStore, embedded::Embedded},
 };
 use clap::Parser;
+use support::{
+    devchain::{Devchain, still},
+    process::free_port,
+};
 
 const HANDLER: &str = "handleTransferEvent";
 
@@ -105,11 +114,21 @@ async fn store(letters: u64) -> Embedded {
 
 /// Data, notes, and how the command ended.
 async fn dlq(store: &Embedded, sink: &Arc<Recorder>, words: &[&str]) -> (String, String, Result<(), Failure>) {
+    dlq_beside(None, store, sink, words).await
+}
+
+/// The same, with nodes that tell which blocks are on the chain.
+async fn dlq_beside(
+    source: Option<&dyn ChainSource>,
+    store: &Embedded,
+    sink: &Arc<Recorder>,
+    words: &[&str],
+) -> (String, String, Result<(), Failure>) {
     let command = CommandLine::try_parse_from(words).unwrap().command;
     let sink: Arc<dyn Sink> = sink.clone();
     let sinks = BTreeMap::from([(HANDLER.to_owned(), sink)]);
     let (mut out, mut notes) = (Vec::new(), Vec::new());
-    let ended = run(&command, store, &sinks, &mut out, &mut notes).await;
+    let ended = run(&command, Edges { store, sinks: &sinks, source }, &mut out, &mut notes).await;
     (String::from_utf8(out).unwrap(), String::from_utf8(notes).unwrap(), ended)
 }
 
@@ -190,6 +209,33 @@ async fn an_undecodable_letter_that_is_named_cannot_be_sent() {
     let (_, _, ended) = dlq(&store, &sink, &["redrive", &letter(0, DeadKind::Undecodable).key]).await;
     assert!(matches!(ended, Err(Failure::No(_))));
     assert!(sink.taken.lock().unwrap().is_empty());
+}
+
+fn nodes(url: &str) -> Endpoints {
+    Endpoints::new(1, vec![SecretUrl::parse(url).unwrap()], Limits::default())
+}
+
+#[tokio::test]
+async fn a_letter_whose_block_is_not_on_the_chain_is_not_sent_unless_no_node_tells() {
+    let chain = Devchain::start(Options { chain_id: Some(1), ..still(10) }).await;
+    let (store, sink) = (store(2).await, Arc::<Recorder>::default());
+    let canonical = chain.hash(7).await.parse().unwrap();
+    let stays = DeadLetter { key: "stays".into(), block_hash: canonical, ..letter(3, DeadKind::Refused) };
+    let unknown = DeadLetter { key: "unknown".into(), block_number: 99, ..letter(4, DeadKind::Refused) };
+    assert!(store.bury(&[stays, unknown]).await.unwrap());
+    let there = nodes(&chain.rpc().url);
+    let (_, notes, ended) = dlq_beside(Some(&there), &store, &sink, &["redrive", "--all"]).await;
+    assert!(ended.is_ok(), "{ended:?}");
+    for text in ["its block 7 left the chain", "unknown: its block 99 is not known", "so not sent 3"] {
+        assert!(notes.contains(text), "{text:?} is not in {notes}");
+    }
+    assert_eq!(*sink.taken.lock().unwrap(), [message(3)]);
+    let (_, _, ended) = dlq_beside(Some(&there), &store, &sink, &["redrive", "unknown"]).await;
+    assert!(matches!(ended, Err(Failure::No(_))));
+    let away = nodes(&format!("http://127.0.0.1:{}", free_port()));
+    let (_, notes, ended) = dlq_beside(Some(&away), &store, &sink, &["redrive", "--all"]).await;
+    assert!(ended.is_ok(), "{ended:?}");
+    assert!(notes.contains("sent anyway") && notes.contains("sent 3"), "{notes}");
 }
 
 #[tokio::test]

@@ -7,9 +7,13 @@ mod support;
 use std::{collections::BTreeSet, time::Duration};
 
 use chaintap::devchain::Options;
+use serde_json::json;
 use support::{
     chaintap::{Settings, ids},
     devchain::{Devchain, still},
+    fold::Fold,
+    ledger::assert_counts,
+    process::eventually,
 };
 
 const SOON: Duration = Duration::from_secs(30);
@@ -101,34 +105,35 @@ async fn r04_behind_a_gap_of_nineteen_the_head_comes_first() {
 }
 
 #[tokio::test]
-async fn a_reorganisation_stops_deliveries_and_the_way_on_is_as_the_readme_says() {
+async fn what_a_reorganisation_took_away_is_taken_back_before_its_successors_are_sent() {
     let chain = Devchain::start(Options { logs_per_block: 4, ..still(100) }).await;
-    let settings = listener_of(&chain);
-    let listener = settings.start();
+    let listener = listener_of(&chain).start();
     listener.wait_watermark(100, SOON).await;
     chain.mine(3).await;
     listener.wait_watermark(103, SOON).await;
-    chain.rpc().call("devchain_reorg", serde_json::json!([2])).await;
+    let orphaned = chain.transfers(102, 103).await;
+    let before = listener.messages().len();
+    chain.rpc().call("devchain_reorg", json!([2])).await;
     chain.mine(1).await;
-    let failing = || async { listener.health().await["status"] == "fail" };
-    support::process::eventually("health fails", SOON, failing).await;
-    let health = listener.health().await;
-    assert!(
-        health["reasons"].to_string().contains("reorg") || health["reasons"].to_string().contains("block"),
-        "{health}"
-    );
-    let sent = listener.messages().len();
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    assert_eq!(listener.messages().len(), sent, "nothing more is delivered");
-    assert_eq!(listener.stop().await.0, 0);
-    let (_, status, _) = settings.output(&["status", "--json"]).await;
-    let sealed = serde_json::from_str::<serde_json::Value>(&status).unwrap()["sealed"].as_u64().unwrap();
-    std::fs::remove_dir_all(settings.home().join("data")).unwrap();
-    let listener = settings.set("START_BLOCK", sealed + 1).start();
     let head = chain.head().await;
-    listener.wait_watermark(head, SOON).await;
-    let (_, messages, _) = listener.stop().await;
-    assert_eq!(ids(&messages).into_iter().collect::<BTreeSet<_>>(), chain.transfers(sealed + 1, head).await);
+    let unwound = || async {
+        let health = listener.health().await;
+        health["reorgs"] == 1 && health["watermark"] == head && health["status"] != "fail"
+    };
+    eventually("it is unwound", SOON, unwound).await;
+    let (code, messages, log) = listener.stop().await;
+    assert_eq!(code, 0, "{log}");
+    let after = &messages[before..];
+    let (retracted, applied) = after.split_at(orphaned.len());
+    assert_eq!(ids(retracted).into_iter().collect::<BTreeSet<_>>(), orphaned);
+    assert!(retracted.iter().all(|message| message["eventType"] == "TransferRetracted"), "{after:?}");
+    assert!(retracted.iter().all(|message| !message["events"]["Transfer"].is_null()), "{after:?}");
+    assert!(applied.iter().all(|message| message["eventType"] == "Transfer"), "{after:?}");
+    let mut fold = Fold::default();
+    for message in &messages {
+        fold.take(&message.to_string()).unwrap();
+    }
+    assert_counts(&fold, &chain.transfers(100, head).await);
 }
 
 #[tokio::test]

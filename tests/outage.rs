@@ -652,3 +652,36 @@ async fn f11_another_chain_behind_the_same_address_is_not_listened_to() {
     listener.wait_watermark(108, SOON).await;
     assert_delivered(&listener.stop().await.1, &transfers(&chain.rpc(), 100, 108, None).await, 0);
 }
+
+/// A node whose answers may hold as many logs as twelve blocks have.
+#[tokio::test]
+async fn r11_a_range_that_is_too_large_is_halved_until_it_fits_and_grows_back() {
+    let limits = devchain::Limits { results: 150, ..devchain::Limits::default() };
+    let chain = Devchain::start(Options { logs_per_block: 10, limits, ..still(600) }).await;
+    let listener = listener_of(&chain.ws_url()).set("START_BLOCK", 1).start();
+    listener.wait_watermark(600, SOON).await;
+    let (_, metrics) = listener.get("/metrics").await.unwrap();
+    let refusals = metrics.lines().filter(|line| line.contains("range_too_large") && !line.starts_with('#'));
+    let refused: f64 = refusals.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum();
+    // From 100 blocks to 12 it takes three refusals, or four where other ranges are on their way; every further one
+    // means that it had grown.
+    assert!(refused > 4.0, "{refused} refusals");
+    let (_, messages, _) = listener.stop().await;
+    assert_delivered(&messages, &transfers(&chain.rpc(), 1, 600, None).await, 0);
+}
+
+#[tokio::test]
+async fn r13_a_node_that_has_headers_but_no_logs_is_left_for_one_that_has_both() {
+    let chain = chain_of(110).await;
+    let (headers_only, good) = (FaultyNode::before(chain.rpc()).await, FaultyNode::before(chain.rpc()).await);
+    headers_only.fail(Fault::Result("eth_getLogs", |result| *result = Value::Null));
+    let providers = format!("{},{}", headers_only.url(), good.url());
+    let listener = listener_of(&providers).set("START_BLOCK", 101).start();
+    listener.wait_watermark(110, SOON).await;
+    chain.mine(3).await;
+    listener.wait_watermark(113, SOON).await;
+    let tried = headers_only.spoilt();
+    assert!((1..=13).contains(&tried), "asked in vain {tried} times for 13 blocks");
+    let (_, messages, _) = listener.stop().await;
+    assert_delivered(&messages, &transfers(&chain.rpc(), 101, 113, None).await, 0);
+}

@@ -12,8 +12,9 @@ use chaintap::{
     config::{Durability, SecretUrl},
     domain::{BlockRange, BlockRef, Digest, IntervalSet, Track},
     store::{
-        BlockCommit, ClaimReply, CommitReply, DeadKind, DeadLetter, FinalCommit, Grant, Intent, IntentReply, Progress,
-        ReplayReply, SealReply, Start, StateStore, StoreError,
+        Amend, AmendReply, BlockCommit, ClaimReply, CommitReply, DeadKind, DeadLetter, Duty, FinalCommit, Grant,
+        Intent, IntentReply, Member, Orphan, Progress, Publication, PublishReply, Published, ReplayReply, RewindReply,
+        SealReply, Start, StateStore, StoreError,
         embedded::Embedded,
         redis::{Identity, RedisStore},
     },
@@ -115,7 +116,8 @@ impl Home {
         (all, part): (std::ops::Range<u64>, std::ops::Range<u64>),
     ) -> IntentReply {
         let events = events(at, part);
-        let intent = Intent { block: at, parent, epoch, filter_version: 0, digest: digest(at, all), events: &events };
+        let filter_version = self.progress().await.filter_version;
+        let intent = Intent { block: at, parent, epoch, filter_version, digest: digest(at, all), events: &events };
         self.store.intent(intent).await.unwrap()
     }
 
@@ -125,7 +127,8 @@ impl Home {
     }
 
     async fn commit_in(&self, epoch: u64, at: BlockRef, logs: u64) -> CommitReply {
-        let commit = BlockCommit { block: at, epoch, filter_version: 0, digest: digest(at, 0..logs) };
+        let filter_version = self.progress().await.filter_version;
+        let commit = BlockCommit { block: at, epoch, filter_version, digest: digest(at, 0..logs) };
         self.store.commit(commit, Track::Realtime, &nobodys(at.number, at.number)).await.unwrap()
     }
 
@@ -146,7 +149,7 @@ impl Home {
             parent: parent(from, branch),
             hash: block(to, branch).hash,
             confirmed: Vec::new(),
-            filter_version: 0,
+            filter_version: progress.filter_version,
         }
     }
 
@@ -170,6 +173,66 @@ impl Home {
             ReplayReply::Stale => panic!("stale"),
         }
     }
+
+    /// The names of all live entries of these blocks.
+    async fn entries(&self, blocks: &[BlockRef]) -> Vec<(BlockRef, u64)> {
+        let journal = self.store.journal(u64::MAX).await.unwrap();
+        journal.iter().filter(|entry| blocks.contains(&entry.block)).map(|entry| (entry.block, entry.epoch)).collect()
+    }
+
+    /// Numbers and branches of the live entries.
+    async fn live(&self) -> Vec<BlockRef> {
+        self.store.journal(u64::MAX).await.unwrap().iter().map(|entry| entry.block).collect()
+    }
+
+    /// REWIND of all live entries of these blocks, which must win.
+    async fn rewind(&self, blocks: &[BlockRef]) -> Progress {
+        let before = self.progress().await;
+        let entries = self.entries(blocks).await;
+        match self.store.rewind(&entries, before.sealed_hash, before.epoch).await.unwrap() {
+            RewindReply::Rewound(progress) => progress,
+            other => panic!("{blocks:?}: {other:?}"),
+        }
+    }
+
+    /// Journals and commits one block of two events on top of any parent.
+    async fn deliver_on(&self, at: BlockRef, parent: BlockRef) {
+        assert_eq!(self.intent(at, parent.hash, 2).await, IntentReply::Journaled, "{at}");
+        let reply = self.commit(at, 2).await;
+        assert!(matches!(reply, CommitReply::Committed { .. }), "{at}: {reply:?}");
+    }
+
+    /// Takes the sealed block for another one's: nothing may be delivered afterwards.
+    async fn freeze(&self) -> String {
+        let epoch = self.progress().await.epoch;
+        match self.store.rewind(&[], Some(B256::repeat_byte(0xee)), epoch).await.unwrap() {
+            RewindReply::Deep(reason) => reason,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// AMEND: all log indices, and those of the part.
+    async fn amend(&self, at: BlockRef, all: std::ops::Range<u64>, part: std::ops::Range<u64>) -> AmendReply {
+        let events = events(at, part);
+        let filter_version = self.progress().await.filter_version;
+        let amend = Amend { block: at, filter_version, digest: digest(at, all), events: &events };
+        self.store.amend(amend).await.unwrap()
+    }
+
+    async fn publish(&self, version: u64, added: &[(&str, Option<u64>)], removed: &[&str]) -> PublishReply {
+        let added: Vec<_> = added.iter().map(|(key, from)| Member { key: (*key).into(), from: *from }).collect();
+        let removed: Vec<_> = removed.iter().map(ToString::to_string).collect();
+        self.store.publish(Publication { version, added: &added, removed: &removed }).await.unwrap()
+    }
+
+    async fn duty(&self) -> Option<(u64, u64, Vec<String>)> {
+        let duty = self.store.duty().await.unwrap()?;
+        Some((duty.range.from, duty.range.to, duty.members))
+    }
+}
+
+fn members(keys: &[&str]) -> Vec<String> {
+    keys.iter().map(ToString::to_string).collect()
 }
 
 /// A grant that holds no claim.
@@ -236,6 +299,32 @@ contract!(
     dead_letters_are_kept_listed_and_removed,
     refused_letters_have_a_limit_and_undecodable_ones_make_room,
     invalid_numbers_are_refused,
+    where_state_is_expected_an_empty_store_is_refused,
+    what_a_rewind_takes_back_is_listed_until_it_is_retracted,
+    of_several_rewinds_with_one_epoch_one_wins,
+    a_rewind_of_nothing_that_is_live_changes_nothing,
+    a_rewind_lowers_the_watermark_below_its_lowest_orphan_and_keeps_the_rest_done,
+    a_rewind_above_an_open_gap_leaves_the_watermark,
+    what_was_being_sent_when_it_was_orphaned_never_commits,
+    a_chain_that_flips_back_and_forth_keeps_every_delivery_apart,
+    of_one_block_in_two_epochs_a_rewind_takes_the_named_one,
+    entries_that_are_being_taken_back_contradict_nobody,
+    a_range_claimed_before_a_rewind_does_not_commit_after_it,
+    a_seal_that_was_prepared_before_a_rewind_is_refused,
+    a_rewind_that_contradicts_what_is_sealed_halts_the_chain,
+    a_rewind_of_an_entry_at_or_below_the_sealed_height_halts_the_chain,
+    a_halted_chain_delivers_nothing_until_someone_resumes_it,
+    a_resume_takes_back_what_counted_as_sealed,
+    an_amendment_joins_the_entry_and_leaves_it_as_done_as_it_is,
+    an_amendment_says_where_there_is_nothing_to_amend,
+    an_amendment_joins_the_newest_of_several_entries,
+    a_replay_with_an_end_leaves_what_is_above_it_done,
+    the_first_publication_makes_no_duties,
+    an_empty_filter_is_published_as_well,
+    what_joins_the_filter_is_scanned_for_from_the_last_check_or_its_own_start,
+    a_rewind_takes_the_last_check_back_with_it,
+    a_duty_is_worked_off_in_steps_and_in_order,
+    a_wiped_store_is_empty,
 );
 
 async fn an_empty_store_has_no_progress(home: Home) {
@@ -255,6 +344,15 @@ async fn an_empty_store_has_no_progress(home: Home) {
         store.dead_letters_len().await.map(drop),
         store.dead_letters(None, 3).await.map(drop),
         store.exhume(&["a".into()]).await.map(drop),
+        store.orphans().await.map(drop),
+        store.rewind(&[(at, 1)], None, 1).await.map(drop),
+        store.retracted(Orphan { block: at, epoch: 1, retract_epoch: 2 }).await,
+        store.amend(Amend { block: at, filter_version: 0, digest: Digest::default(), events: &[] }).await.map(drop),
+        store.resume(at, 1).await.map(drop),
+        store.published().await.map(drop),
+        store.publish(Publication { version: 0, added: &[], removed: &[] }).await.map(drop),
+        store.duty().await.map(drop),
+        store.scanned(1, 1).await,
     ];
     for (place, result) in results.into_iter().enumerate() {
         assert!(matches!(result, Err(StoreError::Vanished(_))), "operation {place}: {result:?}");
@@ -735,10 +833,599 @@ async fn invalid_numbers_are_refused(home: Home) {
         home.store.replay(-2, None, 1).await.map(drop),
         home.store.skip(huge, 1).await.map(drop),
         home.store.init(Start::At(huge)).await.map(drop),
+        home.store.replay(3, Some(3), 1).await.map(drop),
+        home.store.replay(3, Some(huge), 1).await.map(drop),
+        home.store.rewind(&[(BlockRef { number: huge, hash: B256::ZERO }, 1)], None, 1).await.map(drop),
+        home.store.resume(BlockRef { number: huge, hash: B256::ZERO }, 1).await.map(drop),
+        home.store.scanned(1, huge).await,
+        home.store
+            .publish(Publication { version: 0, added: &[Member { key: "a".into(), from: Some(huge) }], removed: &[] })
+            .await
+            .map(drop),
+        home.store
+            .publish(Publication { version: 0, added: &[Member { key: "a".repeat(201), from: None }], removed: &[] })
+            .await
+            .map(drop),
     ];
     for (place, result) in results.into_iter().enumerate() {
         assert!(matches!(result, Err(StoreError::Fatal(_))), "operation {place}: {result:?}");
     }
+}
+
+async fn where_state_is_expected_an_empty_store_is_refused(mut home: Home) {
+    for _ in 0..2 {
+        let refused = home.store.init(Start::Expected).await;
+        assert!(matches!(&refused, Err(StoreError::Fatal(text)) if text.contains("EXPECT_STATE")), "{refused:?}");
+    }
+    assert_eq!(home.store.peek().await.unwrap(), None);
+    let begun = home.store.init(Start::At(101)).await.unwrap();
+    home.reopen().await;
+    let opened = home.store.init(Start::Expected).await.unwrap();
+    assert!(!opened.fresh);
+    assert_eq!(opened.progress, begun.progress);
+}
+
+// Reorganisations ------------------------------------------------------------------------------------------------------
+
+async fn what_a_rewind_takes_back_is_listed_until_it_is_retracted(home: Home) {
+    let mut home = home.started(101).await;
+    for number in 101..=105 {
+        home.deliver(number, 0).await;
+    }
+    let before = home.progress().await;
+    assert_eq!((before.retracting, home.store.orphans().await.unwrap()), (0, vec![]));
+    let after = home.rewind(&[block(104, 0), block(105, 0)]).await;
+    assert!(after.epoch > before.epoch, "a retraction needs a higher version than what it takes back");
+    assert_eq!((after.watermark, after.tip, after.retracting, &after.frozen), (103, 103, 2, &None));
+    home.reopen().await;
+    assert_eq!(home.progress().await, after);
+    let orphan = |number| Orphan { block: block(number, 0), epoch: before.epoch, retract_epoch: after.epoch };
+    assert_eq!(home.store.orphans().await.unwrap(), [orphan(104), orphan(105)]);
+    assert_eq!(home.live().await, [block(101, 0), block(102, 0), block(103, 0)]);
+    assert_eq!(home.store.journaled(block(104, 0), before.epoch).await.unwrap(), events(block(104, 0), 0..2));
+    let grant = home.claim(104, 105).await;
+    assert_eq!((grant.retracting, grant.epoch, grant.live), (2, after.epoch, vec![block(103, 0)]));
+    // A retraction of another epoch is not this one's.
+    home.store.retracted(Orphan { retract_epoch: after.epoch + 1, ..orphan(104) }).await.unwrap();
+    home.store.retracted(Orphan { epoch: after.epoch, ..orphan(104) }).await.unwrap();
+    assert_eq!(home.progress().await.retracting, 2);
+    for _ in 0..2 {
+        home.store.retracted(orphan(104)).await.unwrap();
+        home.reopen().await;
+        assert_eq!(home.store.orphans().await.unwrap(), [orphan(105)]);
+    }
+    assert_eq!(home.store.journaled(block(104, 0), before.epoch).await.unwrap(), []);
+    home.store.retracted(orphan(105)).await.unwrap();
+    assert_eq!(home.progress().await, Progress { retracting: 0, ..after });
+    // A live entry is not forgotten, whatever is said of it.
+    home.store.retracted(Orphan { retract_epoch: before.epoch, ..orphan(103) }).await.unwrap();
+    assert_eq!(home.live().await.len(), 3);
+}
+
+/// Without the compare-and-set the second caller, who saw an older state, would take back what was delivered since.
+async fn of_several_rewinds_with_one_epoch_one_wins(home: Home) {
+    let home = home.started(101).await;
+    home.deliver(101, 0).await;
+    home.deliver(102, 0).await;
+    let before = home.progress().await;
+    let seen = home.entries(&[block(101, 0), block(102, 0)]).await;
+    for epoch in [before.epoch - 1, before.epoch + 1] {
+        assert_eq!(home.store.rewind(&seen, None, epoch).await.unwrap(), RewindReply::Stale);
+        assert_eq!(home.store.rewind(&seen, Some(B256::ZERO), epoch).await.unwrap(), RewindReply::Stale);
+    }
+    assert_eq!(home.progress().await, before);
+    let RewindReply::Rewound(after) = home.store.rewind(&seen[1..], None, before.epoch).await.unwrap() else {
+        panic!("the first one wins")
+    };
+    // The same again, as after a lost reply; and another who saw more orphans in the old state.
+    assert_eq!(home.store.rewind(&seen[1..], None, before.epoch).await.unwrap(), RewindReply::Stale);
+    assert_eq!(home.store.rewind(&seen, None, before.epoch).await.unwrap(), RewindReply::Stale);
+    assert_eq!(home.progress().await, after);
+    assert_eq!(home.live().await, [block(101, 0)]);
+}
+
+async fn a_rewind_of_nothing_that_is_live_changes_nothing(home: Home) {
+    let home = home.started(101).await;
+    home.deliver(101, 0).await;
+    home.deliver(102, 0).await;
+    let name = home.entries(&[block(102, 0)]).await[0];
+    let after = home.rewind(&[block(102, 0)]).await;
+    let cases = [vec![], vec![name], vec![name, (block(101, 1), after.epoch), (block(101, 0), after.epoch + 7)]];
+    for entries in cases {
+        let reply = home.store.rewind(&entries, None, after.epoch).await.unwrap();
+        assert_eq!(reply, RewindReply::Rewound(after.clone()), "{entries:?}");
+    }
+    // Together with a live one: each once, the old one under its own retraction.
+    home.rewind(&[block(101, 0)]).await;
+    let orphans = home.store.orphans().await.unwrap();
+    assert_eq!(orphans.iter().map(|orphan| orphan.block.number).collect::<Vec<_>>(), [101, 102]);
+    assert!(orphans[0].retract_epoch > orphans[1].retract_epoch);
+}
+
+async fn a_rewind_lowers_the_watermark_below_its_lowest_orphan_and_keeps_the_rest_done(home: Home) {
+    let mut home = home.started(101).await;
+    for number in 101..=106 {
+        home.deliver(number, 0).await;
+    }
+    home.deliver_final(107, 109).await;
+    assert_eq!(home.progress().await.watermark, 109);
+    // Two runs mismatch: one in the middle of what is done, one at its end.
+    let after = home.rewind(&[block(106, 0), block(103, 0)]).await;
+    assert_eq!((after.watermark, after.tip), (102, 109));
+    home.reopen().await;
+    assert_eq!(home.done().await, [(104, 105), (107, 109)]);
+    // Only what is missing goes out again.
+    assert_eq!(home.claim(103, 103).await.live, [block(102, 0), block(104, 0)]);
+    home.deliver(103, 0).await;
+    assert_eq!((home.progress().await.watermark, home.done().await), (105, vec![(107, 109)]));
+    home.deliver(106, 0).await;
+    assert_eq!((home.progress().await.watermark, home.done().await), (109, vec![]));
+}
+
+async fn a_rewind_above_an_open_gap_leaves_the_watermark(home: Home) {
+    let home = home.started(101).await;
+    for number in [101, 110, 111, 112] {
+        home.deliver(number, 0).await;
+    }
+    let after = home.rewind(&[block(111, 0), block(112, 0)]).await;
+    assert_eq!((after.watermark, after.tip, home.done().await), (101, 110, vec![(110, 110)]));
+    let after = home.rewind(&[block(110, 0)]).await;
+    assert_eq!((after.watermark, after.tip, home.done().await), (101, 101, vec![]));
+    let after = home.rewind(&[block(101, 0)]).await;
+    assert_eq!((after.watermark, after.tip, after.retracting), (100, 100, 4));
+}
+
+async fn what_was_being_sent_when_it_was_orphaned_never_commits(home: Home) {
+    let home = home.started(101).await;
+    home.deliver(101, 0).await;
+    let old = home.progress().await;
+    let at = block(102, 0);
+    assert_eq!(home.intent(at, parent(102, 0), 2).await, IntentReply::Journaled);
+    let after = home.rewind(&[at]).await;
+    assert_eq!((after.watermark, after.tip, after.retracting), (101, 101, 1), "it was not delivered");
+    assert_eq!(home.commit_in(old.epoch, at, 2).await, CommitReply::Fenced);
+    assert_eq!(home.part(at, parent(102, 0), old.epoch, (0..2, 0..2)).await, IntentReply::Stale);
+    assert_eq!(home.commit_in(after.epoch, at, 2).await, CommitReply::Fenced);
+    assert_eq!(home.progress().await, after);
+    // What stayed in the chain commits under its old epoch.
+    assert_eq!(home.commit_in(old.epoch, block(101, 0), 2).await, committed(101, 101));
+}
+
+async fn a_chain_that_flips_back_and_forth_keeps_every_delivery_apart(home: Home) {
+    let home = home.started(101).await;
+    let (a, b) = (block(101, 0), block(101, 1));
+    let first = home.progress().await.epoch;
+    home.deliver(101, 0).await;
+    let second = home.rewind(&[a]).await.epoch;
+    home.deliver(101, 1).await;
+    assert_eq!(home.progress().await.watermark, 101);
+    let third = home.rewind(&[b]).await.epoch;
+    home.deliver(101, 0).await;
+    assert!(first < second && second < third);
+    let taken_back = [
+        Orphan { block: a, epoch: first, retract_epoch: second },
+        Orphan { block: b, epoch: second, retract_epoch: third },
+    ];
+    assert_eq!(home.store.orphans().await.unwrap(), taken_back);
+    assert_eq!(home.entries(&[a, b]).await, [(a, third)]);
+    assert_eq!(home.commit_in(first, a, 2).await, CommitReply::Fenced, "the first delivery is taken back");
+    home.store.retracted(taken_back[0]).await.unwrap();
+    assert_eq!(home.store.journaled(a, first).await.unwrap(), []);
+    assert_eq!(home.store.journaled(a, third).await.unwrap(), events(a, 0..2), "the last one is not");
+    assert_eq!((home.progress().await.watermark, home.progress().await.retracting), (101, 1));
+}
+
+async fn of_one_block_in_two_epochs_a_rewind_takes_the_named_one(home: Home) {
+    let home = home.started(101).await;
+    home.deliver(101, 0).await;
+    home.replay(100).await;
+    home.deliver(101, 0).await;
+    let names = home.entries(&[block(101, 0)]).await;
+    assert_eq!(names.len(), 2);
+    let epoch = home.progress().await.epoch;
+    let RewindReply::Rewound(after) = home.store.rewind(&names[..1], None, epoch).await.unwrap() else { panic!() };
+    assert_eq!((after.watermark, after.retracting), (100, 1), "its block left the chain, whatever else names it");
+    assert_eq!(home.entries(&[block(101, 0)]).await, names[1..]);
+    let after = home.rewind(&[block(101, 0)]).await;
+    assert_eq!((after.watermark, after.retracting), (100, 2));
+    let orphans = home.store.orphans().await.unwrap();
+    assert_eq!(orphans.iter().map(|orphan| (orphan.block, orphan.epoch)).collect::<Vec<_>>(), names);
+}
+
+async fn entries_that_are_being_taken_back_contradict_nobody(home: Home) {
+    let home = home.started(101).await;
+    for number in 101..=104 {
+        home.deliver(number, 0).await;
+    }
+    home.rewind(&[block(102, 0), block(103, 0), block(104, 0)]).await;
+    // Another block at the height of one, below one, and above one.
+    home.deliver_on(block(102, 1), block(101, 0)).await;
+    home.deliver(104, 1).await;
+    let range = FinalCommit { parent: block(102, 1).hash, ..home.final_commit(103, 103, 1).await };
+    assert_eq!(home.try_final(range).await, committed(104, 104));
+    assert_eq!(home.live().await, [block(101, 0), block(102, 1), block(104, 1)]);
+    assert_eq!(home.progress().await.retracting, 3);
+    // Nor are they tops of runs; a seal that passes them leaves them to their retraction.
+    let tops = [block(102, 1), block(104, 1)];
+    assert_eq!(home.seal(104, 1, &tops).await, SealReply::Sealed { more: false });
+    assert_eq!((home.live().await, home.store.orphans().await.unwrap().len()), (vec![], 3));
+}
+
+/// A zombie's final messages would be shadowed by retractions of a lower epoch's versions otherwise.
+async fn a_range_claimed_before_a_rewind_does_not_commit_after_it(home: Home) {
+    let home = home.started(101).await;
+    home.deliver(120, 0).await;
+    assert_eq!(home.seal(110, 0, &[]).await, SealReply::Sealed { more: false });
+    let (final_then, above) = (home.final_commit(101, 110, 0).await, home.final_commit(111, 115, 0).await);
+    home.rewind(&[block(120, 0)]).await;
+    assert_eq!(home.try_final(above.clone()).await, CommitReply::Stale);
+    assert_eq!(home.progress().await.tip, 100);
+    // It is no help that it was sealed meanwhile: what counts is what was sealed when it was claimed.
+    assert_eq!(home.seal(115, 0, &[]).await, SealReply::Sealed { more: false });
+    assert_eq!(home.try_final(above).await, CommitReply::Stale);
+    assert_eq!(home.try_final(final_then).await, committed(110, 110));
+}
+
+async fn a_seal_that_was_prepared_before_a_rewind_is_refused(home: Home) {
+    let home = home.started(101).await;
+    for number in 101..=103 {
+        home.deliver(number, 0).await;
+    }
+    home.rewind(&[block(103, 0)]).await;
+    assert_eq!(home.seal(105, 0, &[block(103, 0)]).await, SealReply::Refused, "its top is no longer there");
+    home.deliver_on(block(103, 1), block(102, 0)).await;
+    assert_eq!(home.seal(105, 0, &[block(103, 0)]).await, SealReply::Refused, "its top is another one");
+    assert_eq!(home.seal(103, 0, &[block(103, 1)]).await, SealReply::Refused, "the sealed block is another one");
+    assert_eq!(home.progress().await.sealed, -1);
+    assert_eq!(home.seal(105, 1, &[block(103, 1)]).await, SealReply::Sealed { more: false });
+}
+
+async fn a_rewind_that_contradicts_what_is_sealed_halts_the_chain(home: Home) {
+    let mut home = home.started(101).await;
+    for number in 101..=105 {
+        home.deliver(number, 0).await;
+    }
+    // With nothing sealed there is nothing to contradict.
+    let epoch = home.progress().await.epoch;
+    let reply = home.store.rewind(&[], Some(B256::ZERO), epoch).await.unwrap();
+    assert!(matches!(reply, RewindReply::Rewound(_)), "{reply:?}");
+    assert_eq!(home.seal(103, 0, &[block(103, 0)]).await, SealReply::Sealed { more: false });
+    let before = home.progress().await;
+    let entries = home.entries(&[block(104, 0), block(105, 0)]).await;
+    let other = B256::repeat_byte(0xee);
+    let RewindReply::Deep(reason) = home.store.rewind(&entries, Some(other), epoch).await.unwrap() else { panic!() };
+    for part in ["103", &block(103, 0).hash.to_string(), &other.to_string()] {
+        assert!(reason.contains(part), "{part} is missing: {reason}");
+    }
+    home.reopen().await;
+    assert_eq!(home.progress().await, Progress { frozen: Some(reason.clone()), ..before }, "nothing else changed");
+    assert_eq!(home.live().await.len(), 2);
+    // Whoever comes now hears the same, whatever he saw.
+    for sealed in [Some(block(103, 0).hash), Some(other), None] {
+        assert_eq!(home.store.rewind(&entries, sealed, epoch).await.unwrap(), RewindReply::Deep(reason.clone()));
+    }
+}
+
+async fn a_rewind_of_an_entry_at_or_below_the_sealed_height_halts_the_chain(home: Home) {
+    let home = home.started(101).await;
+    assert_eq!(home.intent(block(104, 0), parent(104, 0), 1).await, IntentReply::Journaled);
+    home.deliver(107, 0).await;
+    assert_eq!(home.seal(105, 0, &[block(104, 0)]).await, SealReply::Sealed { more: false });
+    let before = home.progress().await;
+    let entries = home.entries(&[block(104, 0), block(107, 0)]).await;
+    assert_eq!(entries.len(), 2, "what was being sent outlives the seal");
+    let reply = home.store.rewind(&entries, before.sealed_hash, before.epoch).await.unwrap();
+    let RewindReply::Deep(reason) = reply else { panic!("{reply:?}") };
+    assert!(reason.contains("105") && reason.contains("104"), "{reason}");
+    assert_eq!(home.progress().await, Progress { frozen: Some(reason), ..before });
+    assert_eq!(home.entries(&[block(104, 0), block(107, 0)]).await, entries);
+}
+
+async fn a_halted_chain_delivers_nothing_until_someone_resumes_it(home: Home) {
+    let home = home.started(101).await;
+    for number in 101..=106 {
+        home.deliver(number, 0).await;
+    }
+    assert_eq!(home.seal(103, 0, &[block(103, 0)]).await, SealReply::Sealed { more: false });
+    home.rewind(&[block(106, 0)]).await;
+    assert_eq!(home.intent(block(106, 1), block(105, 0).hash, 2).await, IntentReply::Journaled);
+    let orphans = home.store.orphans().await.unwrap();
+    let range = home.final_commit(108, 109, 0).await;
+    let reason = home.freeze().await;
+    let halted = home.progress().await;
+    assert_eq!(home.store.claim(BlockRange::single(107)).await.unwrap(), ClaimReply::Frozen(reason));
+    assert_eq!(home.intent(block(107, 1), parent(107, 1), 1).await, IntentReply::Stale);
+    assert_eq!(home.commit(block(106, 1), 2).await, CommitReply::Stale);
+    assert_eq!(home.try_final(range).await, CommitReply::Stale);
+    assert_eq!(home.seal(104, 0, &[block(104, 0)]).await, SealReply::Refused);
+    assert_eq!(home.amend(block(104, 0), 0..3, 2..3).await, AmendReply::Frozen);
+    assert_eq!(home.store.orphans().await.unwrap(), [], "what left a doubtful chain is in doubt as well");
+    for refused in [home.store.replay(101, None, halted.epoch).await, home.store.skip(200, halted.epoch).await] {
+        assert!(
+            matches!(&refused, Err(StoreError::Fatal(text)) if text.contains("chaintap resume --accept-reorg")),
+            "{refused:?}"
+        );
+    }
+    assert_eq!(home.progress().await, halted);
+    // What is filtered with is not in doubt.
+    assert_eq!(home.publish(0, &[("a", None)], &[]).await, PublishReply::Published(1));
+    let resumed = home.store.resume(block(103, 0), halted.epoch).await.unwrap();
+    let ReplayReply::Done(resumed) = resumed else { panic!("{resumed:?}") };
+    let expected = Progress { frozen: None, epoch: resumed.epoch, filter_version: 1, ..halted };
+    assert_eq!(resumed, expected);
+    assert_eq!(home.store.orphans().await.unwrap(), orphans);
+    assert_eq!(home.claim(107, 107).await.retracting, 1);
+}
+
+async fn a_resume_takes_back_what_counted_as_sealed(home: Home) {
+    let mut home = home.started(101).await;
+    for number in 101..=106 {
+        home.deliver(number, 0).await;
+    }
+    home.deliver(110, 0).await;
+    assert_eq!(home.seal(104, 0, &[block(104, 0)]).await, SealReply::Sealed { more: false });
+    let zombie = FinalCommit { sealed: 109, ..home.final_commit(107, 109, 0).await };
+    home.freeze().await;
+    let before = home.progress().await;
+    let accepted = block(102, 1);
+    for epoch in [before.epoch - 1, before.epoch + 1] {
+        assert_eq!(home.store.resume(accepted, epoch).await.unwrap(), ReplayReply::Stale);
+    }
+    let above = home.store.resume(block(105, 1), before.epoch).await;
+    assert!(matches!(&above, Err(StoreError::Fatal(text)) if text.contains("104")), "{above:?}");
+    assert_eq!(home.progress().await, before);
+    let ReplayReply::Done(after) = home.store.resume(accepted, before.epoch).await.unwrap() else { panic!("stale") };
+    assert!(after.epoch > before.epoch);
+    let expected =
+        Progress { frozen: None, sealed: 102, sealed_hash: Some(accepted.hash), epoch: after.epoch, ..before.clone() };
+    assert_eq!(after, expected);
+    home.reopen().await;
+    assert_eq!((home.progress().await, home.done().await), (after.clone(), vec![(110, 110)]));
+    assert_eq!(home.store.resume(accepted, before.epoch).await.unwrap(), ReplayReply::Stale, "once");
+    // What was sent of the chain that is gone does not commit, however sealed it was.
+    assert_eq!(home.try_final(zombie).await, CommitReply::Stale);
+    assert_eq!(home.commit_in(before.epoch, block(105, 0), 2).await, CommitReply::Stale);
+    // The live entries are judged by the next verification, which may take them back now.
+    assert_eq!(home.live().await, [block(105, 0), block(106, 0), block(110, 0)]);
+    let rewound = home.rewind(&[block(105, 0), block(106, 0)]).await;
+    assert_eq!((rewound.watermark, rewound.tip, rewound.retracting), (104, 110, 2));
+}
+
+async fn an_amendment_joins_the_entry_and_leaves_it_as_done_as_it_is(home: Home) {
+    let mut home = home.started(101).await;
+    let epoch = home.progress().await.epoch;
+    home.deliver(101, 0).await;
+    let (done, sending) = (block(101, 0), block(102, 0));
+    for _ in 0..2 {
+        assert_eq!(home.amend(done, 0..3, 2..3).await, AmendReply::Journaled { epoch });
+        home.reopen().await;
+    }
+    assert_eq!(home.amend(done, 0..5, 4..5).await, AmendReply::More { epoch }, "it lacks one more than was offered");
+    assert_eq!(home.amend(done, 0..2, 0..2).await, AmendReply::Journaled { epoch }, "all of it is known");
+    assert_eq!(home.amend(done, 1..2, 1..2).await, AmendReply::More { epoch });
+    assert_eq!(home.amend(done, 0..3, 0..0).await, AmendReply::Journaled { epoch }, "nothing is lacking");
+    assert_eq!(home.store.journaled(done, epoch).await.unwrap(), events(done, 0..3));
+    assert!(home.store.journal(101).await.unwrap()[0].done);
+    assert_eq!(home.progress().await.watermark, 101);
+    // A retraction takes back what was amended as well.
+    assert_eq!(home.intent(sending, done.hash, 1).await, IntentReply::Journaled);
+    assert_eq!(home.amend(sending, 0..4, 1..4).await, AmendReply::Journaled { epoch });
+    assert!(!home.store.journal(102).await.unwrap()[1].done, "its commit is still to come");
+    assert_eq!(home.commit(sending, 1).await, CommitReply::More);
+    assert_eq!(home.commit(sending, 4).await, committed(102, 102));
+    home.rewind(&[done, sending]).await;
+    assert_eq!(home.store.journaled(done, epoch).await.unwrap(), events(done, 0..3));
+}
+
+async fn an_amendment_says_where_there_is_nothing_to_amend(home: Home) {
+    let home = home.started(101).await;
+    home.deliver(101, 0).await;
+    home.deliver(102, 0).await;
+    home.deliver_final(110, 112).await;
+    assert_eq!(home.amend(block(105, 0), 0..1, 0..1).await, AmendReply::Missing);
+    assert_eq!(home.amend(block(101, 1), 0..1, 0..1).await, AmendReply::Gone, "another block stands there");
+    let epoch = home.progress().await.epoch;
+    for number in [50, 111] {
+        assert_eq!(home.amend(block(number, 0), 0..1, 0..1).await, AmendReply::Final { epoch }, "{number}");
+    }
+    let epoch = home.rewind(&[block(102, 0)]).await.epoch;
+    assert_eq!(home.amend(block(102, 0), 0..3, 2..3).await, AmendReply::Gone, "it is being taken back");
+    assert_eq!(home.amend(block(102, 1), 0..3, 2..3).await, AmendReply::Missing, "its place is free");
+    assert_eq!(home.amend(block(111, 0), 0..1, 0..1).await, AmendReply::Final { epoch });
+    // Sealed is not delivered.
+    assert_eq!(home.seal(105, 0, &[block(101, 0)]).await, SealReply::Sealed { more: false });
+    assert_eq!(home.amend(block(101, 0), 0..3, 2..3).await, AmendReply::Final { epoch });
+    assert_eq!(home.amend(block(105, 0), 0..1, 0..1).await, AmendReply::Missing);
+    assert!(home.live().await.is_empty(), "no amendment begins an entry");
+    assert_eq!(home.publish(0, &[("a", None)], &[]).await, PublishReply::Published(1));
+    let amend = Amend { block: block(101, 0), filter_version: 0, digest: digest(block(101, 0), 0..1), events: &[] };
+    assert_eq!(home.store.amend(amend.clone()).await.unwrap(), AmendReply::OldList);
+    let amend = Amend { filter_version: 1, ..amend };
+    assert_eq!(home.store.amend(amend).await.unwrap(), AmendReply::Final { epoch });
+}
+
+async fn an_amendment_joins_the_newest_of_several_entries(home: Home) {
+    let home = home.started(101).await;
+    let at = block(101, 0);
+    let old = home.progress().await.epoch;
+    home.deliver(101, 0).await;
+    let epoch = home.replay(100).await.epoch;
+    assert_eq!(home.amend(at, 0..3, 2..3).await, AmendReply::Journaled { epoch: old });
+    home.deliver(101, 0).await;
+    assert_eq!(home.amend(at, 0..4, 2..4).await, AmendReply::Journaled { epoch });
+    assert_eq!(home.store.journaled(at, old).await.unwrap(), events(at, 0..3));
+    assert_eq!(home.store.journaled(at, epoch).await.unwrap(), events(at, 0..4));
+}
+
+async fn a_replay_with_an_end_leaves_what_is_above_it_done(home: Home) {
+    let mut home = home.started(101).await;
+    home.deliver_final(101, 110).await;
+    home.deliver(115, 0).await;
+    let before = home.progress().await;
+    assert_eq!(home.store.replay(102, Some(105), before.epoch + 1).await.unwrap(), ReplayReply::Stale);
+    let replay = async |home: &Home, to, until| {
+        let epoch = home.progress().await.epoch;
+        match home.store.replay(to, Some(until), epoch).await.unwrap() {
+            ReplayReply::Done(progress) => progress,
+            ReplayReply::Stale => panic!("stale"),
+        }
+    };
+    let after = replay(&home, 102, 105).await;
+    assert!(after.epoch > before.epoch);
+    home.reopen().await;
+    assert_eq!((after.watermark, after.tip, home.done().await), (102, 115, vec![(106, 110), (115, 115)]));
+    assert_eq!(home.commit_in(before.epoch, block(115, 0), 2).await, CommitReply::Stale);
+    // Within an interval above the watermark, and over a hole.
+    let after = replay(&home, 106, 107).await;
+    assert_eq!((after.watermark, after.tip, home.done().await), (102, 115, vec![(106, 106), (108, 110), (115, 115)]));
+    let after = replay(&home, 109, 112).await;
+    assert_eq!((after.watermark, after.tip, home.done().await), (102, 115, vec![(106, 106), (108, 109), (115, 115)]));
+    home.deliver_final(103, 105).await;
+    home.deliver_final(107, 107).await;
+    assert_eq!((home.progress().await.watermark, home.done().await), (109, vec![(115, 115)]));
+    // An end at or above the tip is no end.
+    let after = replay(&home, 107, 115).await;
+    assert_eq!((after.watermark, after.tip, home.done().await), (107, 107, vec![]));
+    let after = replay(&home, 105, 900).await;
+    assert_eq!((after.watermark, after.tip, home.done().await), (105, 105, vec![]));
+}
+
+// What events are filtered with ----------------------------------------------------------------------------------------
+
+async fn the_first_publication_makes_no_duties(home: Home) {
+    let mut home = home.started(101).await;
+    assert_eq!(home.store.published().await.unwrap(), Published::default());
+    home.deliver(101, 0).await;
+    assert_eq!(home.publish(1, &[("b", None)], &[]).await, PublishReply::Stale);
+    assert_eq!(home.publish(0, &[("b", None), ("a", Some(5))], &[]).await, PublishReply::Published(1));
+    home.reopen().await;
+    let published = home.store.published().await.unwrap();
+    assert_eq!((published.version, published.members), (1, members(&["a", "b"]).into_iter().collect()));
+    assert_eq!(home.duty().await, None, "nothing was filtered without it");
+    // Said again, as after a lost reply.
+    assert_eq!(home.publish(0, &[("b", None), ("a", Some(5))], &[]).await, PublishReply::Stale);
+    assert_eq!((home.progress().await.filter_version, home.claim(102, 102).await.filter_version), (1, 1));
+    // Who still has the old list can neither begin nor finish anything.
+    let at = block(102, 0);
+    let intent = Intent {
+        block: at,
+        parent: parent(102, 0),
+        epoch: home.progress().await.epoch,
+        filter_version: 0,
+        digest: digest(at, 0..0),
+        events: &[],
+    };
+    assert_eq!(home.store.intent(intent).await.unwrap(), IntentReply::OldList);
+    let range = FinalCommit { filter_version: 0, ..home.final_commit(102, 103, 0).await };
+    assert_eq!(home.try_final(range).await, CommitReply::OldList);
+    assert_eq!(home.intent(at, parent(102, 0), 1).await, IntentReply::Journaled);
+    assert_eq!(home.publish(1, &[], &["a"]).await, PublishReply::Published(2));
+    let commit =
+        BlockCommit { block: at, epoch: home.progress().await.epoch, filter_version: 1, digest: digest(at, 0..1) };
+    let reply = home.store.commit(commit, Track::Realtime, &nobodys(102, 102)).await.unwrap();
+    assert_eq!(reply, CommitReply::OldList);
+}
+
+async fn an_empty_filter_is_published_as_well(home: Home) {
+    let home = home.started(101).await;
+    assert_eq!(home.publish(0, &[], &[]).await, PublishReply::Published(1));
+    home.deliver(101, 0).await;
+    assert_eq!(home.publish(1, &[("a", None)], &[]).await, PublishReply::Published(2));
+    assert_eq!(home.duty().await, Some((101, 101, members(&["a"]))), "what joins it later is scanned for");
+}
+
+async fn what_joins_the_filter_is_scanned_for_from_the_last_check_or_its_own_start(home: Home) {
+    let home = home.started(101).await;
+    assert_eq!(home.publish(0, &[("a", None)], &[]).await, PublishReply::Published(1));
+    home.deliver_final(101, 110).await;
+    for _ in 0..2 {
+        assert_eq!(home.publish(1, &[], &[]).await, PublishReply::Published(1), "a check that found no change");
+    }
+    home.deliver_final(111, 120).await;
+    let added = [("c", None), ("d", Some(105)), ("far", Some(121)), ("f", Some(111)), ("a", None), ("z", Some(120))];
+    assert_eq!(home.publish(1, &added, &["nobody"]).await, PublishReply::Published(2));
+    let published = home.store.published().await.unwrap();
+    assert_eq!(published.members, members(&["a", "c", "d", "f", "far", "z"]).into_iter().collect());
+    // It was a check as well: nothing more joins until the chain goes on.
+    assert_eq!(home.publish(2, &[("h", None)], &["c"]).await, PublishReply::Published(3));
+    assert_eq!(home.publish(3, &[("h", None), ("a", Some(1))], &["c"]).await, PublishReply::Published(3));
+    let mut duties = Vec::new();
+    while let Some(Duty { id, range, members }) = home.store.duty().await.unwrap() {
+        duties.push((range.from, range.to, members));
+        home.store.scanned(id, range.to).await.unwrap();
+    }
+    let expected = [(105, 120, members(&["d"])), (111, 120, members(&["c", "f"])), (120, 120, members(&["z"]))];
+    assert_eq!(duties, expected);
+}
+
+async fn a_rewind_takes_the_last_check_back_with_it(home: Home) {
+    let home = home.started(101).await;
+    assert_eq!(home.publish(0, &[("a", None)], &[]).await, PublishReply::Published(1));
+    for number in 101..=106 {
+        home.deliver(number, 0).await;
+    }
+    assert_eq!(home.publish(1, &[], &[]).await, PublishReply::Published(1));
+    // The blocks in their place are filtered with a list that may be older than what joined it meanwhile.
+    home.rewind(&[block(104, 0), block(105, 0), block(106, 0)]).await;
+    home.deliver_on(block(104, 1), block(103, 0)).await;
+    home.deliver(105, 1).await;
+    assert_eq!(home.publish(1, &[("b", None)], &[]).await, PublishReply::Published(2));
+    assert_eq!(home.duty().await, Some((104, 105, members(&["b"]))));
+}
+
+async fn a_duty_is_worked_off_in_steps_and_in_order(home: Home) {
+    let mut home = home.started(101).await;
+    assert_eq!(home.publish(0, &[], &[]).await, PublishReply::Published(1));
+    home.deliver_final(101, 150).await;
+    assert_eq!(home.publish(1, &[("late", Some(140)), ("early", None)], &[]).await, PublishReply::Published(2));
+    let first = home.store.duty().await.unwrap().unwrap();
+    assert_eq!(first.range, BlockRange { from: 101, to: 150 });
+    home.store.scanned(first.id, 100).await.unwrap();
+    assert_eq!(home.store.duty().await.unwrap(), Some(first.clone()), "its own again");
+    for _ in 0..2 {
+        home.store.scanned(first.id, 120).await.unwrap();
+        home.reopen().await;
+        assert_eq!(home.duty().await, Some((121, 150, members(&["early"]))));
+    }
+    home.store.scanned(first.id, 110).await.unwrap();
+    assert_eq!(home.duty().await, Some((121, 150, members(&["early"]))), "what was scanned stays scanned");
+    home.store.retire().await.unwrap();
+    assert_eq!(home.duty().await, Some((121, 150, members(&["early"]))));
+    for _ in 0..2 {
+        home.store.scanned(first.id, 150).await.unwrap();
+        assert_eq!(home.duty().await, Some((140, 150, members(&["late"]))));
+    }
+    let second = home.store.duty().await.unwrap().unwrap();
+    assert_ne!(first.id, second.id);
+    home.store.scanned(second.id, 900).await.unwrap();
+    assert_eq!(home.duty().await, None);
+}
+
+async fn a_wiped_store_is_empty(home: Home) {
+    home.store.wipe().await.unwrap();
+    let mut home = home.started(101).await;
+    for number in 101..=105 {
+        home.deliver(number, 0).await;
+    }
+    home.deliver(110, 0).await;
+    home.rewind(&[block(105, 0)]).await;
+    home.claim(111, 120).await;
+    home.store.bury(&[letter("a", DeadKind::Refused, 1), letter("b", DeadKind::Undecodable, 1)]).await.unwrap();
+    home.publish(0, &[("a", None)], &[]).await;
+    home.publish(1, &[("b", Some(102))], &[]).await;
+    assert!(home.store.duty().await.unwrap().is_some());
+    for _ in 0..2 {
+        home.store.wipe().await.unwrap();
+        home.reopen().await;
+        assert_eq!(home.store.peek().await.unwrap(), None);
+        assert!(matches!(home.store.snapshot().await, Err(StoreError::Vanished(_))));
+    }
+    let home = home.started(501).await;
+    assert_eq!((home.progress().await.watermark, home.live().await, home.done().await), (500, vec![], vec![]));
+    assert_eq!(home.store.dead_letters_len().await.unwrap(), 0);
+    assert_eq!((home.store.published().await.unwrap(), home.duty().await), (Published::default(), None));
+    assert_eq!(home.store.orphans().await.unwrap(), []);
+    home.deliver(501, 0).await;
 }
 
 #[tokio::test]

@@ -9,8 +9,9 @@ use chaintap::{
     config::{Durability, SecretUrl},
     domain::{BlockRange, Track},
     store::{
-        BlockCommit, ClaimReply, CommitReply, FinalCommit, Grant, Initialised, Intent, IntentReply, Progress,
-        ReplayReply, SealReply, Start, StateStore, StoreError,
+        Amend, AmendReply, BlockCommit, ClaimReply, CommitReply, DeadKind, DeadLetter, FinalCommit, Grant, Initialised,
+        Intent, IntentReply, Member, Progress, Publication, PublishReply, ReplayReply, RewindReply, SealReply, Start,
+        StateStore, StoreError,
         redis::{Identity, RedisStore},
     },
 };
@@ -88,6 +89,25 @@ async fn fill(store: &RedisStore, from: u64, to: u64) {
         let reply = store.commit_final(commit, Track::Historical, &grant).await.unwrap();
         assert!(matches!(reply, CommitReply::Committed { .. }), "{first}-{last}: {reply:?}");
     }
+}
+
+/// REWIND of these delivered blocks, as seen at this moment.
+async fn rewind(store: &RedisStore, numbers: std::ops::RangeInclusive<u64>) -> RewindReply {
+    let progress = progress(store).await;
+    let entries: Vec<_> = numbers.map(|number| (block(number, 0), progress.epoch)).collect();
+    store.rewind(&entries, progress.sealed_hash, progress.epoch).await.unwrap()
+}
+
+async fn amend(store: &RedisStore, number: u64) -> Result<AmendReply, StoreError> {
+    let at = block(number, 0);
+    let events = events(at, 2..3);
+    store.amend(Amend { block: at, filter_version: 0, digest: digest(at, 0..3), events: &events }).await
+}
+
+async fn keys(server: &RedisServer, pattern: &str) -> Vec<String> {
+    let mut keys: Vec<String> = server.cli(0, &format!("KEYS {pattern}")).await;
+    keys.sort();
+    keys
 }
 
 async fn hash(server: &RedisServer, key: &str) -> BTreeMap<String, String> {
@@ -412,7 +432,7 @@ async fn recipe_a_lowered_watermark_delivers_again_from_there() {
 
 #[tokio::test]
 async fn recipe_views_on_an_empty_database_say_where_to_begin() {
-    let cases: [(&[&str], i64); 5] = [
+    let cases: [(&[&str], i64); 7] = [
         (&["HSET chain:1:progress block 18500000 chain 1 updated 1758649000000 service ethereum_mainnet"], 18_500_000),
         (&["HSET realtime_processed_block block 35500000 chain 1 updated 1 service s type realtime"], 35_500_000),
         // The first system, stopped in the middle of a gap.
@@ -432,6 +452,23 @@ async fn recipe_views_on_an_empty_database_say_where_to_begin() {
             500,
         ),
         (&["HSET realtime_processed_block block 500 chain 1", "HSET chain:1:progress block 480 chain 1"], 480),
+        // The lowest of all, whichever it is.
+        (
+            &[
+                "HSET realtime_processed_block block 500 chain 1 service s type realtime",
+                "HSET historical_range from 300 to 400 chain 1 service s",
+                "HSET historical_processed_block block 250 chain 1 service s type historical",
+            ],
+            250,
+        ),
+        (
+            &[
+                "HSET realtime_processed_block block 200 chain 1 service s type realtime",
+                "HSET historical_range from 300 to 400 chain 1 service s",
+                "HSET historical_processed_block block 350 chain 1 service s type historical",
+            ],
+            200,
+        ),
     ];
     for (commands, expected) in cases {
         let server = RedisServer::start().await;
@@ -610,6 +647,224 @@ async fn a_server_that_may_lose_state_is_refused() {
     assert!(!error.to_string().contains("wrong-password"), "{error}");
 }
 
+// Reorganisations ------------------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn of_two_replicas_that_see_an_orphan_one_takes_it_back() {
+    let (server, first) = at_100().await;
+    let second = store(&server, "host-2").await;
+    for number in 101..=104 {
+        deliver(&first, number).await;
+    }
+    let before = progress(&first).await;
+    let (one, other) = tokio::join!(rewind(&first, 103..=104), rewind(&second, 103..=104));
+    let mut replies = [one, other];
+    replies.sort_by_key(|reply| matches!(reply, RewindReply::Stale));
+    let [RewindReply::Rewound(after), RewindReply::Stale] = replies else { panic!("{replies:?}") };
+    assert_eq!((progress(&second).await, after.retracting), (after.clone(), 2));
+    assert!(after.epoch > before.epoch);
+    assert_eq!(first.orphans().await.unwrap(), second.orphans().await.unwrap());
+}
+
+#[tokio::test]
+async fn a_rewind_shows_operators_the_lower_tip_and_frees_the_claims_of_what_is_gone() {
+    let (server, store) = at_100().await;
+    for number in 101..=103 {
+        deliver(&store, number).await;
+    }
+    deliver(&store, 120).await;
+    deliver(&store, 121).await;
+    let held = granted(&store, 122, 122).await;
+    assert_eq!(intent(&store, 122).await.unwrap(), IntentReply::Journaled);
+    assert!(matches!(rewind(&store, 121..=122).await, RewindReply::Rewound(_)));
+    assert_eq!(shown(&server).await, (Some("120".into()), Some("103".into())));
+    assert_eq!(shown_range(&server).await, Some(range("104..119", 1, 16)));
+    assert!(!store.renew(&held).await.unwrap(), "its holder sends of a block that is gone");
+    let markers = keys(&server, "chain:1:block:*").await;
+    assert_eq!(markers, [101, 102, 103, 120].map(|number| format!("chain:1:block:{number}")));
+    // The highest block goes, and nothing above the watermark stays.
+    assert!(matches!(store.rewind(&[], None, 1).await.unwrap(), RewindReply::Stale));
+    let first = progress(&store).await;
+    let journal = store.journal(u64::MAX).await.unwrap();
+    let last = journal.last().unwrap();
+    store.rewind(&[(last.block, last.epoch)], None, first.epoch).await.unwrap();
+    assert_eq!(shown(&server).await, (Some("103".into()), Some("103".into())));
+    assert_eq!(shown_range(&server).await, None);
+    // Retracted, they leave nothing behind.
+    for orphan in store.orphans().await.unwrap() {
+        store.retracted(orphan).await.unwrap();
+    }
+    assert_eq!(store.seal(block(103, 0), &[block(103, 0)]).await.unwrap(), SealReply::Sealed { more: false });
+    assert_eq!(field(&server, "chain:1:progress", "journal_bytes").await.as_deref(), Some("0"));
+    assert_eq!(keys(&server, "chain:1:journal*").await, Vec::<String>::new());
+    assert_eq!(keys(&server, "chain:1:retracting").await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_rewind_leaves_an_edited_view_for_the_next_start() {
+    let (server, store) = at_100().await;
+    for number in 101..=105 {
+        deliver(&store, number).await;
+    }
+    let _: u32 = server.cli(0, "HSET realtime_processed_block block 102").await;
+    let RewindReply::Rewound(after) = rewind(&store, 104..=105).await else { panic!() };
+    assert_eq!((after.watermark, shown(&server).await), (103, (Some("102".into()), Some("103".into()))));
+    let opened = store.init(Start::Expected).await.unwrap();
+    assert_eq!((opened.progress.watermark, opened.edits.len(), opened.progress.retracting), (102, 1, 2));
+}
+
+/// A REWIND raises the epoch, so only a store that went back could ask this.
+#[tokio::test]
+async fn no_intent_joins_an_entry_that_is_being_taken_back() {
+    let (server, store) = at_100().await;
+    deliver(&store, 101).await;
+    let before = progress(&store).await;
+    assert!(matches!(rewind(&store, 101..=101).await, RewindReply::Rewound(_)));
+    let _: u32 = server.cli(0, &format!("HSET chain:1:progress epoch {}", before.epoch)).await;
+    assert_eq!(intent(&store, 101).await.unwrap(), IntentReply::Stale);
+}
+
+/// More orphans than one answer holds come in turns, lowest first; and a whole journal is taken back in one step.
+#[tokio::test]
+async fn a_long_reorganisation_is_drained_in_turns() {
+    let (server, store) = at_100().await;
+    for number in 101..=350 {
+        deliver(&store, number).await;
+    }
+    let begun = std::time::Instant::now();
+    let RewindReply::Rewound(after) = rewind(&store, 101..=350).await else { panic!() };
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert_eq!((after.watermark, after.tip, after.retracting), (100, 100, 250));
+    let mut drained = Vec::new();
+    loop {
+        let orphans = store.orphans().await.unwrap();
+        assert!(orphans.len() <= 100);
+        if orphans.is_empty() {
+            break;
+        }
+        for orphan in orphans {
+            drained.push(orphan.block.number);
+            store.retracted(orphan).await.unwrap();
+        }
+    }
+    assert!(drained.iter().copied().eq(101..=350), "{drained:?}");
+    assert_eq!(keys(&server, "chain:1:journal*").await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_halt_is_seen_by_every_replica_and_outlives_a_start() {
+    let (server, first) = at_100().await;
+    let second = store(&server, "host-2").await;
+    deliver(&first, 101).await;
+    first.seal(block(101, 0), &[block(101, 0)]).await.unwrap();
+    let epoch = progress(&first).await.epoch;
+    let reply = first.rewind(&[], Some(block(101, 1).hash), epoch).await.unwrap();
+    let RewindReply::Deep(reason) = reply else { panic!("{reply:?}") };
+    assert_eq!(second.claim(BlockRange::single(102)).await.unwrap(), ClaimReply::Frozen(reason.clone()));
+    assert_eq!(second.init(Start::Expected).await.unwrap().progress.frozen, Some(reason));
+    let resumed = second.resume(block(101, 1), epoch).await.unwrap();
+    assert!(matches!(resumed, ReplayReply::Done(_)), "{resumed:?}");
+    assert_eq!(field(&server, "chain:1:progress", "frozen").await, None);
+    assert_eq!(granted(&first, 102, 102).await.epoch, progress(&second).await.epoch);
+}
+
+// Re-scans ---------------------------------------------------------------------------------------------------------------
+
+/// Delivers 101 to 105, publishes the first filter and lets three members join with starts of their own.
+async fn three_duties(store: &RedisStore) {
+    fill(store, 101, 105).await;
+    let publish =
+        async |version, added: &[Member]| store.publish(Publication { version, added, removed: &[] }).await.unwrap();
+    assert_eq!(publish(0, &[]).await, PublishReply::Published(1));
+    let members =
+        ["c", "a", "b"].map(|key| Member { key: key.into(), from: Some(101 + u64::from(key.as_bytes()[0] - b'a')) });
+    assert_eq!(publish(1, &members).await, PublishReply::Published(2));
+}
+
+async fn duty(store: &RedisStore) -> Option<(u64, String)> {
+    let duty = store.duty().await.unwrap()?;
+    Some((duty.range.from, duty.members.concat()))
+}
+
+#[tokio::test]
+async fn each_replica_has_a_duty_of_its_own_and_a_dead_ones_is_taken_over() {
+    let (server, first) = at_100().await;
+    let (second, third) = (store(&server, "host-2").await, store(&server, "host-3").await);
+    three_duties(&first).await;
+    let lowest = Some((101, "a".to_owned()));
+    for _ in 0..2 {
+        assert_eq!(duty(&first).await, lowest);
+        assert_eq!(duty(&second).await, Some((102, "b".into())));
+    }
+    // Dead: no heartbeat. Who has one of his own keeps it.
+    let _: u32 = server.cli(0, "DEL chain:1:owner:host-1").await;
+    assert_eq!(duty(&second).await, Some((102, "b".into())));
+    assert_eq!(duty(&third).await, lowest);
+    assert_eq!(duty(&first).await, Some((103, "c".into())), "he wakes and finds his taken");
+    // Retiring gives it back.
+    third.retire().await.unwrap();
+    let fourth = store(&server, "host-4").await;
+    assert_eq!(duty(&fourth).await, lowest);
+    assert_eq!(duty(&third).await, None, "all are taken");
+    // What anyone says was scanned was scanned.
+    let scanned = fourth.duty().await.unwrap().unwrap().id;
+    second.scanned(scanned, 105).await.unwrap();
+    assert_eq!(duty(&fourth).await, None);
+    for store in [&first, &second] {
+        let duty = store.duty().await.unwrap().unwrap();
+        store.scanned(duty.id, duty.range.to).await.unwrap();
+        assert_eq!(store.duty().await.unwrap(), None);
+    }
+    assert_eq!(keys(&server, "chain:1:rescan*").await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn of_two_replicas_that_publish_one_wins() {
+    let (server, first) = at_100().await;
+    let second = store(&server, "host-2").await;
+    let publish = async |store: &RedisStore, key: &str| {
+        let added = [Member { key: key.into(), from: None }];
+        store.publish(Publication { version: 0, added: &added, removed: &[] }).await.unwrap()
+    };
+    let (one, other) = tokio::join!(publish(&first, "a"), publish(&second, "b"));
+    let winner = if one == PublishReply::Stale { "b" } else { "a" };
+    assert!([&one, &other].contains(&&PublishReply::Stale) && [&one, &other].contains(&&PublishReply::Published(1)));
+    assert!(second.published().await.unwrap().members.iter().eq([winner]));
+}
+
+#[tokio::test]
+async fn a_wipe_takes_what_is_the_chains_and_nothing_else() {
+    let (server, store) = at_100().await;
+    three_duties(&store).await;
+    store.duty().await.unwrap();
+    granted(&store, 400, 499).await;
+    let letter = DeadLetter {
+        key: "a".into(),
+        kind: DeadKind::Undecodable,
+        reason: String::new(),
+        handler: String::new(),
+        block_number: 1,
+        block_hash: block(1, 0).hash,
+        body: String::new(),
+        buried_at: 1,
+    };
+    store.bury(&[letter]).await.unwrap();
+    let mut add = redis::cmd("MSET");
+    for number in 0..5_000 {
+        add.arg(format!("chain:1:block:{}", 1_000_000 + number)).arg("x");
+    }
+    let _: String = add.query_async(&mut server.connection(0).await).await.unwrap();
+    let _: String = server.cli(0, "SET application:cache x").await;
+    let _: u32 = server.cli(0, "HSET chain:10:notes x y").await;
+    let _: u32 = server.cli(0, "HSET historical_processed_block chain 8453 block 7").await;
+    store.wipe().await.unwrap();
+    assert_eq!(keys(&server, "*").await, ["application:cache", "chain:10:notes", "historical_processed_block"]);
+    assert!(matches!(store.heartbeat().await, Err(StoreError::Vanished(_))));
+    store.retire().await.unwrap();
+    store.wipe().await.unwrap();
+    assert_eq!(keys(&server, "*").await.len(), 3);
+}
+
 // Barriers and outages ---------------------------------------------------------------------------------------------------
 
 #[tokio::test]
@@ -624,7 +879,7 @@ async fn an_intent_waits_for_the_replica_and_is_unknown_without_it() {
     let required = connect(&primary, "host-1", Durability::Required).await.unwrap();
     required.init(Start::At(101)).await.unwrap();
     assert_eq!(required.durability(), "WAIT 1");
-    assert_eq!(intent(&required, 101).await.unwrap(), IntentReply::Journaled);
+    assert_eq!(deliver(&required, 101).await, CommitReply::Committed { watermark: 101, tip: 101, edited: false });
     // What was vouched for is on the replica.
     let entries: u32 = replica.cli(0, "HLEN chain:1:journal").await;
     assert_eq!(entries, 1);
@@ -644,6 +899,12 @@ async fn an_intent_waits_for_the_replica_and_is_unknown_without_it() {
     .await;
     let unknown = intent(&required, 103).await;
     assert!(matches!(&unknown, Err(StoreError::Transient(text)) if text.contains("0 of 1")), "{unknown:?}");
+    // Nor is anything taken back, or amended, that the next primary may not know of.
+    assert!(matches!(rewind(&required, 102..=102).await, RewindReply::Rewound(_)));
+    let unknown = required.orphans().await;
+    assert!(matches!(&unknown, Err(StoreError::Transient(text)) if text.contains("0 of 1")), "{unknown:?}");
+    let unknown = amend(&required, 101).await;
+    assert!(matches!(&unknown, Err(StoreError::Transient(text)) if text.contains("0 of 1")), "{unknown:?}");
     // Required stays required; auto asks of those that are there.
     required.heartbeat().await.unwrap();
     assert!(intent(&required, 103).await.is_err());
@@ -662,6 +923,10 @@ async fn an_intent_waits_for_the_replica_and_is_unknown_without_it() {
         intent(&required, 103).await.is_ok()
     })
     .await;
+    let orphans = required.orphans().await.unwrap();
+    assert_eq!(orphans.iter().map(|orphan| orphan.block).collect::<Vec<_>>(), [block(102, 0)]);
+    let kept: u32 = replica.cli(0, "ZCARD chain:1:retracting").await;
+    assert_eq!(kept, 1, "what was vouched for is on the replica");
 }
 
 #[tokio::test]
@@ -692,11 +957,14 @@ async fn a_required_barrier_is_waitaof_where_there_is_no_replica() {
 }
 
 #[tokio::test]
-async fn every_intent_is_a_write_so_that_a_wait_vouches_for_it() {
+async fn every_barrier_is_a_write_so_that_a_wait_vouches_for_it() {
     let (server, store) = at_100().await;
-    for expected in 1..=3 {
+    for expected in 0..3 {
         intent(&store, 101).await.unwrap();
-        assert_eq!(field(&server, "chain:1:progress", "barrier").await, Some(expected.to_string()));
+        // Also where there is nothing to take back, and nothing to amend.
+        assert_eq!(store.orphans().await.unwrap(), []);
+        assert_eq!(amend(&store, 150).await.unwrap(), AmendReply::Missing);
+        assert_eq!(field(&server, "chain:1:progress", "barrier").await, Some((3 * expected + 3).to_string()));
     }
 }
 

@@ -1,7 +1,8 @@
 //! `chaintap dlq`: what could not be delivered, listed, shown, sent again and dropped.
 //!
 //! A letter leaves the store only after its sink acknowledged it, or because an operator dropped it. What could not be
-//! decoded has no message, so it cannot be sent: mend the ABI, then `rewind` below its block.
+//! decoded has no message, so it cannot be sent: mend the ABI, then `replay` its block. A message whose block left the
+//! chain is not sent: its retraction was, or has nothing to take back.
 
 use std::{
     collections::BTreeMap,
@@ -11,12 +12,14 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
+use alloy::primitives::B256;
 use clap::{Args, Subcommand};
 use comfy_table::{Table, presets};
 
 use super::Failure;
 use crate::{
     backoff::Backoff,
+    rpc::{At, ChainSource},
     sinks::{Message, Outcome, Sink},
     store::{DeadKind, DeadLetter, StateStore, StoreError},
 };
@@ -29,6 +32,8 @@ const TRIES: u32 = 5;
 const PAUSE: Duration = Duration::from_secs(5);
 /// Longest reason in the table, characters.
 const REASON_WIDTH: usize = 60;
+/// Heights whose blocks are remembered while letters are sent again.
+const BLOCKS_KNOWN: usize = 10_000;
 
 /// What to do with the dead letters of this chain.
 #[derive(Clone, Debug, Subcommand)]
@@ -74,7 +79,18 @@ pub struct Chosen {
     all: bool,
 }
 
-/// Does it: data goes to `out`, what happened to `notes`. `sinks` are those of the handlers by name, for `redrive`.
+/// What the commands work with.
+#[derive(Clone, Copy)]
+pub struct Edges<'a> {
+    /// Where the letters are.
+    pub store: &'a dyn StateStore,
+    /// Handler name to sink, for `redrive`.
+    pub sinks: &'a BTreeMap<String, Arc<dyn Sink>>,
+    /// The nodes, for `redrive`; `None` where none is configured.
+    pub source: Option<&'a dyn ChainSource>,
+}
+
+/// Does it: data goes to `out`, what happened to `notes`.
 ///
 /// # Errors
 ///
@@ -83,11 +99,11 @@ pub struct Chosen {
 /// answer.
 pub async fn run(
     command: &DlqCommand,
-    store: &dyn StateStore,
-    sinks: &BTreeMap<String, Arc<dyn Sink>>,
+    edges: Edges<'_>,
     out: &mut (dyn Write + Send),
     notes: &mut (dyn Write + Send),
 ) -> Result<(), Failure> {
+    let Edges { store, .. } = edges;
     if store.peek().await.map_err(unread)?.is_none() {
         return Err(Failure::No("the store holds nothing of this chain yet: `chaintap run` begins it".into()));
     }
@@ -99,7 +115,7 @@ pub async fn run(
             tell_rest(&letters, limit, store.dead_letters_len().await.map_err(unread)?, notes)
         }
         DlqCommand::Show { key } => show(&find(store, key).await?, out),
-        DlqCommand::Redrive(chosen) => redrive(chosen, store, sinks, notes).await,
+        DlqCommand::Redrive(chosen) => redrive(chosen, edges, notes).await,
         DlqCommand::Drop { chosen, yes } => drop_letters(chosen, store, *yes, notes).await,
     }
 }
@@ -172,25 +188,23 @@ struct Tally {
     refused: usize,
     unsendable: usize,
     undecodable: usize,
+    /// Of blocks that left the chain, or that the nodes do not have.
+    gone: usize,
     /// Why a sink takes nothing now.
     stuck: Option<String>,
 }
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { sent, refused, unsendable, undecodable, .. } = self;
+        let Self { sent, refused, unsendable, undecodable, gone, .. } = self;
         write!(f, "sent {sent}, refused again {refused}, without a sink or a message {unsendable}")?;
-        write!(f, ", undecodable and so not sent {undecodable}")
+        write!(f, ", undecodable and so not sent {undecodable}, not on the chain and so not sent {gone}")
     }
 }
 
-async fn redrive(
-    chosen: &Chosen,
-    store: &dyn StateStore,
-    sinks: &BTreeMap<String, Arc<dyn Sink>>,
-    notes: &mut (dyn Write + Send),
-) -> Result<(), Failure> {
-    let mut redrive = Redrive { store, sinks, notes, tally: Tally::default() };
+async fn redrive(chosen: &Chosen, edges: Edges<'_>, notes: &mut (dyn Write + Send)) -> Result<(), Failure> {
+    let Edges { store, sinks, source } = edges;
+    let mut redrive = Redrive { store, sinks, source, blocks: BTreeMap::new(), notes, tally: Tally::default() };
     if chosen.all {
         let mut after = None;
         while redrive.tally.stuck.is_none() {
@@ -208,10 +222,10 @@ async fn redrive(
     }
     let Redrive { tally, notes, .. } = redrive;
     tell(notes, &tally)?;
-    let named_undecodable = if chosen.all { 0 } else { tally.undecodable };
+    let named_unsent = if chosen.all { 0 } else { tally.undecodable + tally.gone };
     match tally.stuck {
         Some(reason) => Err(Failure::Temporary(format!("the sink does not take messages now: {reason}"))),
-        None if tally.refused + tally.unsendable + named_undecodable > 0 => {
+        None if tally.refused + tally.unsendable + named_unsent > 0 => {
             Err(Failure::No("not every dead letter was sent".into()))
         }
         None => Ok(()),
@@ -221,6 +235,10 @@ async fn redrive(
 struct Redrive<'a> {
     store: &'a dyn StateStore,
     sinks: &'a BTreeMap<String, Arc<dyn Sink>>,
+    /// The nodes, as long as they answer.
+    source: Option<&'a dyn ChainSource>,
+    /// What the chain has at the heights that were asked for.
+    blocks: BTreeMap<u64, Option<B256>>,
     notes: &'a mut (dyn Write + Send),
     tally: Tally,
 }
@@ -229,11 +247,16 @@ impl Redrive<'_> {
     /// Sorts letters by their sink, in the order of their keys, and sends them.
     async fn letters(&mut self, letters: Vec<DeadLetter>) -> Result<(), Failure> {
         let mut by_handler: BTreeMap<String, Vec<(String, Message)>> = BTreeMap::new();
-        for DeadLetter { key, kind, handler, body, .. } in letters {
-            if kind == DeadKind::Undecodable {
+        for letter in letters {
+            if letter.kind == DeadKind::Undecodable {
                 self.tally.undecodable += 1;
                 continue;
             }
+            if !self.is_on_the_chain(&letter).await? {
+                self.tally.gone += 1;
+                continue;
+            }
+            let DeadLetter { key, handler, body, .. } = letter;
             match Message::from_body(&body) {
                 Ok(message) => by_handler.entry(handler).or_default().push((key, message)),
                 Err(error) => self.keep(&[key], &error.to_string())?,
@@ -248,6 +271,36 @@ impl Redrive<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Whether the letter's block is on the chain, as far as the nodes tell; where not, says so.
+    async fn is_on_the_chain(&mut self, letter: &DeadLetter) -> Result<bool, Failure> {
+        let Some(source) = self.source else { return Ok(true) };
+        let number = letter.block_number;
+        if self.blocks.len() >= BLOCKS_KNOWN {
+            self.blocks.clear();
+        }
+        let hash = match self.blocks.get(&number) {
+            Some(known) => *known,
+            None => match source.header(At::Number(number)).await {
+                Ok(header) => header.map(|header| header.hash),
+                Err(error) => {
+                    self.source = None;
+                    let text =
+                        format!("the nodes do not tell whether the blocks are on the chain ({error}): sent anyway");
+                    tell(self.notes, &text)?;
+                    return Ok(true);
+                }
+            },
+        };
+        self.blocks.insert(number, hash);
+        let reason = match hash {
+            Some(hash) if hash == letter.block_hash => return Ok(true),
+            Some(_) => "left the chain",
+            None => "is not known to the nodes",
+        };
+        tell(self.notes, &format!("{}: its block {number} {reason}", plain(&letter.key)))?;
+        Ok(false)
     }
 
     fn keep(&mut self, keys: &[String], reason: &str) -> Result<(), Failure> {

@@ -6,10 +6,14 @@ use clap::{Parser, Subcommand, error::ErrorKind};
 
 use crate::config::{self, Purpose, Settings, Sources};
 
+mod audit;
 pub mod check;
+mod consent;
 pub mod devchain;
 pub mod dlq;
+mod equip;
 pub mod healthcheck;
+mod mend;
 mod operate;
 mod run;
 pub mod status;
@@ -51,10 +55,18 @@ enum Command {
     Tokens(Configured<OneOf<tokens::TokensCommand>>),
     /// List, send again and drop what could not be delivered
     Dlq(Configured<OneOf<dlq::DlqCommand>>),
-    /// Deliver again from the block after N, with the same ids and higher versions
-    Rewind(Configured<operate::RewindArgs>),
+    /// Read blocks A to B again, and say what of them was delivered, what was not and why
+    Audit(Configured<audit::AuditArgs>),
+    /// Deliver blocks A to B again, with the same ids and higher versions
+    Replay(Configured<mend::ReplayArgs>),
+    /// Deliver everything after block N again, with the same ids and higher versions
+    Rewind(Configured<mend::RewindArgs>),
     /// Knowingly leave out every block up to N that is not delivered yet
-    Skip(Configured<operate::SkipArgs>),
+    Skip(Configured<mend::SkipArgs>),
+    /// Go on after blocks that were final left the chain
+    Resume(Configured<mend::ResumeArgs>),
+    /// Take back what may still leave the chain, then forget everything of it
+    Reset(Configured<mend::ResetArgs>),
     /// Serve a simulated EVM node
     Devchain(devchain::Args),
     /// Ask a running process on this machine whether it is alive

@@ -2,36 +2,14 @@
 
 use std::{io::Write, sync::Arc};
 
-use clap::Args;
-
-use super::{Command, Configured, Failure, Overrides, check, devchain, dlq, healthcheck, run::logs, status, tokens};
+use super::{
+    Command, Configured, Failure, Overrides, audit, check, devchain, dlq, healthcheck, mend, run::logs, status, tokens,
+};
 use crate::{
     app,
     config::{Purpose, Settings},
-    store::{ReplayReply, Snapshot, StateStore, StoreError},
+    store::{Snapshot, StateStore, StoreError},
 };
-
-/// Flags of `rewind`.
-#[derive(Debug, Args)]
-pub(super) struct RewindArgs {
-    /// The last block that stays as it is; -1 delivers from block 0 on
-    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..))]
-    to: i64,
-    /// Do it; without this it is only said what would be done
-    #[arg(long)]
-    yes: bool,
-}
-
-/// Flags of `skip`.
-#[derive(Debug, Args)]
-pub(super) struct SkipArgs {
-    /// The last block that is left out
-    #[arg(long, value_name = "N")]
-    to: u64,
-    /// Do it; without this it is only said what would be done
-    #[arg(long)]
-    yes: bool,
-}
 
 /// Does the commands that need a runtime.
 pub(super) async fn operate(command: Command) -> Result<(), Failure> {
@@ -65,14 +43,20 @@ async fn on_deployment(command: Command, out: &mut std::io::Stdout) -> Result<()
         Command::Dlq(Configured { own, overrides }) => {
             dead_letters(&own.command, &overrides.settings().await?, out).await
         }
-        Command::Rewind(Configured { own, overrides }) => rewind(&own, &overrides.settings().await?, out).await,
-        Command::Skip(Configured { own, overrides }) => skip(&own, &overrides.settings().await?, out).await,
+        Command::Audit(Configured { own, overrides }) => audit::run(&own, &overrides.settings().await?, out).await,
+        Command::Replay(Configured { own, overrides }) => mend::replay(&own, &overrides.settings().await?, out).await,
+        Command::Rewind(Configured { own, overrides }) => mend::rewind(&own, &overrides.settings().await?, out).await,
+        Command::Skip(Configured { own, overrides }) => mend::skip(&own, &overrides.settings().await?, out).await,
+        Command::Resume(Configured { own, overrides }) => mend::resume(&own, &overrides.settings().await?, out).await,
+        Command::Reset(Configured { own, overrides }) => {
+            mend::reset(&own, &overrides.settings().await?, &mut std::io::stderr()).await
+        }
         _ => Err(Failure::Internal("not a command that operates on a deployment".into())),
     }
 }
 
 /// Checks the configuration, and where asked for every server that it names.
-async fn check(args: &check::CheckArgs, overrides: &Overrides, out: &mut impl Write) -> Result<(), Failure> {
+async fn check(args: &check::CheckArgs, overrides: &Overrides, out: &mut (impl Write + Send)) -> Result<(), Failure> {
     let settings = check::check(args, &overrides.sources(Purpose::Listen), out).await?;
     if !args.connect {
         return Ok(());
@@ -98,53 +82,13 @@ async fn dead_letters(
 ) -> Result<(), Failure> {
     let (store, _) = opened(settings).await?;
     let sinks = app::sinks(settings).await?;
-    dlq::run(command, &*store, &sinks, out, &mut std::io::stderr()).await
-}
-
-/// Sets the state back, so that blocks are delivered again.
-async fn rewind(args: &RewindArgs, settings: &Settings, out: &mut impl Write) -> Result<(), Failure> {
-    let (store, Snapshot { progress, .. }) = opened(settings).await?;
-    let to = args.to;
-    if to >= progress.tip {
-        return Err(Failure::Data(format!("block {to} is not below the highest delivered block, {}", progress.tip)));
-    }
-    let begins = to + 1;
-    say(
-        out,
-        &format!(
-            "blocks {begins} to {} will be delivered again, with the same ids and higher versions (watermark {}, tip {})",
-            progress.tip, progress.watermark, progress.tip
-        ),
-    )?;
-    if !confirmed(args.yes, out)? {
-        return Ok(());
-    }
-    finished(store.replay(to, None, progress.epoch).await.map_err(|error| app::store_failure(&error))?, out)
-}
-
-/// Marks blocks as done that were not delivered.
-async fn skip(args: &SkipArgs, settings: &Settings, out: &mut impl Write) -> Result<(), Failure> {
-    let (store, Snapshot { progress, .. }) = opened(settings).await?;
-    if i64::try_from(args.to).unwrap_or(i64::MAX) <= progress.watermark {
-        let watermark = progress.watermark;
-        return Err(Failure::Data(format!("every block up to {} is delivered: the watermark is {watermark}", args.to)));
-    }
-    say(
-        out,
-        &format!(
-            "blocks {} to {} that are not delivered yet will NEVER be delivered by this deployment",
-            progress.watermark + 1,
-            args.to
-        ),
-    )?;
-    if !confirmed(args.yes, out)? {
-        return Ok(());
-    }
-    finished(store.skip(args.to, progress.epoch).await.map_err(|error| app::store_failure(&error))?, out)
+    let nodes = (!settings.providers.is_empty()).then(|| app::nodes(settings, &settings.providers));
+    let edges = dlq::Edges { store: &*store, sinks: &sinks, source: nodes.as_deref() };
+    dlq::run(command, edges, out, &mut std::io::stderr()).await
 }
 
 /// The store and what it holds of this chain.
-async fn opened(settings: &Settings) -> Result<(Arc<dyn StateStore>, Snapshot), Failure> {
+pub(super) async fn opened(settings: &Settings) -> Result<(Arc<dyn StateStore>, Snapshot), Failure> {
     let id = settings.chain.id;
     let nothing = || Failure::No(format!("the store holds nothing of chain {id} yet: `chaintap run` begins it"));
     let store = app::existing_store(settings).await.map_err(|error| match error {
@@ -160,20 +104,7 @@ async fn opened(settings: &Settings) -> Result<(Arc<dyn StateStore>, Snapshot), 
     Ok((store, snapshot))
 }
 
-fn confirmed(yes: bool, out: &mut impl Write) -> Result<bool, Failure> {
-    if !yes {
-        say(out, "nothing was changed; say --yes to do it")?;
-    }
-    Ok(yes)
-}
-
-fn finished(reply: ReplayReply, out: &mut impl Write) -> Result<(), Failure> {
-    match reply {
-        ReplayReply::Done(now) => say(out, &format!("done: watermark {}, tip {}", now.watermark, now.tip)),
-        ReplayReply::Stale => Err(Failure::Temporary("the state changed meanwhile; look again and repeat".into())),
-    }
-}
-
-fn say(out: &mut impl Write, line: &str) -> Result<(), Failure> {
+/// Writes a line.
+pub(super) fn say(out: &mut (dyn Write + Send), line: &str) -> Result<(), Failure> {
     writeln!(out, "{line}").map_err(|error| Failure::Internal(format!("cannot write: {error}")))
 }

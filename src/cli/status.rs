@@ -45,6 +45,8 @@ pub struct Report {
     pub epoch: u64,
     /// Why nothing may be delivered, where that is so.
     pub frozen: Option<String>,
+    /// Blocks that left the chain and are being taken back.
+    pub retracting: u64,
     /// Number of gaps between watermark and tip.
     pub gaps: usize,
     /// Blocks missing in all of them.
@@ -94,6 +96,7 @@ fn report(chain_id: u64, snapshot: Snapshot, dead_letters: u64, durability: Stri
         sealed: progress.sealed,
         epoch: progress.epoch,
         frozen: progress.frozen,
+        retracting: progress.retracting,
         gaps: holes.len(),
         missing: holes.iter().map(BlockRange::blocks).sum(),
         lowest_gaps: holes.iter().take(LISTED_GAPS).map(|hole| Gap { from: hole.from, to: hole.to }).collect(),
@@ -132,6 +135,9 @@ fn table(report: &Report) -> String {
     table.add_row(["tip", &report.tip.to_string()]);
     table.add_row(["sealed", &report.sealed.to_string()]);
     table.add_row(["gaps", &gaps]);
+    if report.retracting > 0 {
+        table.add_row(["taking back", &format!("{} blocks that left the chain", report.retracting)]);
+    }
     table.add_row(["dead letters", &report.dead_letters.to_string()]);
     table.add_row(["epoch", &report.epoch.to_string()]);
     table.add_row(["durability", &report.durability]);
@@ -202,6 +208,7 @@ mod tests {
             "sealed",
             "epoch",
             "frozen",
+            "retracting",
             "gaps",
             "missing",
             "lowestGaps",

@@ -228,7 +228,7 @@ fn read_checked(file: &Path, chain_id: u64) -> Result<(Loaded, usize), Failure> 
             refused += usize::from(token.is_err());
             token
         });
-        gathering.take(|| format!("line {}", entry.line), token);
+        gathering.take(|| format!("line {}", entry.line), token.map(|token| (token, None)));
     }
     Ok((gathering.finish(), refused))
 }

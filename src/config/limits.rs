@@ -95,7 +95,7 @@ fn bytes(text: &str) -> Result<usize, Fault> {
     }
 }
 
-fn flag(text: &str) -> Result<bool, Fault> {
+pub(super) fn flag(text: &str) -> Result<bool, Fault> {
     match text.to_lowercase().as_str() {
         "true" | "1" | "yes" | "on" => Ok(true),
         "false" | "0" | "no" | "off" => Ok(false),

@@ -109,6 +109,8 @@ pub struct Settings {
     pub start: StartBlock,
     /// Which blocks are delivered.
     pub deliver: DeliveryMode,
+    /// Whether what is sealed is held against another provider first (`AUDIT`).
+    pub audit: bool,
     /// What is listened to, and where it goes.
     pub registry: Arc<Registry>,
     /// Where the HTTP endpoints listen.
@@ -198,4 +200,6 @@ pub enum StartBlock {
     Latest,
     /// This block is the first one delivered.
     At(u64),
+    /// An empty store is refused (`EXPECT_STATE`).
+    Expected,
 }

@@ -73,6 +73,16 @@ pub const GROUPS: &[Group] = &[
                 "where to begin when the store holds nothing yet: `N` = N is the first block delivered; `latest` = the head at that moment is the first",
             ),
             open(
+                "EXPECT_STATE",
+                "false",
+                "whether a store that holds nothing is refused instead of begun at `START_BLOCK`",
+            ),
+            open(
+                "AUDIT",
+                "true",
+                "with two endpoints or more: hold delivered blocks against a second one before they count as final",
+            ),
+            open(
                 "DELIVER",
                 "instant",
                 "`instant` (at the head; retractions are still to come), `safe`, `finalized`, or a depth in blocks",

@@ -11,7 +11,8 @@ use tracing::debug;
 use super::{Context, StageError};
 use crate::{
     domain::{BlockRange, BlockRef, Header, RawLog},
-    rpc::{At, RangeLogs, RpcError},
+    mutants::{Mutant, planted},
+    rpc::{At, LogFilter, RangeLogs, RpcError},
 };
 
 /// Blocks that one request may name, learned from what the provider refused.
@@ -45,6 +46,7 @@ impl Span {
 /// The canonical block at a height, and its logs by hash; the header is asked for where it is not at hand.
 pub(super) async fn block(
     ctx: &Context,
+    filter: &LogFilter,
     number: u64,
     header: Option<Header>,
 ) -> Result<(Header, Vec<RawLog>), StageError> {
@@ -52,7 +54,7 @@ pub(super) async fn block(
         Some(header) => header,
         None => canonical(ctx, number).await?,
     };
-    let logs = ctx.source.block_logs(header.block(), header.timestamp, &ctx.filter).await?;
+    let logs = ctx.source.block_logs(header.block(), header.timestamp, filter).await?;
     Ok((header, logs))
 }
 
@@ -63,11 +65,16 @@ pub(super) async fn canonical(ctx: &Context, number: u64) -> Result<Header, Stag
 }
 
 /// The next part of a final range, from `from` on: as large as the provider bears.
-pub(super) async fn part(ctx: &Context, from: u64, to: u64) -> Result<(BlockRange, RangeLogs), StageError> {
+pub(super) async fn part(
+    ctx: &Context,
+    filter: &LogFilter,
+    from: u64,
+    to: u64,
+) -> Result<(BlockRange, RangeLogs), StageError> {
     let most = ctx.chain.batch_blocks.max(1);
     let mut range = BlockRange { from, to: to.min(from.saturating_add(ctx.span.get() - 1)) };
     loop {
-        match ctx.source.range_logs(range, &ctx.filter).await {
+        match ctx.source.range_logs(range, filter).await {
             Ok(answer) => {
                 ctx.span.answered(range.blocks(), most);
                 return Ok((range, answer));
@@ -75,7 +82,9 @@ pub(super) async fn part(ctx: &Context, from: u64, to: u64) -> Result<(BlockRang
             Err(error) if wants_less(&error, range) => {
                 debug!(%range, %error, "answer too large");
                 ctx.span.refused(range.blocks());
-                let Some((lower, _)) = range.halves() else { return Ok((range, single(ctx, range.from).await?)) };
+                let Some((lower, _)) = range.halves() else {
+                    return Ok((range, single(ctx, filter, range.from).await?));
+                };
                 range = lower;
             }
             Err(error) => return Err(error.into()),
@@ -90,13 +99,16 @@ fn wants_less(error: &RpcError, range: BlockRange) -> bool {
 }
 
 /// One block that is too large as a range: many providers exempt requests by hash from their limits.
-async fn single(ctx: &Context, number: u64) -> Result<RangeLogs, StageError> {
-    let (header, logs) = block(ctx, number, None).await?;
+async fn single(ctx: &Context, filter: &LogFilter, number: u64) -> Result<RangeLogs, StageError> {
+    let (header, logs) = block(ctx, filter, number, None).await?;
     Ok(RangeLogs { logs, first: header, last: header })
 }
 
 /// The canonical blocks at the heights of `live`: those that a final range must agree with.
 pub(super) async fn confirm(ctx: &Context, live: &[BlockRef]) -> Result<Vec<BlockRef>, StageError> {
+    if planted(Mutant::FinalUnconfirmed) {
+        return Ok(live.to_vec());
+    }
     let mut confirmed = Vec::with_capacity(live.len());
     for entry in live {
         confirmed.push(canonical(ctx, entry.number).await?.block());

@@ -54,7 +54,7 @@ pub struct View {
 /// Keeps the published view fresh; never returns.
 pub(super) async fn heads(ctx: &Context, publish: &watch::Sender<Option<View>>) {
     let signs = Signs::default();
-    join!(read_heads(ctx, publish, &signs), read_tags(ctx, publish), keep_socket(ctx, &signs));
+    join!(read_heads(ctx, publish, &signs), read_tags(ctx, publish, &signs), keep_socket(ctx, &signs));
 }
 
 /// What the socket tells the reader of heads.
@@ -64,6 +64,8 @@ struct Signs {
     sign: Notify,
     /// Whether signs come at all.
     live: AtomicBool,
+    /// Another head was read, for whoever reads the tags: the view itself wakes its waiters in an order of chance.
+    head: Notify,
 }
 
 impl Signs {
@@ -104,10 +106,13 @@ async fn read_heads(ctx: &Context, publish: &watch::Sender<Option<View>>, signs:
                     info!(head = head.number, "the head is read again");
                 }
                 backoff.reset();
-                update(ctx, publish, |known| {
+                let is_new = update(ctx, publish, |known| {
                     let tags = known.map(|view| view.heights).unwrap_or_default();
                     Some(View { head, heights: Heights { head: head.number, ..tags } })
                 });
+                if is_new {
+                    signs.head.notify_one();
+                }
                 signs.next(ctx.chain.block_time).await;
             }
             Err(error) => {
@@ -140,15 +145,19 @@ pub(super) async fn newest(ctx: &Context, before: Option<u64>) -> Result<Header,
     }
 }
 
-/// Publishes what `next` makes of the known view; whoever waits is woken where it is another.
-fn update(ctx: &Context, publish: &watch::Sender<Option<View>>, next: impl FnOnce(Option<&View>) -> Option<View>) {
+/// Publishes what `next` makes of the known view; whoever waits is woken where it is another, and that is the answer.
+fn update(
+    ctx: &Context,
+    publish: &watch::Sender<Option<View>>,
+    next: impl FnOnce(Option<&View>) -> Option<View>,
+) -> bool {
     publish.send_if_modified(|known| {
         let Some(view) = next(known.as_ref()) else { return false };
         ctx.vitals.head(&view.head, view.heights.deliverable(ctx.deliver, ctx.chain.finality_depth));
         let is_new = known.as_ref() != Some(&view);
         *known = Some(view);
         is_new
-    });
+    })
 }
 
 /// Tells of the endpoints that were asked since `told` last counted; of the others there is nothing new to say.
@@ -168,11 +177,10 @@ fn tell_endpoints(ctx: &Context, told: &mut HashMap<String, u64>, asked: Instant
 
 /// Reads both tags again and again, from the first head on. A tag that could not be read stays as it was, and one that
 /// was seen does not go back: nodes behind one address differ.
-async fn read_tags(ctx: &Context, publish: &watch::Sender<Option<View>>) {
-    let mut views = publish.subscribe();
+async fn read_tags(ctx: &Context, publish: &watch::Sender<Option<View>>, signs: &Signs) {
     let mut rounds = 0u32;
-    // Fails only without a sender, and there is one for as long as this runs.
-    while views.wait_for(Option::is_some).await.is_ok() {
+    signs.head.notified().await;
+    loop {
         let (safe, finalized) = join!(tag(ctx, At::Safe), tag(ctx, At::Finalized));
         update(ctx, publish, |known| {
             let View { head, heights } = known?.clone();
@@ -186,10 +194,10 @@ async fn read_tags(ctx: &Context, publish: &watch::Sender<Option<View>>) {
         }
         // What is delivered by a tag is late by as much as the tag is old.
         let is_awaited = matches!(ctx.deliver, DeliveryMode::Safe | DeliveryMode::Finalized);
-        views.mark_unchanged();
         select! {
+            biased;
+            () = signs.head.notified(), if is_awaited => {}
             () = sleep(TAGS) => {}
-            _ = views.changed(), if is_awaited => {}
         }
     }
 }
@@ -264,7 +272,7 @@ mod tests {
         config::{Limits, Sources, load_offline},
         devchain::{Options, serve},
         domain::{BlockRange, BlockRef, RawLog},
-        pipeline::{Span, Tokens},
+        pipeline::{Audit, Filters, Span},
         rpc::{ChainSource, EndpointState, Endpoints, LogFilter, RangeLogs, Witness},
         store::embedded::Embedded,
         telemetry::Vitals,
@@ -347,7 +355,8 @@ mod tests {
             source: source.clone(),
             store: Arc::new(Embedded::in_memory(settings.chain.id, "development").unwrap()),
             sinks: BTreeMap::new(),
-            tokens: watch::channel(Tokens::Off).1,
+            filters: Filters::off(),
+            audit: Audit::new(false),
             vitals: Arc::new(Vitals::default()),
             span: Span::new(settings.chain.batch_blocks),
             limits: Limits::default(),

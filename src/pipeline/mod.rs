@@ -10,7 +10,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use tokio::{sync::watch, time::Instant};
+use tokio::time::Instant;
 use tracing::{Instrument, debug, info, info_span};
 
 use crate::{
@@ -23,6 +23,7 @@ use crate::{
     telemetry::{Edge, Vitals, metrics},
 };
 
+mod audit;
 mod claim;
 mod commit;
 mod decode;
@@ -32,19 +33,22 @@ mod fetch;
 mod filter;
 mod follow;
 pub(crate) mod fuzzing;
+pub mod inspect;
 mod pauses;
 mod plan;
+mod rescan;
 mod start;
 mod tracks;
 mod unwind;
 
+pub use audit::Audit;
 use claim::{Acquired, Claim};
 use commit::Advanced;
 use decode::{Candidate, Decoded, Undecodable};
 use deliver::{Delivered, Proof};
 pub use fetch::Span;
-use filter::Wanted;
-pub use filter::{Tokens, keep_fresh};
+use filter::{Filter, Wanted};
+pub use filter::{Filters, Reading, Tokens, keep_fresh};
 pub use follow::View;
 use plan::{Situation, plan};
 pub use tracks::{Ended, run};
@@ -66,8 +70,10 @@ pub struct Context {
     pub store: Arc<dyn StateStore>,
     /// Handler name to sink.
     pub sinks: BTreeMap<String, Arc<dyn Sink>>,
-    /// The tracked tokens.
-    pub tokens: watch::Receiver<Tokens>,
+    /// What events are filtered with.
+    pub filters: Filters,
+    /// Whether what is sealed is held against another provider.
+    pub audit: Audit,
     /// Facts for `/health`.
     pub vitals: Arc<Vitals>,
     /// Limits of size and time.
@@ -109,6 +115,8 @@ enum Processed {
 
 /// One range through all stages. Dropping it at any await is safe: whatever was sent is sent again.
 async fn process(ctx: &Context, track: Track, range: BlockRange, view: &View) -> Result<Processed, StageError> {
+    // One for the whole range: what it is committed under must be what all of it was filtered with (N25).
+    let filter = ctx.filters.now()?;
     let claim = match timed("claim", claim::acquire(ctx, range)).await? {
         Acquired::Ours(claim) => claim,
         Acquired::Done => return Ok(Processed::AlreadyDone),
@@ -122,7 +130,11 @@ async fn process(ctx: &Context, track: Track, range: BlockRange, view: &View) ->
     let work = async {
         let final_height = view.heights.final_height(ctx.chain.finality_depth);
         let is_final = final_height.is_some_and(|height| range.to <= height) || signed(range.to) <= claim.grant.sealed;
-        if is_final { final_range(ctx, track, &claim).await } else { one_block(ctx, track, &claim, view).await }
+        if is_final {
+            final_range(ctx, track, &claim, &filter).await
+        } else {
+            one_block(ctx, track, &claim, &filter, view).await
+        }
     };
     let span = info_span!("range", %range, %track);
     let outcome = tokio::select! {
@@ -183,12 +195,12 @@ pub async fn take_back(ctx: &Context) -> Result<u64, StageError> {
 const TAKE_BACK_PATIENCE: Duration = Duration::from_secs(30);
 
 /// A block that may still leave the chain: by hash, journaled before it is sent.
-async fn one_block(ctx: &Context, track: Track, claim: &Claim, view: &View) -> Result<(), StageError> {
+async fn one_block(ctx: &Context, track: Track, claim: &Claim, filter: &Filter, view: &View) -> Result<(), StageError> {
     let number = claim.grant.range.from;
     // The head's header is at hand; for another block it is asked for.
     let header = Some(view.head).filter(|head| head.number == number);
-    let (header, logs) = timed("fetch", fetch::block(ctx, number, header)).await?;
-    let wanted = wanted(ctx, logs)?;
+    let (header, logs) = timed("fetch", fetch::block(ctx, &ctx.filter, number, header)).await?;
+    let wanted = wanted(ctx, filter, logs);
     let mut delivered = timed("deliver", deliver::journaled(ctx, claim, &header, &wanted)).await?;
     while timed("commit", commit::advance(ctx, track, claim, delivered)).await? == Advanced::More {
         delivered = timed("deliver", deliver::merged(ctx, claim, &header, &wanted)).await?;
@@ -197,21 +209,21 @@ async fn one_block(ctx: &Context, track: Track, claim: &Claim, view: &View) -> R
 }
 
 /// Blocks that are final: by number, in parts as large as the provider bears, committed as one.
-async fn final_range(ctx: &Context, track: Track, claim: &Claim) -> Result<(), StageError> {
+async fn final_range(ctx: &Context, track: Track, claim: &Claim, filter: &Filter) -> Result<(), StageError> {
     let BlockRange { from, to } = claim.grant.range;
     let confirmed = fetch::confirm(ctx, &claim.grant.live).await?;
     let (mut next, mut events) = (from, 0);
     let (mut first, mut before): (Option<Header>, Option<Header>) = (None, None);
     loop {
-        let (part, answer) = timed("fetch", fetch::part(ctx, next, to)).await?;
+        let (part, answer) = timed("fetch", fetch::part(ctx, &ctx.filter, next, to)).await?;
         let first = *first.get_or_insert(answer.first);
         if before.replace(answer.last).is_some_and(|before| before.hash != answer.first.parent) {
             return Err(RpcError::Invalid("two parts of a final range that are not one chain".into()).into());
         }
-        let wanted = wanted(ctx, answer.logs)?;
+        let wanted = wanted(ctx, filter, answer.logs);
         events += timed("deliver", deliver::part(ctx, claim, &wanted)).await?;
         if part.to >= to {
-            let delivered = deliver::finished(claim, &first, &answer.last, confirmed, events);
+            let delivered = deliver::finished(claim, (&first, &answer.last), confirmed, events, filter.version);
             timed("commit", commit::advance(ctx, track, claim, delivered)).await?;
             return Ok(());
         }
@@ -219,8 +231,15 @@ async fn final_range(ctx: &Context, track: Track, claim: &Claim) -> Result<(), S
     }
 }
 
+/// Seals what became final, once another provider had no more to say of it.
+async fn seal(ctx: &Context, view: &View) -> Result<(), StageError> {
+    let Some(sealable) = commit::sealable(ctx, view).await? else { return Ok(()) };
+    audit::before_sealing(ctx, &sealable.entries).await?;
+    commit::seal(ctx, &sealable).await
+}
+
 /// Decodes and filters.
-fn wanted(ctx: &Context, logs: Vec<RawLog>) -> Result<Wanted, StageError> {
+fn wanted(ctx: &Context, filter: &Filter, logs: Vec<RawLog>) -> Wanted {
     metrics::logs_received(logs.len() as u64);
     let begun = Instant::now();
     let decoded = decode::events(&ctx.registry, logs);
@@ -228,8 +247,8 @@ fn wanted(ctx: &Context, logs: Vec<RawLog>) -> Result<Wanted, StageError> {
     for (reason, count) in &decoded.rejected {
         metrics::logs_rejected(reason, *count);
     }
-    let (begun, tokens) = (Instant::now(), ctx.tokens.borrow().clone());
-    let wanted = filter::by_token(&tokens, decoded);
+    let begun = Instant::now();
+    let wanted = filter::by_token(filter, decoded);
     metrics::stage_seconds("filter", begun.elapsed().as_secs_f64());
     wanted
 }

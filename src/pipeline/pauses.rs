@@ -7,19 +7,140 @@ use std::{collections::BTreeMap, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::{backoff::Backoff, domain::BlockRange};
+use super::StageError;
+use crate::{
+    backoff::{Backoff, Pace},
+    domain::{BlockRange, Track},
+    rpc::RpcError,
+    store::StoreError,
+};
 
 /// Longest pause.
 pub(super) const LONGEST: Duration = Duration::from_secs(5);
 /// A range that failed this often in a row waits alone from then on.
 const PATIENCE: u32 = 3;
+/// The pace is lowered at most this often: one outage fails every range in flight.
+const PRESS_EVERY: Duration = Duration::from_secs(1);
 /// Stubborn ranges that are remembered; beyond it the lowest are kept, because history goes upwards.
 const REMEMBERED: usize = 1_000;
+
+/// What waits, and until when.
+pub(super) struct Pauses {
+    /// Reading the state.
+    pub(super) state: Pause,
+    /// Looking what left the chain, and taking it back.
+    pub(super) unwinding: Pause,
+    /// Looking again for what joined the filter.
+    pub(super) rescan: Pause,
+    realtime: Pause,
+    historical: Pause,
+    /// How many historical ranges run at once, and how far apart they begin.
+    pace: Pace,
+    next_start: Instant,
+    next_press: Instant,
+    /// Ranges that someone else holds, or that failed again and again, and until when they are left alone.
+    held: Vec<(BlockRange, Instant)>,
+    stubborn: Stubborn,
+}
+
+impl Pauses {
+    pub(super) fn new(pace: Pace) -> Self {
+        let now = Instant::now();
+        Self {
+            state: Pause::new(),
+            unwinding: Pause::new(),
+            rescan: Pause::new(),
+            realtime: Pause::new(),
+            historical: Pause::new(),
+            pace,
+            next_start: now,
+            next_press: now,
+            held: Vec::new(),
+            stubborn: Stubborn::default(),
+        }
+    }
+
+    /// Leaves a range alone.
+    pub(super) fn hold(&mut self, range: BlockRange, until: Instant) {
+        self.held.push((range, until));
+    }
+
+    /// The ranges that are left alone.
+    pub(super) fn held(&self) -> impl Iterator<Item = BlockRange> + '_ {
+        self.held.iter().map(|(range, _)| *range)
+    }
+
+    pub(super) fn forget_past(&mut self, now: Instant) {
+        self.held.retain(|(_, until)| *until > now);
+    }
+
+    pub(super) fn realtime_free(&self, now: Instant) -> bool {
+        self.realtime.is_over(now)
+    }
+
+    /// How many historical ranges may begin now beside those `used`; one at a time while the pace asks for space between
+    /// them.
+    pub(super) fn historical_slots(&self, now: Instant, used: usize) -> usize {
+        if !self.historical.is_over(now) || now < self.next_start {
+            return 0;
+        }
+        let free = self.pace.parallel().saturating_sub(used);
+        if self.pace.spacing() < Duration::from_millis(1) { free } else { free.min(1) }
+    }
+
+    pub(super) fn historical_begun(&mut self, now: Instant) {
+        self.next_start = now + self.pace.spacing();
+    }
+
+    /// The next moment at which a pause ends.
+    pub(super) fn next(&self, now: Instant) -> Option<Instant> {
+        let held = self.held.iter().map(|(_, until)| *until);
+        let pauses = [&self.state, &self.unwinding, &self.realtime, &self.historical].map(|pause| pause.until);
+        held.chain(pauses).chain([self.next_start]).filter(|at| *at > now).min()
+    }
+
+    /// A range is finished.
+    pub(super) fn succeeded(&mut self, track: Track, range: BlockRange) {
+        self.stubborn.succeeded(range);
+        match track {
+            Track::Realtime => self.realtime.succeeded(),
+            Track::Historical => {
+                self.historical.succeeded();
+                self.pace.answered();
+            }
+        }
+    }
+
+    /// A range failed: it waits, alone or with its whole track.
+    pub(super) fn failed(&mut self, track: Track, range: BlockRange, error: &StageError) {
+        let now = Instant::now();
+        let (wait, of_the_server) = match error {
+            StageError::Rpc(RpcError::Throttled { retry_after, .. }) => (*retry_after, true),
+            StageError::Store(StoreError::Transient(_)) => (None, true),
+            _ => (None, false),
+        };
+        let pressed =
+            matches!(error, StageError::Rpc(RpcError::Throttled { .. } | RpcError::Transient(_) | RpcError::TimedOut));
+        if track == Track::Historical && pressed && now >= self.next_press {
+            self.pace.pressed();
+            self.next_press = now + PRESS_EVERY;
+        }
+        let alone = self.stubborn.failed(range).filter(|_| !of_the_server);
+        let pause = match track {
+            Track::Realtime => &mut self.realtime,
+            Track::Historical => &mut self.historical,
+        };
+        match alone {
+            Some(until) => self.held.push((range, until)),
+            None => pause.failed(wait),
+        }
+    }
+}
 
 /// One pause, which grows while failures follow one another.
 pub(super) struct Pause {
     backoff: Backoff,
-    pub(super) until: Instant,
+    until: Instant,
 }
 
 impl Pause {
@@ -43,13 +164,13 @@ impl Pause {
 
 /// The ranges that failed lately.
 #[derive(Default)]
-pub(super) struct Stubborn {
+struct Stubborn {
     ranges: BTreeMap<BlockRange, (u32, Backoff)>,
 }
 
 impl Stubborn {
     /// Takes note of a failure; answers until when the range waits alone, once the patience with it is over.
-    pub(super) fn failed(&mut self, range: BlockRange) -> Option<Instant> {
+    fn failed(&mut self, range: BlockRange) -> Option<Instant> {
         let (failures, backoff) = self.ranges.entry(range).or_insert_with(|| (0, Backoff::new(LONGEST)));
         *failures += 1;
         let delay = backoff.next_delay();
@@ -60,7 +181,7 @@ impl Stubborn {
         alone
     }
 
-    pub(super) fn succeeded(&mut self, range: BlockRange) {
+    fn succeeded(&mut self, range: BlockRange) {
         self.ranges.remove(&range);
     }
 }

@@ -10,6 +10,7 @@ use tracing::{info, warn};
 use super::{Context, Ended, View, follow, pauses};
 use crate::{
     backoff::Backoff,
+    config::StartBlock,
     rpc::RpcError,
     store::{HEARTBEAT_EVERY, Start, StoreError},
     telemetry::{Edge, metrics},
@@ -18,7 +19,7 @@ use crate::{
 /// Opens the state; waits for the store and, where the start depends on it, for the node.
 pub(super) async fn begin(
     ctx: &Context,
-    first: Option<u64>,
+    start: StartBlock,
     views: &watch::Receiver<Option<View>>,
 ) -> Result<(), Ended> {
     let mut backoff = Backoff::new(pauses::LONGEST);
@@ -31,7 +32,14 @@ pub(super) async fn begin(
             None => follow::newest(ctx, None).await,
         };
         let opened = match head {
-            Ok(head) => ctx.store.init(first.map_or(Start::Latest(head.number), Start::At)).await,
+            Ok(head) => {
+                let start = match start {
+                    StartBlock::Latest => Start::Latest(head.number),
+                    StartBlock::At(first) => Start::At(first),
+                    StartBlock::Expected => Start::Expected,
+                };
+                ctx.store.init(start).await
+            }
             Err(error @ RpcError::WrongChain { .. }) => return Err(Ended::WrongChain(error)),
             Err(error) => {
                 warn!(%error, "waiting for the node");

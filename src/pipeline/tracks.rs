@@ -15,13 +15,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::{
-    Context, Look, Processed, Situation, StageError, View, commit, follow,
-    pauses::{self, Pause, Stubborn},
-    persist, plan, process, settle, start,
+    Context, Look, Processed, Situation, StageError, View, filter, follow,
+    pauses::{self, Pauses},
+    persist, plan, process, rescan, seal, settle, start,
     unwind::Footing,
 };
 use crate::{
     backoff::Pace,
+    config::StartBlock,
     domain::{BlockRange, IntervalSet, Track},
     rpc::RpcError,
     store::{MAX_DONE_INTERVALS, Progress, Snapshot, StoreError},
@@ -30,14 +31,15 @@ use crate::{
 
 /// The loop looks at least this often, whatever happens.
 const TICK: Duration = Duration::from_secs(1);
-/// The pace is lowered at most this often: one outage fails every range in flight.
-const PRESS_EVERY: Duration = Duration::from_secs(1);
 /// Of the grace period, what is kept for giving back claims and closing down.
 const CLOSING: Duration = Duration::from_secs(3);
 /// Longest time that giving back all claims may take.
 const RETIRE_WITHIN: Duration = Duration::from_secs(1);
 /// What became final is sealed at most this often.
 const SEAL_EVERY: Duration = Duration::from_secs(2);
+
+/// Without an open duty the store is asked for one this often.
+const RESCAN_EVERY: Duration = Duration::from_secs(3);
 
 /// Why the loop ended.
 #[derive(Debug)]
@@ -55,22 +57,29 @@ pub enum Ended {
 }
 
 /// Follows the chain until `stop`, or until the watermark is at `until`.
-pub async fn run(ctx: Arc<Context>, first: Option<u64>, until: Option<u64>, stop: CancellationToken) -> Ended {
+pub async fn run(ctx: Arc<Context>, start: StartBlock, until: Option<u64>, stop: CancellationToken) -> Ended {
     let (publish, views) = watch::channel(None);
     let mut keepers = JoinSet::new();
-    let (head_ctx, beat_ctx) = (ctx.clone(), ctx.clone());
+    let (head_ctx, beat_ctx, filter_ctx) = (ctx.clone(), ctx.clone(), ctx.clone());
     keepers.spawn(async move { follow::heads(&head_ctx, &publish).await });
+    let filter_views = views.clone();
+    let beginning = async {
+        start::begin(&ctx, start, &views).await?;
+        keepers.spawn(async move { start::beat(&beat_ctx).await });
+        keepers.spawn(async move { filter::keep_published(&filter_ctx, filter_views).await });
+        ctx.filters.ready().await;
+        Ok(())
+    };
     let begun = tokio::select! {
         biased;
         () = stop.cancelled() => Err(Ended::Stopped),
-        begun = start::begin(&ctx, first, &views) => begun,
+        begun = beginning => begun,
         never = ctx.vitals.beat_on() => match never {},
     };
     if let Err(ended) = begun {
         keepers.shutdown().await;
         return ended;
     }
-    keepers.spawn(async move { start::beat(&beat_ctx).await });
     ctx.vitals.started();
     let mut tracks = Tracks::new(ctx.clone(), views, until);
     let ended = tokio::select! {
@@ -98,6 +107,7 @@ enum Work {
     Range(Track, BlockRange),
     Seal,
     Unwind,
+    Rescan,
 }
 
 /// What came of it.
@@ -105,6 +115,8 @@ enum Finished {
     Range(Processed),
     Sealed,
     Looked(Look),
+    /// Whether there was anything to look at again.
+    Rescanned(bool),
 }
 
 struct Tracks {
@@ -113,19 +125,10 @@ struct Tracks {
     until: Option<u64>,
     tasks: JoinSet<(Work, Result<Finished, StageError>)>,
     in_flight: Vec<Work>,
-    /// Ranges that someone else holds, or that failed again and again, and until when they are left alone.
-    held: Vec<(BlockRange, Instant)>,
-    stubborn: Stubborn,
-    /// Reading the state.
-    state: Pause,
-    realtime: Pause,
-    historical: Pause,
-    unwinding: Pause,
+    pauses: Pauses,
     footing: Footing,
-    pace: Pace,
-    next_start: Instant,
-    next_press: Instant,
     next_seal: Instant,
+    next_rescan: Instant,
     watermark: i64,
     /// Nothing more is delivered by this process.
     halted: bool,
@@ -135,7 +138,6 @@ struct Tracks {
 
 impl Tracks {
     fn new(ctx: Arc<Context>, views: watch::Receiver<Option<View>>, until: Option<u64>) -> Self {
-        let now = Instant::now();
         let pace = Pace::new(ctx.chain.parallel, ctx.chain.spacing);
         Self {
             ctx,
@@ -143,17 +145,10 @@ impl Tracks {
             until,
             tasks: JoinSet::new(),
             in_flight: Vec::new(),
-            held: Vec::new(),
-            stubborn: Stubborn::default(),
-            state: Pause::new(),
-            realtime: Pause::new(),
-            historical: Pause::new(),
-            unwinding: Pause::new(),
+            pauses: Pauses::new(pace),
             footing: Footing::default(),
-            pace,
-            next_start: now,
-            next_press: now,
-            next_seal: now,
+            next_seal: Instant::now(),
+            next_rescan: Instant::now(),
             watermark: -1,
             halted: false,
             frozen: false,
@@ -171,7 +166,8 @@ impl Tracks {
             if let Some(ended) = ended {
                 return ended;
             }
-            let wake = self.wake_at();
+            let now = Instant::now();
+            let wake = self.pauses.next(now).unwrap_or(now + TICK).min(now + TICK);
             let finished = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ended::Stopped,
@@ -190,15 +186,15 @@ impl Tracks {
         }
     }
 
-    /// Looks at the state and the head, and begins what the plan says. Nothing is begun before its only await, so it may
-    /// be dropped there.
+    /// Looks at the state and the head, and begins what the plan says. Nothing is begun before its awaits, so it may be
+    /// dropped there.
     async fn round(&mut self) -> Option<Ended> {
         let view = self.views.borrow_and_update().clone()?;
         if self.halted {
             self.give_up_claims().await;
             return None;
         }
-        if !self.state.is_over(Instant::now()) {
+        if !self.pauses.state.is_over(Instant::now()) {
             return None;
         }
         let asked = Instant::now();
@@ -206,14 +202,15 @@ impl Tracks {
             Ok(snapshot) => snapshot,
             Err(StoreError::Transient(reason)) => {
                 self.ctx.vitals.answer(Edge::Store, asked, Err(&reason));
-                self.state.failed(None);
+                self.pauses.state.failed(None);
                 return None;
             }
             Err(error) => return Some(Ended::Unusable(error)),
         };
-        self.state.succeeded();
+        self.pauses.state.succeeded();
         self.tell(&snapshot);
-        if self.until.is_some_and(|until| snapshot.progress.watermark >= super::signed(until)) {
+        let reached = self.until.is_some_and(|until| snapshot.progress.watermark >= super::signed(until));
+        if reached && snapshot.progress.retracting == 0 {
             return Some(Ended::Reached);
         }
         if self.is_frozen(snapshot.progress.frozen.as_deref()).await {
@@ -223,8 +220,12 @@ impl Tracks {
         if !self.stands(&view, &snapshot.progress) {
             return None;
         }
+        if self.ctx.filters.now().is_err() {
+            return None;
+        }
         self.begin_ranges(&view, &snapshot);
-        metrics::claims_held(self.in_flight.iter().filter(|work| matches!(work, Work::Range(..))).count());
+        metrics::claims_held(self.ranges().count());
+        self.begin_rescan(&view);
         self.begin_seal(view, &snapshot);
         None
     }
@@ -233,8 +234,10 @@ impl Tracks {
         let depth = self.ctx.chain.finality_depth;
         let Some(head) = view.heights.deliverable(self.ctx.deliver, depth) else { return };
         let now = Instant::now();
-        self.held.retain(|(_, until)| *until > now);
-        let busy: IntervalSet = self.busy_ranges().collect();
+        self.pauses.forget_past(now);
+        let busy: IntervalSet = self.ranges().map(|(_, range)| range).chain(self.pauses.held()).collect();
+        let historical = self.ranges().filter(|(track, _)| *track == Track::Historical).count();
+        let realtime_free = self.pauses.realtime_free(now) && !self.ranges().any(|(track, _)| track == Track::Realtime);
         let planned = plan(&Situation {
             watermark: snapshot.progress.watermark,
             tip: snapshot.progress.tip,
@@ -243,36 +246,25 @@ impl Tracks {
             final_height: view.heights.final_height(depth),
             busy: &busy,
             batch_blocks: self.ctx.chain.batch_blocks,
-            historical_slots: self.historical_slots(now),
+            historical_slots: self.pauses.historical_slots(now, historical),
             max_intervals: MAX_DONE_INTERVALS,
         });
         metrics::stage_seconds("plan", now.elapsed().as_secs_f64());
-        let realtime_free = self.realtime.is_over(now) && !self.in_flight.iter().any(is_realtime);
         if let Some(number) = planned.realtime.filter(|_| realtime_free) {
             self.begin(Track::Realtime, BlockRange::single(number), view);
         }
         for range in planned.historical {
             self.begin(Track::Historical, range, view);
-            self.next_start = now + self.pace.spacing();
+            self.pauses.historical_begun(now);
         }
     }
 
-    fn busy_ranges(&self) -> impl Iterator<Item = BlockRange> + '_ {
-        let ours = self.in_flight.iter().filter_map(|work| match work {
-            Work::Range(_, range) => Some(*range),
-            Work::Seal | Work::Unwind => None,
-        });
-        ours.chain(self.held.iter().map(|(range, _)| *range))
-    }
-
-    /// How many historical ranges may begin now; one at a time while the pace asks for space between them.
-    fn historical_slots(&self, now: Instant) -> usize {
-        if !self.historical.is_over(now) || now < self.next_start {
-            return 0;
-        }
-        let used = self.in_flight.iter().filter(|work| matches!(work, Work::Range(Track::Historical, _))).count();
-        let free = self.pace.parallel().saturating_sub(used);
-        if self.pace.spacing() < Duration::from_millis(1) { free } else { free.min(1) }
+    /// The ranges that are being worked on.
+    fn ranges(&self) -> impl Iterator<Item = (Track, BlockRange)> + '_ {
+        self.in_flight.iter().filter_map(|work| match work {
+            Work::Range(track, range) => Some((*track, *range)),
+            Work::Seal | Work::Unwind | Work::Rescan => None,
+        })
     }
 
     fn begin(&mut self, track: Track, range: BlockRange, view: &View) {
@@ -292,7 +284,18 @@ impl Tracks {
         self.next_seal = Instant::now() + SEAL_EVERY;
         self.in_flight.push(Work::Seal);
         let ctx = self.ctx.clone();
-        self.tasks.spawn(async move { (Work::Seal, commit::seal(&ctx, &view).await.map(|()| Finished::Sealed)) });
+        self.tasks.spawn(async move { (Work::Seal, seal(&ctx, &view).await.map(|()| Finished::Sealed)) });
+    }
+
+    /// Looks again for what joined the filter, while nothing waits at the head.
+    fn begin_rescan(&mut self, view: &View) {
+        let waits = self.in_flight.contains(&Work::Rescan) || self.ranges().any(|(track, _)| track == Track::Realtime);
+        if waits || Instant::now() < self.next_rescan || !self.pauses.rescan.is_over(Instant::now()) {
+            return;
+        }
+        self.in_flight.push(Work::Rescan);
+        let (ctx, view) = (self.ctx.clone(), view.clone());
+        self.tasks.spawn(async move { (Work::Rescan, rescan::work(&ctx, &view).await.map(Finished::Rescanned)) });
     }
 
     /// What a finished task means for the next rounds.
@@ -315,25 +318,24 @@ impl Tracks {
     fn succeeded(&mut self, work: Work, finished: &Finished) {
         if let Finished::Looked(look) = finished {
             match look {
-                Look::Doubt(_) => self.unwinding.failed(None),
-                Look::Firm(_) | Look::Again => self.unwinding.succeeded(),
+                Look::Doubt(_) => self.pauses.unwinding.failed(None),
+                Look::Firm(_) | Look::Again => self.pauses.unwinding.succeeded(),
             }
             self.footing.found(*look);
+        }
+        if let Finished::Rescanned(more) = finished {
+            self.pauses.rescan.succeeded();
+            self.next_rescan = Instant::now() + if *more { Duration::ZERO } else { RESCAN_EVERY };
         }
         let Work::Range(track, range) = work else { return };
         if let Finished::Range(Processed::Held(blocks, until)) = finished {
             metrics::claim_busy();
-            self.held.push((*blocks, *until));
+            self.pauses.hold(*blocks, *until);
             return;
         }
-        self.stubborn.succeeded(range);
-        match track {
-            Track::Realtime => self.realtime.succeeded(),
-            Track::Historical => {
-                self.historical.succeeded();
-                self.pace.answered();
-                self.ctx.vitals.historical_done(range);
-            }
+        self.pauses.succeeded(track, range);
+        if track == Track::Historical {
+            self.ctx.vitals.historical_done(range);
         }
     }
 
@@ -351,43 +353,18 @@ impl Tracks {
                 info!(?work, reason, "what is journaled is held against the chain");
                 self.footing.shake();
             }
-            StageError::Rpc(RpcError::Behind(_)) if is_realtime(&work) => {}
+            StageError::Rpc(RpcError::Behind(_)) if matches!(work, Work::Range(Track::Realtime, _)) => {}
             other => warn!(?work, error = %other, "not finished; it stays missing and is tried again"),
         }
         match work {
             Work::Seal => self.next_seal = Instant::now() + pauses::LONGEST,
-            Work::Unwind => self.unwinding.failed(None),
+            Work::Unwind => self.pauses.unwinding.failed(None),
+            Work::Rescan => self.pauses.rescan.failed(None),
             Work::Range(track, range) => {
-                self.postpone(track, range, error);
+                self.pauses.failed(track, range, error);
             }
         }
         None
-    }
-
-    /// The range waits, alone or with its whole track; answers whether the patience with it is over.
-    fn postpone(&mut self, track: Track, range: BlockRange, error: &StageError) -> bool {
-        let now = Instant::now();
-        let (wait, of_the_server) = match error {
-            StageError::Rpc(RpcError::Throttled { retry_after, .. }) => (*retry_after, true),
-            StageError::Store(_) => (None, true),
-            _ => (None, false),
-        };
-        let pressed =
-            matches!(error, StageError::Rpc(RpcError::Throttled { .. } | RpcError::Transient(_) | RpcError::TimedOut));
-        if track == Track::Historical && pressed && now >= self.next_press {
-            self.pace.pressed();
-            self.next_press = now + PRESS_EVERY;
-        }
-        let alone = self.stubborn.failed(range).filter(|_| !of_the_server);
-        let pause = match track {
-            Track::Realtime => &mut self.realtime,
-            Track::Historical => &mut self.historical,
-        };
-        match alone {
-            Some(until) => self.held.push((range, until)),
-            None => pause.failed(wait),
-        }
-        alone.is_some()
     }
 
     /// Whether everything that was delivered is known to be on the chain of the newest head, and nothing is left to be
@@ -399,10 +376,10 @@ impl Tracks {
         if progress.retracting == 0 && self.footing.holds(&view.head, progress) {
             return true;
         }
-        if self.unwinding.is_over(Instant::now()) {
+        if self.pauses.unwinding.is_over(Instant::now()) {
             self.in_flight.push(Work::Unwind);
             let (ctx, head, progress) = (self.ctx.clone(), view.head, progress.clone());
-            let (thorough, believed) = (self.footing.is_shaken(), self.footing.believed());
+            let (thorough, believed) = (self.footing.begin(), self.footing.believed());
             self.tasks.spawn(async move {
                 (Work::Unwind, settle(&ctx, &head, &progress, thorough, believed).await.map(Finished::Looked))
             });
@@ -451,14 +428,6 @@ impl Tracks {
         self.ctx.vitals.progress(progress.watermark, progress.tip, &snapshot.done);
     }
 
-    fn wake_at(&self) -> Instant {
-        let now = Instant::now();
-        let soonest = self.held.iter().map(|(_, until)| *until);
-        let pauses =
-            [self.state.until, self.realtime.until, self.historical.until, self.unwinding.until, self.next_start];
-        soonest.chain(pauses).filter(|at| *at > now).min().unwrap_or(now + TICK).min(now + TICK)
-    }
-
     /// Lets what is in flight finish within the grace period, then gives back every claim.
     async fn drain(&mut self) {
         self.ctx.vitals.draining();
@@ -492,8 +461,4 @@ impl Tracks {
         }
         retired.is_ok()
     }
-}
-
-fn is_realtime(work: &Work) -> bool {
-    matches!(work, Work::Range(Track::Realtime, _))
 }

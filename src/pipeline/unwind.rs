@@ -19,6 +19,7 @@ use tracing::{error, info, warn};
 use super::{Context, StageError, persist, signed};
 use crate::{
     domain::{BlockRef, Header, MAX_BLOCK_NUMBER},
+    mutants::{Mutant, planted},
     rpc::{At, RpcError},
     store::{JournalEntry, Progress, RewindReply, runs},
 };
@@ -36,6 +37,8 @@ pub(super) struct Footing {
     /// The head above which everything journaled was last found to be canonical.
     firm: Option<BlockRef>,
     doubt: Option<(Doubt, Instant)>,
+    /// Something contradicted it since the last look began.
+    shaken: bool,
 }
 
 /// What one look cannot decide.
@@ -71,6 +74,10 @@ impl Footing {
     /// Whether the head stands on what was delivered. A head right above the last firm one does, where everything below
     /// is delivered without a gap: then INTENT itself compares its parent with the journal.
     pub(super) fn holds(&mut self, head: &Header, progress: &Progress) -> bool {
+        let ignored = planted(Mutant::SameHeightIgnored) && signed(head.number) <= progress.tip;
+        if ignored || planted(Mutant::NeverLook) {
+            return true;
+        }
         let Some(firm) = self.firm else { return false };
         let is_next = head.parent == firm.hash && head.number == firm.number + 1;
         let is_closed = progress.tip == signed(firm.number) && progress.watermark == progress.tip;
@@ -80,13 +87,15 @@ impl Footing {
         self.firm == Some(head.block())
     }
 
-    /// Something contradicted it.
+    /// Something contradicted it, perhaps while a look was going on.
     pub(super) fn shake(&mut self) {
         self.firm = None;
+        self.shaken = true;
     }
 
-    /// Whether nothing was firm since the start or the last contradiction.
-    pub(super) fn is_shaken(&self) -> bool {
+    /// A look begins; answers whether it has to be thorough, because nothing is firm.
+    pub(super) fn begin(&mut self) -> bool {
+        self.shaken = false;
         self.firm.is_none()
     }
 
@@ -98,7 +107,7 @@ impl Footing {
     /// Takes note of what a look found.
     pub(super) fn found(&mut self, look: Look) {
         match look {
-            Look::Firm(head) => (self.firm, self.doubt) = (Some(head), None),
+            Look::Firm(head) => (self.firm, self.doubt) = (Some(head).filter(|_| !self.shaken), None),
             Look::Again => (self.firm, self.doubt) = (None, None),
             Look::Doubt(doubt) => {
                 self.firm = None;
@@ -120,7 +129,6 @@ pub(super) async fn look(
     believed: Option<Doubt>,
 ) -> Result<Look, StageError> {
     let orphans = orphans(ctx, head).await?;
-    let mut canonical = None;
     if let (Some(sealed), true) = (sealed(progress), thorough || !orphans.is_empty())
         && sealed.number <= head.number
     {
@@ -128,7 +136,6 @@ pub(super) async fn look(
         if hash != sealed.hash {
             return foreign(ctx, sealed, progress.epoch, believed).await;
         }
-        canonical = Some(hash);
     }
     if orphans.is_empty() {
         ctx.vitals.note("chain", None);
@@ -140,7 +147,7 @@ pub(super) async fn look(
         ctx.vitals.note("chain", Some(text));
         return Ok(Look::Doubt(Doubt::Shorter));
     }
-    rewind(ctx, &orphans, canonical, progress).await?;
+    rewind(ctx, &orphans, progress).await?;
     Ok(Look::Again)
 }
 
@@ -148,7 +155,11 @@ pub(super) async fn look(
 async fn orphans(ctx: &Context, head: &Header) -> Result<Vec<(BlockRef, u64)>, StageError> {
     let entries = persist(ctx, "journal", PATIENCE, || ctx.store.journal(MAX_BLOCK_NUMBER)).await?;
     let mut left = Vec::new();
-    for run in runs(&entries) {
+    let entries: Vec<JournalEntry> =
+        entries.into_iter().filter(|entry| entry.done || !planted(Mutant::UncommittedKept)).collect();
+    let runs = runs(&entries);
+    let skipped = if planted(Mutant::HighestRunOnly) { runs.len().saturating_sub(1) } else { 0 };
+    for run in runs.into_iter().skip(skipped) {
         let (below, above) = run.split_at(run.partition_point(|entry| entry.block.number <= head.number));
         let mut stands = below.len();
         while let Some(entry) = stands.checked_sub(1).and_then(|index| below.get(index)) {
@@ -184,13 +195,10 @@ fn sealed(progress: &Progress) -> Option<BlockRef> {
     Some(BlockRef { number: u64::try_from(progress.sealed).ok()?, hash: progress.sealed_hash? })
 }
 
-async fn rewind(
-    ctx: &Context,
-    orphans: &[(BlockRef, u64)],
-    sealed: Option<B256>,
-    progress: &Progress,
-) -> Result<(), StageError> {
-    let reply = persist(ctx, "rewind", PATIENCE, || ctx.store.rewind(orphans, sealed, progress.epoch)).await?;
+/// Takes the blocks back. What is at the sealed height was looked at already, and is not said again: another block may
+/// have been sealed meanwhile, which the hash would be taken for.
+async fn rewind(ctx: &Context, orphans: &[(BlockRef, u64)], progress: &Progress) -> Result<(), StageError> {
+    let reply = persist(ctx, "rewind", PATIENCE, || ctx.store.rewind(orphans, None, progress.epoch)).await?;
     match reply {
         RewindReply::Rewound(now) => {
             let lowest = orphans.iter().map(|(block, _)| block.number).min().unwrap_or_default();
@@ -233,6 +241,10 @@ async fn foreign(ctx: &Context, sealed: BlockRef, epoch: u64, believed: Option<D
         warn!(%sealed, %hash, "the only endpoint is on another fork than what was sealed; it is believed if it stays");
         ctx.vitals.note("chain", Some(text));
         return Ok(Look::Doubt(Doubt::Foreign));
+    }
+    let now = persist(ctx, "snapshot", PATIENCE, || ctx.store.snapshot()).await?.progress;
+    if self::sealed(&now) != Some(sealed) {
+        return Err(StageError::Again("what is sealed has changed since it was compared"));
     }
     match persist(ctx, "rewind", PATIENCE, || ctx.store.rewind(&[], Some(hash), epoch)).await? {
         RewindReply::Deep(reason) => error!(reason, "frozen"),
@@ -277,6 +289,10 @@ mod tests {
         assert!(footing.holds(&header(8, 8, 7), &progress(7, 7)), "it is the firm one now");
         footing.shake();
         assert!(!footing.holds(&header(8, 8, 7), &progress(8, 8)));
+        assert!(footing.begin(), "after a contradiction the look is thorough");
+        footing.shake();
+        footing.found(Look::Firm(header(8, 8, 7).block()));
+        assert!(!footing.holds(&header(8, 8, 7), &progress(8, 8)), "it was contradicted during the look");
     }
 
     #[test]

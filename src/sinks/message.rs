@@ -9,7 +9,10 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
 use super::json::{Object, copy_ascii};
-use crate::domain::{Args, Event, Token};
+use crate::{
+    domain::{Args, Event, Token},
+    mutants::{Mutant, planted},
+};
 
 /// Raised when a member is added; a member is never taken away or given another meaning.
 pub const SCHEMA_VERSION: u64 = 1;
@@ -49,8 +52,9 @@ impl Message {
     }
 
     fn compose(event: &Event, event_type: String, chain_id: u64, version: u64) -> Self {
+        let home = if planted(Mutant::IdWithoutBlock) { event.transaction_hash } else { event.block.hash };
         let mut message = Self {
-            id: format!("{chain_id}:{}:{}", event.block.hash, event.log_index),
+            id: format!("{chain_id}:{home}:{}", event.log_index),
             version,
             event_type,
             chain_id,

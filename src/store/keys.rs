@@ -12,7 +12,7 @@ pub const RANGE: &str = "historical_range";
 #[derive(Clone, Debug)]
 pub struct Keys {
     prefix: String,
-    fixed: [String; 10],
+    fixed: [String; 14],
 }
 
 impl Keys {
@@ -32,6 +32,10 @@ impl Keys {
             key("dead"),
             key("dead:keys"),
             key("dead:undecodable"),
+            key("retracting"),
+            key("filter"),
+            key("rescan"),
+            key("rescan:owners"),
         ];
         Self { prefix, fixed }
     }

@@ -43,11 +43,13 @@ pub const MAX_REFUSED: u64 = 100_000;
 /// Undecodable logs kept for an operator to see, the newest.
 pub const MAX_UNDECODABLE: u64 = 10_000;
 /// Journaled bytes of unsealed blocks beyond which no new entry is begun (protocol §3.1).
-const JOURNAL_CAP: u64 = 32 << 20;
+pub const JOURNAL_CAP: u64 = 32 << 20;
 /// Most entries that one BARRIER answers with.
 pub const MAX_ORPHANS: usize = 100;
+/// Most bytes in the key of a member of the filter.
+const MAX_MEMBER_BYTES: usize = 200;
 /// Journal entries that one SEAL drops (protocol §4).
-const SEAL_DROPS: usize = 200;
+pub const SEAL_DROPS: usize = 200;
 
 /// Where to begin on an empty store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -507,6 +509,19 @@ pub trait StateStore: Send + Sync {
     /// Every block of the duty up to `up_to` was scanned and what was found is delivered.
     async fn scanned(&self, duty: u64, up_to: u64) -> Result<(), StoreError>;
 
+    /// The other processes that live and may work on this state, by name: whoever means to take it away asks first. A
+    /// store that belongs to one process at a time has none.
+    async fn others(&self) -> Result<Vec<String>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    /// The claimed blocks of a range of at most [`MAX_CLAIM_BLOCKS`] blocks, ascending, each with the name of its owner;
+    /// for operators.
+    async fn claims(&self, range: BlockRange) -> Result<Vec<(u64, String)>, StoreError> {
+        check_claim(range)?;
+        Ok(Vec::new())
+    }
+
     /// Forgets everything of this chain, for good.
     async fn wipe(&self) -> Result<(), StoreError>;
 
@@ -565,15 +580,46 @@ fn check_claim(range: BlockRange) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Refuses a replay from before block 0.
-fn check_replay(to: i64) -> Result<(), StoreError> {
-    if to < -1 {
+/// Refuses a replay from before block 0, or of nothing.
+fn check_replay(to: i64, until: Option<u64>) -> Result<(), StoreError> {
+    let first = to.saturating_add(1);
+    let Ok(from) = u64::try_from(first) else {
+        return Err(StoreError::Fatal(format!("cannot deliver again from block {first}: the first block is 0")));
+    };
+    check_number(until.unwrap_or(0).max(from.saturating_sub(1)))?;
+    if until.is_some_and(|until| until < from) {
         return Err(StoreError::Fatal(format!(
-            "cannot deliver again from block {}: the first block is 0",
-            to.saturating_add(1)
+            "cannot deliver again from block {from} up to {}: the last block is below the first",
+            until.unwrap_or(0)
         )));
     }
-    check_number(u64::try_from(to).unwrap_or(0))
+    Ok(())
+}
+
+/// Refuses a publication that cannot be stored as it is.
+fn check_publication(publication: &Publication<'_>) -> Result<(), StoreError> {
+    for member in publication.added {
+        check_number(member.from.unwrap_or(0))?;
+        if member.key.is_empty() || member.key.len() > MAX_MEMBER_BYTES {
+            return Err(StoreError::Fatal(format!(
+                "a key of the filter has {} bytes, not 1 to {MAX_MEMBER_BYTES}",
+                member.key.len()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// An operation that a frozen chain refuses.
+fn halted(reason: &str) -> StoreError {
+    StoreError::Fatal(format!(
+        "the chain is halted ({reason}): find out which chain is right, then run `chaintap resume --accept-reorg`"
+    ))
+}
+
+/// A RESUME above what is sealed.
+fn above_sealed(sealed: &str) -> StoreError {
+    StoreError::Fatal(format!("cannot resume above the sealed height, {sealed}: nothing is sealed there"))
 }
 
 /// A journal that holds this many bytes, which takes stalled finality.
@@ -634,7 +680,9 @@ mod tests {
     fn the_first_number_that_is_refused_is_2_to_the_53rd() {
         assert!(check_number((1 << 53) - 1).is_ok());
         assert!(matches!(check_number(1 << 53), Err(StoreError::Fatal(text)) if text.contains("not below 2^53")));
-        assert!(check_replay(-1).is_ok() && check_replay(-2).is_err());
-        assert!(check_replay((1 << 53) - 1).is_ok() && check_replay(1 << 53).is_err());
+        assert!(check_replay(-1, None).is_ok() && check_replay(-2, None).is_err());
+        assert!(check_replay((1 << 53) - 1, None).is_ok() && check_replay(1 << 53, None).is_err());
+        assert!(check_replay(-1, Some(0)).is_ok() && check_replay(7, Some(8)).is_ok());
+        assert!(check_replay(7, Some(7)).is_err() && check_replay(7, Some(1 << 53)).is_err());
     }
 }

@@ -123,6 +123,9 @@ declare! {
         "Delivered blocks that one reorganisation took back, counted down from the highest.";
     RETRACTED = Kind::Counter, "events_retracted_total", [], "Events that were taken back.";
 
+    AUDIT_MISSING = Kind::Counter, "audit_missing_total", [], "Events that only a second provider had, delivered late.";
+    AUDIT_EXTRA = Kind::Counter, "audit_extra_total", [], "Delivered events that a second provider does not have.";
+
     TOKENS = Kind::Gauge, "tokens_tracked", [], "Tokens of this chain in the list in use.";
     TOKENS_TIME = Kind::Gauge, "tokens_last_refresh_timestamp_seconds", [], "When the token list was last read.";
     TOKEN_FAILURES = Kind::Counter, "token_refresh_failures_total", [], "Readings of the token list that failed.";
@@ -153,6 +156,16 @@ pub fn events_matched(events: u64) {
 /// Events were taken back.
 pub fn events_retracted(events: u64) {
     count(&RETRACTED, [], events);
+}
+
+/// Events that were delivered late, because only a second provider had them.
+pub fn audit_missing(events: u64) {
+    count(&AUDIT_MISSING, [], events);
+}
+
+/// Delivered events that a second provider does not have.
+pub fn audit_extra(events: u64) {
+    count(&AUDIT_EXTRA, [], events);
 }
 
 /// One stage of one range ended; `stage` is one of [`STAGES`].
@@ -389,7 +402,7 @@ mod tests {
             }
             if let Kind::Histogram(buckets) = kind {
                 assert!(buckets.is_sorted_by(|a, b| a < b) && buckets.len() <= 15, "{name}: ascending, few buckets");
-                assert!(name.ends_with("_seconds"), "{name}: unit in the name");
+                assert!(name.ends_with("_seconds") || name.ends_with("_blocks"), "{name}: unit in the name");
             }
         }
         let distinct: BTreeSet<&str> = DECLARED.iter().map(|metric| metric.name).collect();

@@ -105,6 +105,10 @@ mod tests {
         metrics::provider_head("node.example", 99);
         metrics::sink_healthy("sqs:transfers", true);
         metrics::sink_queued("sqs:transfers", 4);
+        metrics::reorganised(3);
+        metrics::events_retracted(6);
+        metrics::audit_missing(1);
+        metrics::audit_extra(1);
         metrics::token_refresh_failed();
         metrics::tokens(150);
         metrics::dead_letters(1);

@@ -44,7 +44,7 @@ impl TokenDirectory for FixedList {
         let read = tokio::task::spawn_blocking(move || {
             let mut gathering = Gathering::default();
             for entry in read(&this.path, this.chain_id)? {
-                gathering.take(|| format!("line {}", entry.line), entry.row.and_then(|row| row.token()));
+                gathering.take(|| format!("line {}", entry.line), entry.row.and_then(|row| row.listed()));
             }
             Ok(gathering.finish())
         });

@@ -1,5 +1,8 @@
 //! The directory's edge: which tokens the business tracks on this chain.
 
+use std::collections::BTreeMap;
+
+use alloy::primitives::Address;
 use async_trait::async_trait;
 
 use crate::domain::TokenList;
@@ -16,6 +19,8 @@ pub use mongo::MongoDirectory;
 pub struct Loaded {
     /// The valid tokens of this chain.
     pub tokens: TokenList,
+    /// The first block from which a token is wanted that joins the list, of those that have one of their own.
+    pub from: BTreeMap<Address, u64>,
     /// One line for every row that was skipped, naming the row and the reason.
     pub skipped: Vec<String>,
 }

@@ -195,7 +195,7 @@ impl MongoDirectory {
     /// This chain's documents by `_id`, each as a row or with the reason why it is none.
     async fn documents(&self) -> Result<Vec<(Bson, Result<Row, String>)>, TokenError> {
         let this_chain = doc! { "chainId": { "$in": [self.chain_id, self.chain_id.to_string()] } };
-        let members = doc! { "address": 1, "name": 1, "symbol": 1, "decimals": 1, "chainId": 1 };
+        let members = doc! { "address": 1, "name": 1, "symbol": 1, "decimals": 1, "chainId": 1, "fromBlock": 1 };
         let find = self.tokens.find(this_chain).projection(members).sort(doc! { "_id": 1 });
         let limit = i64::try_from(MAX_ROWS + 1).unwrap_or(i64::MAX);
         let batch = u32::try_from(BATCH).unwrap_or(u32::MAX);
@@ -249,7 +249,7 @@ impl TokenDirectory for MongoDirectory {
     async fn load(&self) -> Result<Loaded, TokenError> {
         let mut gathering = Gathering::default();
         for (id, row) in self.documents().await? {
-            gathering.take(|| format!("_id {}", shown(&id.to_string(), 64)), row.and_then(|row| row.token()));
+            gathering.take(|| format!("_id {}", shown(&id.to_string(), 64)), row.and_then(|row| row.listed()));
         }
         Ok(gathering.finish())
     }

@@ -4,13 +4,13 @@
 //! them are other people's text. What decides which transfers are delivered is strict (address, chain, decimals); what
 //! is only shown (name, symbol) is cleaned, shortened, and never a reason to lose a token.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use alloy::primitives::Address;
 use serde::{Deserialize, de::IgnoredAny};
 
 use super::Loaded;
-use crate::domain::Token;
+use crate::domain::{MAX_BLOCK_NUMBER, Token};
 
 /// Most documents that are read, well above the 100,000 tokens of the largest lists.
 pub(crate) const MAX_ROWS: usize = 250_000;
@@ -30,7 +30,11 @@ pub(crate) struct Row {
     name: Option<Scalar>,
     symbol: Option<Scalar>,
     decimals: Option<Scalar>,
+    from_block: Option<Scalar>,
 }
+
+/// A token, and the first block from which it is wanted where it has one of its own.
+pub(crate) type Listed = (Token, Option<u64>);
 
 /// A member's value. Old documents hold numbers as 32-bit, 64-bit, floating or text, as their writers had them.
 #[derive(Debug, Deserialize)]
@@ -91,6 +95,13 @@ impl Row {
             decimals: decimals.ok_or("decimals is not a whole number from 0 to 255")?,
         })
     }
+
+    /// The token with its own first block; or why there is none.
+    pub(crate) fn listed(&self) -> Result<Listed, String> {
+        let block = |from: &Scalar| from.whole().filter(|block| *block <= MAX_BLOCK_NUMBER);
+        let wrong = "fromBlock is not a whole number below 2^53";
+        Ok((self.token()?, self.from_block.as_ref().map(|from| block(from).ok_or(wrong)).transpose()?))
+    }
 }
 
 /// A symbol as it is stored and shown.
@@ -139,6 +150,7 @@ pub(crate) fn parse_checksummed(text: &str) -> Result<Address, String> {
 #[derive(Debug, Default)]
 pub(crate) struct Gathering {
     tokens: Vec<Token>,
+    from: BTreeMap<Address, u64>,
     seen: HashSet<Address>,
     skipped: Vec<String>,
     untold: usize,
@@ -146,10 +158,13 @@ pub(crate) struct Gathering {
 
 impl Gathering {
     /// Takes what became of a row; `place` names the row where it is told.
-    pub(crate) fn take(&mut self, place: impl FnOnce() -> String, row: Result<Token, String>) {
+    pub(crate) fn take(&mut self, place: impl FnOnce() -> String, row: Result<Listed, String>) {
         let reason = match row {
-            Ok(token) if self.seen.insert(token.address) => return self.tokens.push(token),
-            Ok(token) => format!("{} is listed before, the first one counts", token.address),
+            Ok((token, from)) if self.seen.insert(token.address) => {
+                self.from.extend(from.map(|from| (token.address, from)));
+                return self.tokens.push(token);
+            }
+            Ok((token, _)) => format!("{} is listed before, the first one counts", token.address),
             Err(reason) => reason,
         };
         if self.skipped.len() < MAX_TOLD {
@@ -163,7 +178,7 @@ impl Gathering {
         if self.untold > 0 {
             self.skipped.push(format!("{} more rows", self.untold));
         }
-        Loaded { tokens: self.tokens.into_iter().collect(), skipped: self.skipped }
+        Loaded { tokens: self.tokens.into_iter().collect(), from: self.from, skipped: self.skipped }
     }
 }
 
@@ -200,6 +215,18 @@ mod tests {
     }
 
     #[test]
+    fn a_first_block_is_a_number_in_every_form_or_a_fault() {
+        let from = |block: Value| row(json!({ "address": USDC, "decimals": 6, "fromBlock": block })).listed();
+        for block in [json!(17), json!(17.0), json!(" 17 ")] {
+            assert_eq!(from(block).unwrap().1, Some(17));
+        }
+        assert_eq!(from(json!(null)).unwrap().1, None);
+        for bad in [json!(-1), json!(1.5), json!("0x11"), json!(""), json!([1]), json!(1_u64 << 53)] {
+            assert!(from(bad.clone()).unwrap_err().contains("fromBlock"), "{bad}");
+        }
+    }
+
+    #[test]
     fn a_bad_address_is_told_and_quoted() {
         for bad in
             ["", "0x", "EPjFWdd5AufqSSqeM2qN1xzybapC8G4wEGGkZwyTDt1v", "0xA0b86991c6218b36c1d19D4a2e9Eb0cE3606eB4g"]
@@ -232,7 +259,7 @@ mod tests {
 
     #[test]
     fn the_first_of_two_rows_counts_and_a_flood_of_faults_stays_small() {
-        let token = |name: &str| row(json!({ "address": USDC, "decimals": 6, "name": name })).token();
+        let token = |name: &str| row(json!({ "address": USDC, "decimals": 6, "name": name })).listed();
         let mut gathering = Gathering::default();
         gathering.take(|| "a".into(), token("first"));
         gathering.take(|| "b".into(), token("second"));

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use chaintap::store::Snapshot;
 use serde_json::Value;
 
+use super::fold::Fold;
+
 /// One run of a process.
 struct Life {
     name: String,
@@ -39,6 +41,8 @@ pub struct Ledger {
     lives: Vec<Life>,
     /// The text of each message by id, version and type.
     messages: BTreeMap<(String, u64, String), String>,
+    /// What a consumer makes of them.
+    fold: Fold,
     /// How many messages came in all.
     pub received: usize,
 }
@@ -65,6 +69,7 @@ impl Ledger {
             blocks.insert(message["blockNumber"].as_u64().unwrap());
             let first = self.messages.entry(key).or_insert_with(|| line.clone());
             assert_eq!(first, line, "two texts of one id and version");
+            self.fold.take(line).unwrap();
         }
         self.received += lines.len();
         self.lives.push(Life { name, blocks, end });
@@ -82,6 +87,16 @@ impl Ledger {
         let strange: Vec<_> = ids.difference(expected).take(5).collect();
         assert!(lost.is_empty() && strange.is_empty(), "lost: {lost:?}…, not expected: {strange:?}…");
         assert_eq!(ids.len(), self.messages.len(), "some id came in several versions");
+    }
+
+    /// Asserts that exactly these ids count in the end, for a consumer that keeps the highest version of each.
+    pub fn assert_counts(&self, expected: &BTreeSet<String>) {
+        assert_counts(&self.fold, expected);
+    }
+
+    /// How many events were taken back in the end.
+    pub fn retracted(&self) -> usize {
+        self.fold.retracted()
     }
 
     /// Asserts that nothing came twice.
@@ -107,4 +122,12 @@ impl Ledger {
         senders.retain(|_, lives| lives.len() > 1);
         senders
     }
+}
+
+/// Asserts that exactly these ids count in a fold.
+pub fn assert_counts(fold: &Fold, expected: &BTreeSet<String>) {
+    let live: BTreeSet<String> = fold.live().map(|message| message["id"].as_str().unwrap().to_owned()).collect();
+    let lost: Vec<_> = expected.difference(&live).take(5).collect();
+    let false_ones: Vec<_> = live.difference(expected).take(5).collect();
+    assert!(lost.is_empty() && false_ones.is_empty(), "lost: {lost:?}…, not on the chain: {false_ones:?}…");
 }

@@ -13,12 +13,18 @@ static SCHEMA: LazyLock<Validator> = LazyLock::new(|| {
     jsonschema::draft202012::new(&schema).unwrap()
 });
 
-/// The body of a message, which must be ASCII, keep to the schema, and agree with the attributes beside it.
-pub fn checked(received: &Received) -> Value {
-    let body: Value = serde_json::from_str(&received.body).unwrap();
-    assert!(received.body.is_ascii(), "{body}");
+/// The body of a message, which must be ASCII and keep to the schema.
+pub fn well_formed(text: &str) -> Value {
+    let body: Value = serde_json::from_str(text).unwrap();
+    assert!(text.is_ascii(), "{body}");
     let mistakes: Vec<String> = SCHEMA.iter_errors(&body).map(|mistake| mistake.to_string()).collect();
     assert!(mistakes.is_empty(), "{mistakes:?}\n{body}");
+    body
+}
+
+/// The body of a message, well formed, which must agree with the attributes beside it.
+pub fn checked(received: &Received) -> Value {
+    let body = well_formed(&received.body);
     let text = |member: &Value| member.as_str().map_or_else(|| member.to_string(), str::to_owned);
     let attributes = ["chainId", "contractAddress", "eventType", "id"]
         .map(|name| (name.to_owned(), ("String".to_owned(), text(&body[name]))));

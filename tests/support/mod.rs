@@ -16,12 +16,20 @@ pub mod chain;
 pub mod chaintap;
 pub mod deliveries;
 pub mod devchain;
+pub mod dice;
 pub mod faulty_node;
+pub mod fleet;
+/// The consumer of the documentation is the oracle.
+#[path = "../../examples/consumer/fold.rs"]
+pub mod fold;
 pub mod ledger;
+pub mod mailbox;
 pub mod message;
+pub mod model_store;
 pub mod mongo;
 pub mod process;
 pub mod proxy;
 pub mod puppet;
 pub mod redis;
 pub mod sqs;
+pub mod world;

@@ -162,6 +162,11 @@ impl SqsServer {
         self.client.delete_queue().queue_url(url).send().await.unwrap();
     }
 
+    /// A client of it, for consumers.
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
     /// Where it listens.
     pub fn endpoint(&self) -> &str {
         &self.endpoint

@@ -9,13 +9,16 @@ use std::time::Duration;
 use super::{Claim, Context, StageError, Wanted, persist};
 use crate::{
     domain::{BlockRef, Digest, Event, Header},
+    mutants::{Mutant, planted},
     store::{self, BlockCommit, FinalCommit, Intent, IntentReply, Orphan},
     telemetry::metrics,
 };
 
+mod amend;
 mod dead_letters;
 mod hand_over;
 
+pub(super) use amend::{Amended, amended};
 use dead_letters::{bury_undecodable, forget, wall_clock};
 use hand_over::{Say, send};
 
@@ -44,11 +47,14 @@ pub(super) async fn journaled(
     wanted: &Wanted,
 ) -> Result<Delivered, StageError> {
     bury_undecodable(ctx, &wanted.undecodable).await?;
-    let mut entry = Entry { ctx, claim, header, digest: Digest::default() };
+    let mut entry = Entry { ctx, claim, header, version: version(claim, wanted.version), digest: Digest::default() };
     let mut parts = store::parts(&wanted.events);
     // A block without events is journaled too: its hash is what later blocks must fit to.
     let mut next = Some(parts.next().unwrap_or_default());
     while let Some(part) = next {
+        if planted(Mutant::SendBeforeIntent) {
+            send(ctx, Say::Applied(claim.grant.epoch), part).await?;
+        }
         if entry.append(part).await? == Appended::Differs {
             return merged(ctx, claim, header, wanted).await;
         }
@@ -65,7 +71,7 @@ pub(super) async fn merged(
     header: &Header,
     wanted: &Wanted,
 ) -> Result<Delivered, StageError> {
-    let mut entry = Entry { ctx, claim, header, digest: Digest::default() };
+    let mut entry = Entry { ctx, claim, header, version: version(claim, wanted.version), digest: Digest::default() };
     entry.merge(&wanted.events).await?;
     Ok(entry.delivered(wanted))
 }
@@ -83,19 +89,22 @@ pub(super) async fn part(ctx: &Context, claim: &Claim, wanted: &Wanted) -> Resul
 /// delivered for any more.
 pub(super) async fn retracted(ctx: &Context, orphan: Orphan, events: &[Event]) -> Result<(), StageError> {
     forget(ctx, events).await?;
-    for part in store::parts(events) {
-        send(ctx, Say::Retracted(orphan.retract_epoch), part).await?;
+    let epoch = if planted(Mutant::RetractUnderOldEpoch) { orphan.epoch } else { orphan.retract_epoch };
+    let listed = |event: &&Event| !planted(Mutant::RetractByList) || ctx.filters.tracks(&event.address);
+    let events: Vec<Event> = events.iter().filter(listed).cloned().collect();
+    for part in store::parts(&events) {
+        send(ctx, Say::Retracted(epoch), part).await?;
     }
     Ok(())
 }
 
-/// All parts of a final range were sent: `first` and `last` are the headers of its ends.
+/// All parts of a final range were sent, filtered with one version: `first` and `last` are the headers of its ends.
 pub(super) fn finished(
     claim: &Claim,
-    first: &Header,
-    last: &Header,
+    (first, last): (&Header, &Header),
     confirmed: Vec<BlockRef>,
     events: u64,
+    filter_version: u64,
 ) -> Delivered {
     let commit = FinalCommit {
         range: claim.grant.range,
@@ -104,9 +113,24 @@ pub(super) fn finished(
         parent: first.parent,
         hash: last.hash,
         confirmed,
-        filter_version: claim.grant.filter_version,
+        filter_version: version(claim, filter_version),
     };
     Delivered { proof: Proof::Final(commit), events, _only_here: () }
+}
+
+/// The version that events are journaled and committed under: that of the filter that they passed (N25).
+fn version(claim: &Claim, filter_version: u64) -> u64 {
+    if planted(Mutant::FilterOfClaim) { claim.grant.filter_version } else { filter_version }
+}
+
+/// Which of ours an entry that holds these lacks.
+pub(super) fn lacking(held: &[Event], ours: &[Event]) -> Vec<Event> {
+    ours.iter().filter(|ours| !held.iter().any(|held| is_same(held, ours))).cloned().collect()
+}
+
+/// Whether two are one log on its way to one handler.
+fn is_same(one: &Event, other: &Event) -> bool {
+    one.log_index == other.log_index && one.handler == other.handler
 }
 
 /// A journal entry while it grows.
@@ -114,6 +138,8 @@ struct Entry<'a> {
     ctx: &'a Context,
     claim: &'a Claim,
     header: &'a Header,
+    /// Version of the filter that the block's events passed.
+    version: u64,
     digest: Digest,
 }
 
@@ -135,7 +161,7 @@ impl Entry<'_> {
         let commit = BlockCommit {
             block: self.header.block(),
             epoch: self.claim.grant.epoch,
-            filter_version: self.claim.grant.filter_version,
+            filter_version: self.version,
             digest: self.digest,
         };
         Delivered { proof: Proof::Journaled(commit), events: wanted.events.len() as u64, _only_here: () }
@@ -150,7 +176,7 @@ impl Entry<'_> {
             block: self.header.block(),
             parent: self.header.parent,
             epoch: self.claim.grant.epoch,
-            filter_version: self.claim.grant.filter_version,
+            filter_version: self.version,
             digest,
             events,
         };
@@ -163,7 +189,7 @@ impl Entry<'_> {
             IntentReply::More => Ok(Appended::Differs),
             IntentReply::Done => Err(StageError::Again("the block is delivered already")),
             IntentReply::Stale => Err(StageError::Again("the epoch moved on")),
-            IntentReply::OldList => Err(StageError::Again("the token list or the contracts moved on")),
+            IntentReply::OldList => Err(self.ctx.filters.moved_on()),
             IntentReply::Sealed => Err(StageError::Again("the block became final meanwhile")),
             IntentReply::Full(reason) => {
                 self.ctx.vitals.note("journal", Some(reason));
@@ -180,9 +206,7 @@ impl Entry<'_> {
         let held =
             persist(ctx, "journaled", Duration::MAX, || ctx.store.journaled(block, self.claim.grant.epoch)).await?;
         self.digest = Digest::of(&held);
-        let is_held =
-            |ours: &&Event| held.iter().any(|held| held.log_index == ours.log_index && held.handler == ours.handler);
-        let missing: Vec<Event> = ours.iter().filter(|ours| !is_held(ours)).cloned().collect();
+        let missing = lacking(&held, ours);
         // At least one intent, even an empty one: its barrier vouches for what the others journaled, too.
         let mut parts = store::parts(&missing);
         let mut next = Some(parts.next().unwrap_or_default());

@@ -1,12 +1,14 @@
 //! The tables of the state file, opened within one transaction: reading and changing them, and no rules.
 
+use std::{collections::BTreeSet, ops::RangeInclusive};
+
 use alloy::primitives::B256;
-use redb::{ReadableTable, Table, TableDefinition, WriteTransaction};
+use redb::{ReadableTable, ReadableTableMetadata as _, Table, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     domain::{BlockRange, BlockRef, Digest},
-    store::StoreError,
+    store::{Duty, StoreError},
 };
 
 /// First byte of the truth's row; another one means that another version of the program wrote the file.
@@ -18,7 +20,10 @@ type PartKey = (u64, [u8; 32], u64, u32);
 const TRUTH: TableDefinition<'_, (), &[u8]> = TableDefinition::new("truth");
 const DONE: TableDefinition<'_, u64, u64> = TableDefinition::new("done");
 const JOURNAL: TableDefinition<'_, EntryKey, &[u8]> = TableDefinition::new("journal");
+const RETRACTING: TableDefinition<'_, EntryKey, &[u8]> = TableDefinition::new("retracting");
 const PARTS: TableDefinition<'_, PartKey, &[u8]> = TableDefinition::new("parts");
+const MEMBERS: TableDefinition<'_, &str, ()> = TableDefinition::new("members");
+const DUTIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("duties");
 const DEAD: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("dead");
 const DEAD_AGE: TableDefinition<'_, (u64, &str), ()> = TableDefinition::new("dead_age");
 
@@ -37,15 +42,21 @@ pub(super) struct Truth {
     pub(super) replayed: u64,
     /// Bytes of all journal entries.
     pub(super) journal_bytes: u64,
+    /// The tip when the filter was last checked: what joins is scanned for above it.
+    pub(super) filter_checked: i64,
+    /// Re-scan duties that were made so far; the last one's name.
+    pub(super) duties: u64,
 }
 
-/// A journal entry.
+/// A journal entry: live, or in the table of those that are being taken back.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Entry {
     #[serde(skip)]
     pub(super) key: EntryKey,
     pub(super) parent: B256,
     pub(super) done: bool,
+    /// Epoch of the REWIND that took it back.
+    pub(super) retract_epoch: Option<u64>,
     pub(super) bytes: u64,
     /// Cumulative: each covers all parts up to and including its own.
     pub(super) digests: Vec<Digest>,
@@ -53,7 +64,7 @@ pub(super) struct Entry {
 
 impl Entry {
     pub(super) fn new(block: BlockRef, epoch: u64, parent: B256) -> Self {
-        Self { key: entry_key(block, epoch), parent, done: false, bytes: 0, digests: Vec::new() }
+        Self { key: entry_key(block, epoch), parent, done: false, retract_epoch: None, bytes: 0, digests: Vec::new() }
     }
 
     pub(super) fn block(&self) -> BlockRef {
@@ -78,7 +89,10 @@ pub(super) struct Books<'t> {
     truth: Table<'t, (), &'static [u8]>,
     done: Table<'t, u64, u64>,
     journal: Table<'t, EntryKey, &'static [u8]>,
+    retracting: Table<'t, EntryKey, &'static [u8]>,
     parts: Table<'t, PartKey, &'static [u8]>,
+    members: Table<'t, &'static str, ()>,
+    duties: Table<'t, u64, &'static [u8]>,
     dead: Table<'t, &'static str, &'static [u8]>,
     dead_age: Table<'t, (u64, &'static str), ()>,
     /// Whether there is anything to commit.
@@ -91,7 +105,10 @@ impl<'t> Books<'t> {
             truth: transaction.open_table(TRUTH)?,
             done: transaction.open_table(DONE)?,
             journal: transaction.open_table(JOURNAL)?,
+            retracting: transaction.open_table(RETRACTING)?,
             parts: transaction.open_table(PARTS)?,
+            members: transaction.open_table(MEMBERS)?,
+            duties: transaction.open_table(DUTIES)?,
             dead: transaction.open_table(DEAD)?,
             dead_age: transaction.open_table(DEAD_AGE)?,
             changed: false,
@@ -116,6 +133,21 @@ impl<'t> Books<'t> {
         Ok(())
     }
 
+    /// Empties every table.
+    pub(super) fn wipe(&mut self) -> Result<(), StoreError> {
+        self.changed = true;
+        self.truth.retain(|(), _| false)?;
+        self.done.retain(|_, _| false)?;
+        self.journal.retain(|_, _| false)?;
+        self.retracting.retain(|_, _| false)?;
+        self.parts.retain(|_, _| false)?;
+        self.members.retain(|_, ()| false)?;
+        self.duties.retain(|_, _| false)?;
+        self.dead.retain(|_, _| false)?;
+        self.dead_age.retain(|_, ()| false)?;
+        Ok(())
+    }
+
     // Done intervals: from -> to.
 
     /// The last interval that begins at or before `number`.
@@ -133,7 +165,7 @@ impl<'t> Books<'t> {
     }
 
     pub(super) fn interval_count(&self) -> Result<u64, StoreError> {
-        Ok(redb::ReadableTableMetadata::len(&self.done)?)
+        Ok(self.done.len()?)
     }
 
     pub(super) fn starts_at(&self, number: u64) -> Result<bool, StoreError> {
@@ -154,27 +186,40 @@ impl<'t> Books<'t> {
 
     // Journal.
 
+    /// The live entry of this name.
     pub(super) fn entry(&self, block: BlockRef, epoch: u64) -> Result<Option<Entry>, StoreError> {
-        let key = entry_key(block, epoch);
-        let Some(row) = self.journal.get(key)? else { return Ok(None) };
-        Ok(Some(Entry { key, ..decode(row.value())? }))
+        entry_of(&self.journal, entry_key(block, epoch))
     }
 
-    /// The entries of these heights, ascending.
-    pub(super) fn entries(&self, heights: std::ops::RangeInclusive<u64>) -> Result<Vec<Entry>, StoreError> {
-        let first = (*heights.start(), [0; 32], 0);
-        let last = (*heights.end(), [0xff; 32], u64::MAX);
-        let mut entries = Vec::new();
-        for row in self.journal.range(first..=last)? {
-            let (key, value) = row?;
-            entries.push(Entry { key: key.value(), ..decode(value.value())? });
-        }
-        Ok(entries)
+    /// The entry of this name that is being taken back.
+    pub(super) fn orphan(&self, block: BlockRef, epoch: u64) -> Result<Option<Entry>, StoreError> {
+        entry_of(&self.retracting, entry_key(block, epoch))
     }
 
+    /// The live entries of these heights, ascending.
+    pub(super) fn entries(&self, heights: RangeInclusive<u64>) -> Result<Vec<Entry>, StoreError> {
+        entries_of(&self.journal, heights, usize::MAX)
+    }
+
+    /// At most `limit` of the entries of these heights that are being taken back, ascending.
+    pub(super) fn orphans(&self, heights: RangeInclusive<u64>, limit: usize) -> Result<Vec<Entry>, StoreError> {
+        entries_of(&self.retracting, heights, limit)
+    }
+
+    pub(super) fn orphan_count(&self) -> Result<u64, StoreError> {
+        Ok(self.retracting.len()?)
+    }
+
+    /// Stores the entry where it belongs: among the live ones, or among those that are being taken back.
     pub(super) fn put_entry(&mut self, entry: &Entry) -> Result<(), StoreError> {
         self.changed = true;
-        self.journal.insert(entry.key, encode(entry)?.as_slice())?;
+        let row = encode(entry)?;
+        if entry.retract_epoch.is_some() {
+            self.journal.remove(entry.key)?;
+            self.retracting.insert(entry.key, row.as_slice())?;
+        } else {
+            self.journal.insert(entry.key, row.as_slice())?;
+        }
         Ok(())
     }
 
@@ -184,6 +229,7 @@ impl<'t> Books<'t> {
             self.parts.remove(entry.part_key(part))?;
         }
         self.journal.remove(entry.key)?;
+        self.retracting.remove(entry.key)?;
         truth.journal_bytes = truth.journal_bytes.saturating_sub(entry.bytes);
         Ok(())
     }
@@ -205,6 +251,47 @@ impl<'t> Books<'t> {
         (0..entry.digests.len()).map(part).collect()
     }
 
+    // What events are filtered with, and what is to be scanned for it.
+
+    pub(super) fn members(&self) -> Result<BTreeSet<String>, StoreError> {
+        self.members.iter()?.map(|row| Ok(row?.0.value().to_owned())).collect()
+    }
+
+    /// Whether it was none before.
+    pub(super) fn add_member(&mut self, key: &str) -> Result<bool, StoreError> {
+        self.changed = true;
+        Ok(self.members.insert(key, ())?.is_none())
+    }
+
+    /// Whether it was one.
+    pub(super) fn remove_member(&mut self, key: &str) -> Result<bool, StoreError> {
+        self.changed = true;
+        Ok(self.members.remove(key)?.is_some())
+    }
+
+    /// The lowest duty.
+    pub(super) fn first_duty(&self) -> Result<Option<Duty>, StoreError> {
+        let first = self.duties.first()?.map(|(id, row)| duty(id.value(), row.value()));
+        first.transpose()
+    }
+
+    pub(super) fn duty(&self, id: u64) -> Result<Option<Duty>, StoreError> {
+        self.duties.get(id)?.map(|row| duty(id, row.value())).transpose()
+    }
+
+    pub(super) fn put_duty(&mut self, duty: &Duty) -> Result<(), StoreError> {
+        self.changed = true;
+        let row = encode(&(duty.range.from, duty.range.to, &duty.members))?;
+        self.duties.insert(duty.id, row.as_slice())?;
+        Ok(())
+    }
+
+    pub(super) fn drop_duty(&mut self, id: u64) -> Result<(), StoreError> {
+        self.changed = true;
+        self.duties.remove(id)?;
+        Ok(())
+    }
+
     // Dead letters, with an index of the undecodable ones by age.
 
     pub(super) fn has_letter(&self, key: &str) -> Result<bool, StoreError> {
@@ -212,11 +299,11 @@ impl<'t> Books<'t> {
     }
 
     pub(super) fn letter_count(&self) -> Result<u64, StoreError> {
-        Ok(redb::ReadableTableMetadata::len(&self.dead)?)
+        Ok(self.dead.len()?)
     }
 
     pub(super) fn undecodable_count(&self) -> Result<u64, StoreError> {
-        Ok(redb::ReadableTableMetadata::len(&self.dead_age)?)
+        Ok(self.dead_age.len()?)
     }
 
     /// Up to `limit` letters after the key `after`, by key.
@@ -252,6 +339,29 @@ impl<'t> Books<'t> {
         let oldest = self.dead_age.first()?.map(|(age, _)| age.value().1.to_owned());
         oldest.map_or(Ok(false), |key| self.drop_letter(&key)).map(drop)
     }
+}
+
+type Entries<'t> = Table<'t, EntryKey, &'static [u8]>;
+
+fn entry_of(table: &Entries<'_>, key: EntryKey) -> Result<Option<Entry>, StoreError> {
+    let Some(row) = table.get(key)? else { return Ok(None) };
+    Ok(Some(Entry { key, ..decode(row.value())? }))
+}
+
+fn entries_of(table: &Entries<'_>, heights: RangeInclusive<u64>, limit: usize) -> Result<Vec<Entry>, StoreError> {
+    let first = (*heights.start(), [0; 32], 0);
+    let last = (*heights.end(), [0xff; 32], u64::MAX);
+    let mut entries = Vec::new();
+    for row in table.range(first..=last)?.take(limit) {
+        let (key, value) = row?;
+        entries.push(Entry { key: key.value(), ..decode(value.value())? });
+    }
+    Ok(entries)
+}
+
+fn duty(id: u64, row: &[u8]) -> Result<Duty, StoreError> {
+    let (from, to, members) = decode(row)?;
+    Ok(Duty { id, range: BlockRange { from, to }, members })
 }
 
 fn encode(value: &impl Serialize) -> Result<Vec<u8>, StoreError> {

@@ -34,6 +34,11 @@ impl Claims {
         }
     }
 
+    /// Takes a block from whoever has it.
+    pub(super) fn forget(&mut self, number: u64) {
+        self.tokens.remove(&number);
+    }
+
     /// Gives everything back.
     pub(super) fn clear(&mut self) {
         self.tokens.clear();

@@ -6,8 +6,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{SystemTime, UNIX_EPOCH},
+    sync::Arc,
 };
 
 use alloy::primitives::B256;
@@ -16,34 +15,31 @@ use redb::{Database, DatabaseError, backends::InMemoryBackend};
 
 use self::{
     books::{Books, Truth},
-    claims::Claims,
-    rules::Draft,
+    home::{Home, now},
+    rules::{Draft, Part},
+    unwind::Claimed,
 };
 use super::{
     Amend, AmendReply, BlockCommit, ClaimReply, CommitReply, DeadLetter, Duty, FinalCommit, Grant, Initialised, Intent,
-    IntentReply, JournalEntry, Orphan, Progress, Publication, PublishReply, Published, ReplayReply, RewindReply,
-    SealReply, Snapshot, Start, StateStore, StoreError, check_claim, check_number, check_replay, packed, read_letter,
+    IntentReply, JournalEntry, Orphan, Publication, PublishReply, Published, ReplayReply, RewindReply, SealReply,
+    Snapshot, Start, StateStore, StoreError, check_claim, check_number, check_publication, check_replay, packed,
+    read_letter,
 };
 use crate::domain::{BlockRange, BlockRef, Digest, Event, Track};
 
 mod books;
 mod claims;
+mod filter;
+mod home;
+mod letters;
+mod operator;
 mod rules;
+mod unwind;
 
 /// State in a file of our own, or in memory.
 #[derive(Clone, Debug)]
 pub struct Embedded {
     home: Arc<Home>,
-}
-
-#[derive(Debug)]
-struct Home {
-    database: Database,
-    chain_id: u64,
-    service: String,
-    claims: Mutex<Claims>,
-    /// Whether a commit waits for a disk: then work goes to a thread of its own.
-    on_disk: bool,
 }
 
 impl Embedded {
@@ -88,8 +84,7 @@ impl Embedded {
     }
 
     fn new(database: Database, chain_id: u64, service: &str, on_disk: bool) -> Self {
-        let service = service.to_owned();
-        Self { home: Arc::new(Home { database, chain_id, service, claims: Mutex::default(), on_disk }) }
+        Self { home: Arc::new(Home::new(database, chain_id, service, on_disk)) }
     }
 
     /// Runs work that may wait for the disk, off the runtime.
@@ -125,7 +120,7 @@ impl Embedded {
                     return Ok(ReplayReply::Stale);
                 }
                 work(books, truth)?;
-                Ok(ReplayReply::Done(home.progress(truth)))
+                Ok(ReplayReply::Done(home.progress(books, truth)?))
             })
         })
         .await
@@ -136,140 +131,14 @@ fn file(dir: &Path, chain_id: u64) -> PathBuf {
     dir.join(format!("chain-{chain_id}.redb"))
 }
 
-impl Home {
-    /// One transaction: everything that `work` changed, or nothing.
-    fn transact<T>(&self, work: impl FnOnce(&mut Books<'_>) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        let transaction = self.database.begin_write()?;
-        let mut books = Books::open(&transaction)?;
-        let value = work(&mut books)?;
-        let changed = books.changed;
-        drop(books);
-        if changed {
-            transaction.commit()?;
-        } else {
-            transaction.abort()?;
-        }
-        Ok(value)
-    }
-
-    fn operate<T>(
-        &self,
-        work: impl FnOnce(&mut Books<'_>, &mut Truth) -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
-        self.transact(|books| {
-            let before =
-                books.truth()?.ok_or_else(|| StoreError::Vanished("the state file holds no progress".into()))?;
-            let mut truth = before.clone();
-            let value = work(books, &mut truth)?;
-            if truth != before {
-                books.set_truth(&truth)?;
-            }
-            Ok(value)
-        })
-    }
-
-    fn init(&self, first: u64) -> Result<Initialised, StoreError> {
-        self.transact(|books| {
-            if let Some(truth) = books.truth()? {
-                if truth.chain_id != self.chain_id {
-                    return Err(StoreError::Fatal(format!(
-                        "the state file belongs to chain {}, not to chain {}: give each chain a DATA_DIR of its own",
-                        truth.chain_id, self.chain_id
-                    )));
-                }
-                return Ok(Initialised { progress: self.progress(&truth), fresh: false, edits: Vec::new() });
-            }
-            let last = i64::try_from(first).unwrap_or(i64::MAX) - 1;
-            let truth = Truth {
-                chain_id: self.chain_id,
-                watermark: last,
-                tip: last,
-                sealed: -1,
-                sealed_hash: None,
-                epoch: now(),
-                filter_version: 0,
-                frozen: None,
-                replayed: 0,
-                journal_bytes: 0,
-            };
-            books.set_truth(&truth)?;
-            Ok(Initialised { progress: self.progress(&truth), fresh: true, edits: Vec::new() })
-        })
-    }
-
-    fn progress(&self, truth: &Truth) -> Progress {
-        Progress {
-            watermark: truth.watermark,
-            tip: truth.tip,
-            sealed: truth.sealed,
-            sealed_hash: truth.sealed_hash,
-            epoch: truth.epoch,
-            filter_version: truth.filter_version,
-            frozen: truth.frozen.clone(),
-            retracting: 0,
-            service: self.service.clone(),
-        }
-    }
-
-    fn peek(&self) -> Result<Option<Snapshot>, StoreError> {
-        self.transact(|books| {
-            let Some(truth) = books.truth()? else { return Ok(None) };
-            Ok(Some(Snapshot { progress: self.progress(&truth), done: books.intervals()?.into_iter().collect() }))
-        })
-    }
-
-    fn claim(&self, range: BlockRange) -> Result<ClaimReply, StoreError> {
-        self.operate(|books, truth| {
-            if let Some(reason) = &truth.frozen {
-                return Ok(ClaimReply::Frozen(reason.clone()));
-            }
-            if rules::touches_done(books, truth, range)? {
-                return Ok(ClaimReply::Done);
-            }
-            if !rules::has_room(books, truth, range)? {
-                return Err(StoreError::Transient(
-                    "as many gaps are open as may be: no new one is opened until some are filled".into(),
-                ));
-            }
-            let live = books.entries(range.from.saturating_sub(1)..=range.to + 1)?;
-            Ok(ClaimReply::Granted(Grant {
-                range,
-                token: self.claims().grant(range),
-                epoch: truth.epoch,
-                sealed: truth.sealed,
-                filter_version: truth.filter_version,
-                retracting: 0,
-                live: live.iter().map(books::Entry::block).collect(),
-            }))
-        })
-    }
-
-    fn claims(&self) -> MutexGuard<'_, Claims> {
-        // A panic while the lock was held left a map that is whole all the same.
-        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// After a commit its claims go.
-    fn settle(&self, reply: &CommitReply, range: BlockRange, token: &str) {
-        if matches!(reply, CommitReply::Committed { .. }) {
-            self.claims().release(range, token);
-        }
-    }
-}
-
-/// Seconds since the Unix epoch: the only look at the clock, for epochs.
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
-}
-
 #[async_trait]
 impl StateStore for Embedded {
     async fn init(&self, start: Start) -> Result<Initialised, StoreError> {
         let first = match start {
-            Start::At(first) | Start::Latest(first) => first,
-            Start::Expected => return Err(StoreError::Fatal("not built yet".into())),
+            Start::At(first) | Start::Latest(first) => Some(first),
+            Start::Expected => None,
         };
-        check_number(first)?;
+        check_number(first.unwrap_or(0))?;
         self.run(move |home| home.init(first)).await
     }
 
@@ -312,17 +181,16 @@ impl StateStore for Embedded {
             parent: intent.parent,
             epoch: intent.epoch,
             filter_version: intent.filter_version,
-            digest: intent.digest,
-            part: Digest::of(intent.events),
-            events: packed::pack(intent.block, intent.events)?,
+            part: packed_part(intent.block, intent.digest, intent.events)?,
         };
         self.operate(move |books, truth| rules::intent(books, truth, &draft)).await
     }
 
     async fn journaled(&self, block: BlockRef, epoch: u64) -> Result<Vec<Event>, StoreError> {
-        let read = move |books: &mut Books<'_>, _: &mut Truth| match books.entry(block, epoch)? {
-            Some(entry) => books.parts(&entry),
-            None => Ok(Vec::new()),
+        let read = move |books: &mut Books<'_>, _: &mut Truth| {
+            let live = books.entry(block, epoch)?;
+            let entry = live.map_or_else(|| books.orphan(block, epoch), |live| Ok(Some(live)))?;
+            entry.map_or(Ok(Vec::new()), |entry| books.parts(&entry))
         };
         let parts = self.operate(read).await?;
         Ok(parts.iter().map(|part| packed::unpack(block, part)).collect::<Result<Vec<_>, _>>()?.concat())
@@ -362,64 +230,74 @@ impl StateStore for Embedded {
         self.operate(move |books, truth| rules::seal(books, truth, at, &tops)).await
     }
 
-    async fn replay(&self, to: i64, _until: Option<u64>, epoch: u64) -> Result<ReplayReply, StoreError> {
-        check_replay(to)?;
-        self.set(epoch, move |books, truth| rules::replay(books, truth, to, now())).await
-    }
-
     async fn orphans(&self) -> Result<Vec<Orphan>, StoreError> {
-        Ok(Vec::new())
+        self.operate(|books, truth| unwind::orphans(books, truth)).await
     }
 
     async fn rewind(
         &self,
-        _entries: &[(BlockRef, u64)],
-        _sealed: Option<B256>,
-        _epoch: u64,
+        entries: &[(BlockRef, u64)],
+        sealed: Option<B256>,
+        epoch: u64,
     ) -> Result<RewindReply, StoreError> {
-        Err(StoreError::Fatal("not built yet".into()))
+        let claimed = Claimed { entries: entries.to_vec(), sealed, epoch };
+        self.run(move |home| home.rewind(&claimed)).await
     }
 
-    async fn retracted(&self, _orphan: Orphan) -> Result<(), StoreError> {
-        Err(StoreError::Fatal("not built yet".into()))
+    async fn retracted(&self, orphan: Orphan) -> Result<(), StoreError> {
+        self.operate(move |books, truth| unwind::retracted(books, truth, orphan)).await
     }
 
-    async fn amend(&self, _amend: Amend<'_>) -> Result<AmendReply, StoreError> {
-        Err(StoreError::Fatal("not built yet".into()))
+    async fn amend(&self, amend: Amend<'_>) -> Result<AmendReply, StoreError> {
+        let Amend { block, filter_version, digest, events } = amend;
+        check_number(block.number)?;
+        let part = packed_part(block, digest, events)?;
+        self.operate(move |books, truth| unwind::amend(books, truth, block, filter_version, &part)).await
     }
 
-    async fn resume(&self, _at: BlockRef, _epoch: u64) -> Result<ReplayReply, StoreError> {
-        Err(StoreError::Fatal("not built yet".into()))
+    async fn resume(&self, at: BlockRef, epoch: u64) -> Result<ReplayReply, StoreError> {
+        check_number(at.number)?;
+        self.set(epoch, move |_, truth| operator::resume(truth, at, now())).await
+    }
+
+    async fn replay(&self, to: i64, until: Option<u64>, epoch: u64) -> Result<ReplayReply, StoreError> {
+        check_replay(to, until)?;
+        self.set(epoch, move |books, truth| operator::replay(books, truth, to, until, now())).await
     }
 
     async fn published(&self) -> Result<Published, StoreError> {
-        Ok(Published::default())
+        self.operate(|books, truth| Ok(Published { version: truth.filter_version, members: books.members()? })).await
     }
 
     async fn publish(&self, publication: Publication<'_>) -> Result<PublishReply, StoreError> {
-        Ok(PublishReply::Published(publication.version))
+        check_publication(&publication)?;
+        let Publication { version, added, removed } = publication;
+        let (added, removed) = (added.to_vec(), removed.to_vec());
+        self.operate(move |books, truth| filter::publish(books, truth, version, &added, &removed)).await
     }
 
     async fn duty(&self) -> Result<Option<Duty>, StoreError> {
-        Ok(None)
+        self.operate(|books, _| books.first_duty()).await
     }
 
-    async fn scanned(&self, _duty: u64, _up_to: u64) -> Result<(), StoreError> {
-        Ok(())
+    async fn scanned(&self, duty: u64, up_to: u64) -> Result<(), StoreError> {
+        check_number(up_to)?;
+        self.operate(move |books, _| filter::scanned(books, duty, up_to)).await
     }
 
     async fn wipe(&self) -> Result<(), StoreError> {
-        Err(StoreError::Fatal("not built yet".into()))
+        self.run(|home| home.transact(|books| books.wipe())).await?;
+        self.retire().await
     }
 
     async fn skip(&self, to: u64, epoch: u64) -> Result<ReplayReply, StoreError> {
         check_number(to)?;
-        self.set(epoch, move |books, truth| rules::skip(books, truth, to)).await
+        self.set(epoch, move |books, truth| operator::skip(books, truth, to)).await
     }
 
     async fn bury(&self, letters: &[DeadLetter]) -> Result<bool, StoreError> {
         let letters = letters.to_vec();
-        self.operate(move |books, _| rules::bury(books, &letters)).await
+        self.operate(move |books, _| letters::bury(books, &letters)).await
     }
 
     async fn dead_letters_len(&self) -> Result<u64, StoreError> {
@@ -443,6 +321,10 @@ impl StateStore for Embedded {
     fn durability(&self) -> String {
         if self.home.on_disk { "fsync".into() } else { "none: in memory".into() }
     }
+}
+
+fn packed_part(block: BlockRef, all: Digest, events: &[Event]) -> Result<Part, StoreError> {
+    Ok(Part { all, own: Digest::of(events), events: packed::pack(block, events)? })
 }
 
 macro_rules! failures {

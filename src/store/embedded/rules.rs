@@ -9,8 +9,8 @@ use super::books::{Books, Entry, Truth};
 use crate::{
     domain::{BlockRange, BlockRef, Digest},
     store::{
-        BlockCommit, CommitReply, DeadKind, DeadLetter, FinalCommit, IntentReply, JOURNAL_CAP, MAX_DONE_INTERVALS,
-        MAX_REFUSED, MAX_UNDECODABLE, SEAL_DROPS, SealReply, StoreError, full, write_letter,
+        BlockCommit, CommitReply, FinalCommit, IntentReply, JOURNAL_CAP, MAX_DONE_INTERVALS, SEAL_DROPS, SealReply,
+        StoreError, full,
     },
 };
 
@@ -21,14 +21,20 @@ pub(super) struct Draft {
     pub(super) parent: B256,
     pub(super) epoch: u64,
     pub(super) filter_version: u64,
+    pub(super) part: Part,
+}
+
+/// Packed events.
+#[derive(Debug)]
+pub(super) struct Part {
     /// Of everything, these events included.
-    pub(super) digest: Digest,
+    pub(super) all: Digest,
     /// Of these events.
-    pub(super) part: Digest,
+    pub(super) own: Digest,
     pub(super) events: Vec<u8>,
 }
 
-fn signed(number: u64) -> i64 {
+pub(super) fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
@@ -51,8 +57,13 @@ pub(super) fn has_room(books: &Books<'_>, truth: &Truth, range: BlockRange) -> R
     Ok(books.interval_before(range.from)?.is_some_and(|below| below.to + 1 == range.from))
 }
 
+/// Versions sent from now on are higher than all before; `now` in seconds since the Unix epoch.
+pub(super) fn raise_epoch(truth: &mut Truth, now: u64) {
+    truth.epoch = now.max(truth.epoch + 1);
+}
+
 /// Adds a range to what is done, merged with its neighbours, and moves watermark and tip.
-fn insert(books: &mut Books<'_>, truth: &mut Truth, range: BlockRange) -> Result<(), StoreError> {
+pub(super) fn insert(books: &mut Books<'_>, truth: &mut Truth, range: BlockRange) -> Result<(), StoreError> {
     truth.tip = truth.tip.max(signed(range.to));
     let first_missing = u64::try_from(truth.watermark + 1).unwrap_or(0);
     let Some(mut range) = BlockRange::new(range.from.max(first_missing), range.to) else { return Ok(()) };
@@ -68,6 +79,27 @@ fn insert(books: &mut Books<'_>, truth: &mut Truth, range: BlockRange) -> Result
         return Ok(());
     }
     books.add_interval(range)
+}
+
+/// Takes a range out of what is done: the watermark sinks below it, and what it had passed above it stays done.
+pub(super) fn remove(books: &mut Books<'_>, truth: &mut Truth, range: BlockRange) -> Result<(), StoreError> {
+    if let Some(passed) = u64::try_from(truth.watermark).ok().and_then(|passed| BlockRange::new(range.from, passed)) {
+        truth.watermark = signed(range.from) - 1;
+        books.add_interval(passed)?;
+    }
+    while let Some(known) = books.interval_before(range.to)? {
+        if known.to < range.from {
+            break;
+        }
+        books.remove_interval(known)?;
+        if known.from < range.from {
+            books.add_interval(BlockRange { from: known.from, to: range.from - 1 })?;
+        }
+        if known.to > range.to {
+            books.add_interval(BlockRange { from: range.to + 1, to: known.to })?;
+        }
+    }
+    Ok(())
 }
 
 fn committed(books: &mut Books<'_>, truth: &mut Truth, range: BlockRange) -> Result<CommitReply, StoreError> {
@@ -88,6 +120,10 @@ pub(super) fn intent(books: &mut Books<'_>, truth: &mut Truth, draft: &Draft) ->
     if touches_done(books, truth, range)? {
         return Ok(IntentReply::Done);
     }
+    // It was taken back, so its epoch has passed.
+    if books.orphan(block, epoch)?.is_some() {
+        return Ok(IntentReply::Stale);
+    }
     let entry = books.entry(block, epoch)?;
     if signed(block.number) <= truth.sealed && entry.is_none() {
         return Ok(IntentReply::Sealed);
@@ -106,41 +142,45 @@ pub(super) fn intent(books: &mut Books<'_>, truth: &mut Truth, draft: &Draft) ->
             )));
         }
     }
-    match truth.sealed_hash {
-        Some(sealed) if signed(block.number) - 1 == truth.sealed && parent != sealed => {
-            Ok(IntentReply::Deep(format!("block {block} has parent {parent}, but the sealed block is {sealed}")))
-        }
-        _ => append(books, truth, entry, draft),
+    if let Some(sealed) = truth.sealed_hash
+        && signed(block.number) - 1 == truth.sealed
+        && parent != sealed
+    {
+        return Ok(IntentReply::Deep(format!("block {block} has parent {parent}, but the sealed block is {sealed}")));
     }
+    let entry = match entry {
+        Some(entry) => entry,
+        // A later part whose earlier ones are gone: begin again.
+        None if draft.part.all != draft.part.own => return Ok(IntentReply::Stale),
+        None if truth.journal_bytes >= JOURNAL_CAP => return Ok(full(&truth.journal_bytes.to_string())),
+        None => {
+            truth.journal_bytes += ENTRY_BYTES;
+            Entry { bytes: ENTRY_BYTES, ..Entry::new(block, epoch, parent) }
+        }
+    };
+    Ok(if append(books, truth, entry, &draft.part)? { IntentReply::Journaled } else { IntentReply::More })
 }
 
-/// Adds the events to the entry, unless they are in it or something else is.
-fn append(
+/// Whether the entry holds these events now: it did already, or they were all that it lacked.
+pub(super) fn append(
     books: &mut Books<'_>,
     truth: &mut Truth,
-    entry: Option<Entry>,
-    draft: &Draft,
-) -> Result<IntentReply, StoreError> {
-    let begun = entry.is_some();
-    let mut entry = entry.unwrap_or_else(|| Entry::new(draft.block, draft.epoch, draft.parent));
-    if entry.digests.contains(&draft.digest) {
-        return Ok(IntentReply::Journaled);
+    mut entry: Entry,
+    part: &Part,
+) -> Result<bool, StoreError> {
+    if entry.digests.contains(&part.all) {
+        return Ok(true);
     }
-    let before = entry.digests.last().copied().unwrap_or_default();
-    if before.and(draft.part) != draft.digest {
-        // A later part whose earlier ones are gone begins again.
-        return Ok(if begun { IntentReply::More } else { IntentReply::Stale });
+    if entry.digests.last().copied().unwrap_or_default().and(part.own) != part.all {
+        return Ok(false);
     }
-    if !begun && truth.journal_bytes >= JOURNAL_CAP {
-        return Ok(full(&truth.journal_bytes.to_string()));
-    }
-    books.put_part(&entry, &draft.events)?;
-    let bytes = u64::try_from(draft.events.len()).unwrap_or(u64::MAX) + if begun { 0 } else { ENTRY_BYTES };
+    books.put_part(&entry, &part.events)?;
+    let bytes = u64::try_from(part.events.len()).unwrap_or(u64::MAX);
     entry.bytes += bytes;
     truth.journal_bytes += bytes;
-    entry.digests.push(draft.digest);
+    entry.digests.push(part.all);
     books.put_entry(&entry)?;
-    Ok(IntentReply::Journaled)
+    Ok(true)
 }
 
 /// What an entry takes besides its events, about.
@@ -155,7 +195,8 @@ pub(super) fn commit(books: &mut Books<'_>, truth: &mut Truth, commit: BlockComm
     }
     let Some(mut entry) = books.entry(commit.block, commit.epoch)? else {
         // Said before, and sealed away since; or taken back.
-        let said = sealed && touches_done(books, truth, range)?;
+        let taken_back = books.orphan(commit.block, commit.epoch)?.is_some();
+        let said = sealed && !taken_back && touches_done(books, truth, range)?;
         return if said { committed(books, truth, range) } else { Ok(CommitReply::Fenced) };
     };
     if commit.filter_version < truth.filter_version {
@@ -223,6 +264,9 @@ pub(super) fn seal(
     at: BlockRef,
     tops: &[BlockRef],
 ) -> Result<SealReply, StoreError> {
+    if truth.frozen.is_some() {
+        return Ok(SealReply::Refused);
+    }
     let height = signed(at.number);
     if height < truth.sealed {
         return Ok(SealReply::Sealed { more: false });
@@ -259,49 +303,4 @@ fn run_tops(entries: &[Entry]) -> BTreeSet<BlockRef> {
     let linked: BTreeSet<(u64, B256)> =
         entries.iter().filter_map(|entry| Some((entry.key.0.checked_sub(1)?, entry.parent))).collect();
     entries.iter().map(Entry::block).filter(|block| !linked.contains(&(block.number, block.hash))).collect()
-}
-
-/// REPLAY; `now` in seconds since the Unix epoch.
-pub(super) fn replay(books: &mut Books<'_>, truth: &mut Truth, to: i64, now: u64) -> Result<(), StoreError> {
-    while let Some(last) = books.interval_before(u64::MAX)? {
-        if signed(last.to) <= to {
-            break;
-        }
-        books.remove_interval(last)?;
-        if let Some(kept) = u64::try_from(to).ok().and_then(|to| BlockRange::new(last.from, to)) {
-            books.add_interval(kept)?;
-        }
-    }
-    truth.watermark = truth.watermark.min(to);
-    truth.tip = truth.tip.min(to);
-    truth.epoch = now.max(truth.epoch + 1);
-    truth.replayed = truth.epoch;
-    Ok(())
-}
-
-/// SKIP.
-pub(super) fn skip(books: &mut Books<'_>, truth: &mut Truth, to: u64) -> Result<(), StoreError> {
-    let first_missing = u64::try_from(truth.watermark + 1).unwrap_or(0);
-    BlockRange::new(first_missing, to).map_or(Ok(()), |range| insert(books, truth, range))
-}
-
-/// Keeps dead letters; `false`, and none kept, where there is no room for the refused ones.
-pub(super) fn bury(books: &mut Books<'_>, letters: &[DeadLetter]) -> Result<bool, StoreError> {
-    let mut refused = books.letter_count()?.saturating_sub(books.undecodable_count()?);
-    for letter in letters {
-        if letter.kind == DeadKind::Refused && !books.has_letter(&letter.key)? {
-            refused += 1;
-        }
-    }
-    if refused > MAX_REFUSED {
-        return Ok(false);
-    }
-    for letter in letters {
-        let age = (letter.kind == DeadKind::Undecodable).then_some(letter.buried_at);
-        books.put_letter(&letter.key, &write_letter(letter)?, age)?;
-    }
-    while books.undecodable_count()? > MAX_UNDECODABLE {
-        books.drop_oldest_undecodable()?;
-    }
-    Ok(true)
 }

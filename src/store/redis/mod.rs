@@ -4,23 +4,24 @@
 //! scripts; `reply` turns their replies into types, `connection` keeps the way to Redis, and `barrier` proves that an
 //! intent will survive before its messages leave.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use alloy::primitives::B256;
 use async_trait::async_trait;
 
-use self::{barrier::Barrier, connection::Link, reply::Reply, scripts::Lua, scripts::Scripts};
+use self::{args::Args, barrier::Barrier, connection::Link, reply::Reply, scripts::Lua, scripts::Scripts};
 use super::{
     Amend, AmendReply, BlockCommit, CLAIM_TTL, ClaimReply, CommitReply, DeadKind, DeadLetter, Duty, FinalCommit, Grant,
     HEARTBEAT_TTL, Initialised, Intent, IntentReply, JOURNAL_CAP, JournalEntry, MARKER_BLOCKS, MAX_DONE_INTERVALS,
-    MAX_REFUSED, MAX_UNDECODABLE, Orphan, Publication, PublishReply, Published, ReplayReply, RewindReply, SEAL_DROPS,
-    SealReply, Snapshot, Start, StateStore, StoreError, keys::Keys, packed,
+    MAX_ORPHANS, MAX_REFUSED, MAX_UNDECODABLE, Orphan, Publication, PublishReply, Published, ReplayReply, RewindReply,
+    SEAL_DROPS, SealReply, Snapshot, Start, StateStore, StoreError, keys::Keys, packed,
 };
 use crate::{
     config::{Durability, SecretUrl},
     domain::{BlockRange, BlockRef, Digest, Event, REALTIME_GAP, Track},
 };
 
+mod args;
 mod barrier;
 mod connection;
 mod reply;
@@ -70,7 +71,7 @@ impl RedisStore {
 
     /// The arguments of a script, behind those that every script gets (`ARGV[1..FIXED]` in `_lib.lua`).
     fn args(&self) -> Args {
-        Args(Vec::new())
+        Args::default()
             .text(self.keys.prefix())
             .text(&self.identity.chain_id)
             .text(&self.identity.service)
@@ -80,14 +81,24 @@ impl RedisStore {
 
     async fn run(&self, script: &Lua, args: Args) -> Result<Reply, StoreError> {
         let keys = self.keys.fixed();
-        let fields =
-            self.link.with(async |connection| match script.by_hash(keys, &args.0).query_async(connection).await {
+        let fields = self.link.with(async |connection| {
+            match script.by_hash(keys, args.as_slice()).query_async(connection).await {
                 Err(error) if connection::is_missing_script(&error) => {
-                    script.by_text(keys, &args.0).query_async(connection).await
+                    script.by_text(keys, args.as_slice()).query_async(connection).await
                 }
                 answer => answer,
-            });
+            }
+        });
         self.reply(fields.await?).await
+    }
+
+    /// Runs a script that writes, and returns its reply once the write will survive.
+    async fn behind_barrier(&self, script: &Lua, args: Args) -> Result<Reply, StoreError> {
+        if !self.barrier.is_needed() {
+            return self.run(script, args).await;
+        }
+        let fields = self.barrier.run(script, self.keys.fixed(), args.as_slice()).await?;
+        self.reply(fields).await
     }
 
     async fn reply(&self, fields: Vec<Vec<u8>>) -> Result<Reply, StoreError> {
@@ -101,23 +112,25 @@ impl RedisStore {
 
     /// Every key like `pattern`, in steps that do not hold up Redis.
     async fn scan(&self, pattern: &str) -> Result<Vec<String>, StoreError> {
-        let mut found = Vec::new();
-        let mut cursor = 0u64;
+        let (mut found, mut cursor) = (Vec::new(), 0);
         loop {
-            let (next, keys): (u64, Vec<String>) = self
-                .link
-                .with(async |connection| {
-                    let mut scan = redis::cmd("SCAN");
-                    scan.arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(SCAN_STEP);
-                    scan.query_async(connection).await
-                })
-                .await?;
+            let (next, keys) = self.scan_step(pattern, cursor).await?;
             found.extend(keys);
             if next == 0 {
                 return Ok(found);
             }
             cursor = next;
         }
+    }
+
+    async fn scan_step(&self, pattern: &str, cursor: u64) -> Result<(u64, Vec<String>), StoreError> {
+        self.link
+            .with(async |connection| {
+                let mut scan = redis::cmd("SCAN");
+                scan.arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(SCAN_STEP);
+                scan.query_async(connection).await
+            })
+            .await
     }
 
     /// Refuses a database in which another chain has its state.
@@ -134,24 +147,17 @@ impl RedisStore {
         }
         Ok(())
     }
-
-    fn replayed(&self, reply: &Reply) -> Result<ReplayReply, StoreError> {
-        match reply.status() {
-            "STALE" => Ok(ReplayReply::Stale),
-            _ => Ok(ReplayReply::Done(reply.progress(&self.identity.service)?)),
-        }
-    }
 }
 
 #[async_trait]
 impl StateStore for RedisStore {
     async fn init(&self, start: Start) -> Result<Initialised, StoreError> {
         self.refuse_other_chains().await?;
-        let first = match start {
-            Start::At(first) | Start::Latest(first) => first,
-            Start::Expected => return Err(StoreError::Fatal("not built yet".into())),
+        let args = match start {
+            Start::At(first) | Start::Latest(first) => self.args().block(first)?,
+            Start::Expected => self.args().text(""),
         };
-        let reply = self.run(&self.scripts.init, self.args().block(first)?).await?;
+        let reply = self.run(&self.scripts.init, args).await?;
         if reply.status() == "REFUSED" {
             return Err(StoreError::Fatal(reply.text(1)?.to_owned()));
         }
@@ -214,8 +220,7 @@ impl StateStore for RedisStore {
     async fn intent(&self, intent: Intent<'_>) -> Result<IntentReply, StoreError> {
         let args = self
             .args()
-            .block(intent.block.number)?
-            .text(&intent.block.hash)
+            .named(intent.block)?
             .text(&intent.parent)
             .text(&intent.epoch)
             .text(&intent.filter_version)
@@ -223,15 +228,11 @@ impl StateStore for RedisStore {
             .text(&Digest::of(intent.events))
             .bytes(packed::pack(intent.block, intent.events)?)
             .text(&JOURNAL_CAP);
-        if !self.barrier.is_needed() {
-            return self.run(&self.scripts.intent, args).await?.intent();
-        }
-        let fields = self.barrier.run(&self.scripts.intent, self.keys.fixed(), &args.0).await?;
-        self.reply(fields).await?.intent()
+        self.behind_barrier(&self.scripts.intent, args).await?.intent()
     }
 
     async fn journaled(&self, block: BlockRef, epoch: u64) -> Result<Vec<Event>, StoreError> {
-        let args = self.args().block(block.number)?.text(&block.hash).text(&epoch);
+        let args = self.args().named(block)?.text(&epoch);
         let reply = self.run(&self.scripts.journaled, args).await?;
         if reply.status() == "LOST" {
             return Err(StoreError::Vanished(format!("{} is missing from the journal", reply.text(1)?)));
@@ -247,8 +248,7 @@ impl StateStore for RedisStore {
     async fn commit(&self, commit: BlockCommit, track: Track, grant: &Grant) -> Result<CommitReply, StoreError> {
         let args = self
             .args()
-            .block(commit.block.number)?
-            .text(&commit.block.hash)
+            .named(commit.block)?
             .text(&commit.epoch)
             .text(&commit.filter_version)
             .text(&commit.digest)
@@ -274,7 +274,7 @@ impl StateStore for RedisStore {
     }
 
     async fn seal(&self, at: BlockRef, tops: &[BlockRef]) -> Result<SealReply, StoreError> {
-        let args = self.args().block(at.number)?.text(&at.hash).text(&SEAL_DROPS).blocks(tops)?;
+        let args = self.args().named(at)?.text(&SEAL_DROPS).blocks(tops)?;
         let reply = self.run(&self.scripts.seal, args).await?;
         match reply.status() {
             "OK" => Ok(SealReply::Sealed { more: reply.text(1)? == "1" }),
@@ -283,60 +283,113 @@ impl StateStore for RedisStore {
         }
     }
 
-    async fn replay(&self, to: i64, _until: Option<u64>, epoch: u64) -> Result<ReplayReply, StoreError> {
-        super::check_replay(to)?;
-        let reply = self.run(&self.scripts.replay, self.args().text(&to).text(&epoch)).await?;
-        self.replayed(&reply)
-    }
-
     async fn orphans(&self) -> Result<Vec<Orphan>, StoreError> {
-        Ok(Vec::new())
+        self.behind_barrier(&self.scripts.orphans, self.args().text(&MAX_ORPHANS)).await?.orphans()
     }
 
     async fn rewind(
         &self,
-        _entries: &[(BlockRef, u64)],
-        _sealed: Option<B256>,
-        _epoch: u64,
+        entries: &[(BlockRef, u64)],
+        sealed: Option<B256>,
+        epoch: u64,
     ) -> Result<RewindReply, StoreError> {
-        Err(StoreError::Fatal("not built yet".into()))
+        let args = self.args().text(&epoch).optional(sealed.as_ref());
+        let args = entries
+            .iter()
+            .try_fold(args, |args, (block, epoch)| Ok::<_, StoreError>(args.named(*block)?.text(epoch)))?;
+        self.run(&self.scripts.rewind, args).await?.rewound(&self.identity.service)
     }
 
-    async fn retracted(&self, _orphan: Orphan) -> Result<(), StoreError> {
-        Err(StoreError::Fatal("not built yet".into()))
+    async fn retracted(&self, orphan: Orphan) -> Result<(), StoreError> {
+        let args = self.args().named(orphan.block)?.text(&orphan.epoch).text(&orphan.retract_epoch);
+        self.run(&self.scripts.retracted, args).await.map(drop)
     }
 
-    async fn amend(&self, _amend: Amend<'_>) -> Result<AmendReply, StoreError> {
-        Err(StoreError::Fatal("not built yet".into()))
+    async fn amend(&self, amend: Amend<'_>) -> Result<AmendReply, StoreError> {
+        let args = self
+            .args()
+            .named(amend.block)?
+            .text(&amend.filter_version)
+            .text(&amend.digest)
+            .text(&Digest::of(amend.events))
+            .bytes(packed::pack(amend.block, amend.events)?);
+        self.behind_barrier(&self.scripts.amend, args).await?.amended()
     }
 
-    async fn resume(&self, _at: BlockRef, _epoch: u64) -> Result<ReplayReply, StoreError> {
-        Err(StoreError::Fatal("not built yet".into()))
+    async fn resume(&self, at: BlockRef, epoch: u64) -> Result<ReplayReply, StoreError> {
+        let args = self.args().named(at)?.text(&epoch);
+        self.run(&self.scripts.resume, args).await?.replayed(&self.identity.service)
     }
 
-    async fn published(&self) -> Result<Published, StoreError> {
-        Ok(Published::default())
-    }
-
-    async fn publish(&self, publication: Publication<'_>) -> Result<PublishReply, StoreError> {
-        Ok(PublishReply::Published(publication.version))
-    }
-
-    async fn duty(&self) -> Result<Option<Duty>, StoreError> {
-        Ok(None)
-    }
-
-    async fn scanned(&self, _duty: u64, _up_to: u64) -> Result<(), StoreError> {
-        Ok(())
-    }
-
-    async fn wipe(&self) -> Result<(), StoreError> {
-        Err(StoreError::Fatal("not built yet".into()))
+    async fn replay(&self, to: i64, until: Option<u64>, epoch: u64) -> Result<ReplayReply, StoreError> {
+        super::check_replay(to, until)?;
+        let args = self.args().text(&to).optional(until.as_ref()).text(&epoch);
+        self.run(&self.scripts.replay, args).await?.replayed(&self.identity.service)
     }
 
     async fn skip(&self, to: u64, epoch: u64) -> Result<ReplayReply, StoreError> {
-        let reply = self.run(&self.scripts.skip, self.args().block(to)?.text(&epoch)).await?;
-        self.replayed(&reply)
+        let args = self.args().block(to)?.text(&epoch);
+        self.run(&self.scripts.skip, args).await?.replayed(&self.identity.service)
+    }
+
+    async fn published(&self) -> Result<Published, StoreError> {
+        self.run(&self.scripts.published, self.args()).await?.published()
+    }
+
+    async fn publish(&self, publication: Publication<'_>) -> Result<PublishReply, StoreError> {
+        super::check_publication(&publication)?;
+        let args = self.args().text(&publication.version).text(&publication.added.len());
+        let args = publication
+            .added
+            .iter()
+            .fold(args, |args, member| args.text(&member.key).optional(member.from.as_ref()))
+            .texts(publication.removed);
+        self.run(&self.scripts.publish, args).await?.publication()
+    }
+
+    async fn duty(&self) -> Result<Option<Duty>, StoreError> {
+        let args = self.args().text(&self.identity.owner).text(&HEARTBEAT_TTL.as_millis());
+        self.run(&self.scripts.duty, args).await?.duty()
+    }
+
+    async fn scanned(&self, duty: u64, up_to: u64) -> Result<(), StoreError> {
+        self.run(&self.scripts.scanned, self.args().text(&duty).block(up_to)?).await.map(drop)
+    }
+
+    async fn others(&self) -> Result<Vec<String>, StoreError> {
+        let prefix = format!("{}owner:", self.keys.prefix());
+        let found = self.scan(&format!("{prefix}*")).await?;
+        let names = found.iter().filter_map(|key| key.strip_prefix(&prefix));
+        // SCAN may name a key twice.
+        let names: BTreeSet<&str> = names.filter(|name| *name != self.identity.owner).collect();
+        Ok(names.into_iter().map(str::to_owned).collect())
+    }
+
+    async fn claims(&self, range: BlockRange) -> Result<Vec<(u64, String)>, StoreError> {
+        super::check_claim(range)?;
+        let keys: Vec<String> =
+            (range.from..=range.to).map(|number| format!("{}claim:{number}", self.keys.prefix())).collect();
+        let mget = async |connection: &mut _| redis::cmd("MGET").arg(&keys).query_async(connection).await;
+        let tokens: Vec<Option<String>> = self.link.with(mget).await?;
+        let owner = |token: String| token.rsplit_once(':').map(|(owner, _)| owner.to_owned());
+        Ok((range.from..).zip(tokens).filter_map(|(number, token)| Some((number, owner(token?)?))).collect())
+    }
+
+    async fn wipe(&self) -> Result<(), StoreError> {
+        // The truth first: whoever still runs notices before anything is missing.
+        self.run(&self.scripts.wipe, self.args()).await?;
+        let pattern = format!("{}*", self.keys.prefix());
+        let mut cursor = 0;
+        loop {
+            let (next, keys) = self.scan_step(&pattern, cursor).await?;
+            if !keys.is_empty() {
+                self.link.with(async |connection| redis::cmd("UNLINK").arg(&keys).exec_async(connection).await).await?;
+            }
+            if next == 0 {
+                return Ok(());
+            }
+            cursor = next;
+        }
     }
 
     async fn bury(&self, letters: &[DeadLetter]) -> Result<bool, StoreError> {
@@ -371,37 +424,5 @@ impl StateStore for RedisStore {
 
     fn weakness(&self) -> Option<String> {
         self.barrier.weakness()
-    }
-}
-
-/// Arguments of a script, in order.
-struct Args(Vec<Vec<u8>>);
-
-impl Args {
-    fn bytes(mut self, value: Vec<u8>) -> Self {
-        self.0.push(value);
-        self
-    }
-
-    fn text(self, value: &(impl ToString + ?Sized)) -> Self {
-        self.bytes(value.to_string().into_bytes())
-    }
-
-    fn texts(self, values: &[String]) -> Self {
-        values.iter().fold(self, Self::text)
-    }
-
-    /// A block number, below 2^53.
-    fn block(self, number: u64) -> Result<Self, StoreError> {
-        super::check_number(number)?;
-        Ok(self.text(&number))
-    }
-
-    fn range(self, range: BlockRange) -> Result<Self, StoreError> {
-        self.block(range.from)?.block(range.to)
-    }
-
-    fn blocks(self, blocks: &[BlockRef]) -> Result<Self, StoreError> {
-        blocks.iter().try_fold(self, |args, block| Ok(args.block(block.number)?.text(&block.hash)))
     }
 }

@@ -1,16 +1,19 @@
 //! Replies of the scripts: a list of strings, the first of which is a status.
 
-use std::str::FromStr;
+use std::{collections::BTreeSet, str::FromStr};
 
 use alloy::primitives::B256;
 
 use crate::{
     domain::{BlockRange, BlockRef, IntervalSet},
-    store::{ClaimReply, CommitReply, Grant, IntentReply, JournalEntry, Progress, Snapshot, StoreError, full},
+    store::{
+        AmendReply, ClaimReply, CommitReply, Duty, Grant, IntentReply, JournalEntry, Orphan, Progress, PublishReply,
+        Published, ReplayReply, RewindReply, Snapshot, StoreError, above_sealed, full, halted,
+    },
 };
 
 /// Fields of a progress reply, the status included (`progress_reply` in `_lib.lua`).
-pub(super) const PROGRESS_FIELDS: usize = 8;
+pub(super) const PROGRESS_FIELDS: usize = 9;
 
 /// A reply whose fields are read by place.
 #[derive(Debug)]
@@ -88,7 +91,7 @@ impl Reply {
             sealed_hash,
             epoch: self.parse(5)?,
             filter_version: self.parse(6)?,
-            retracting: 0,
+            retracting: self.parse(8)?,
             frozen: (!frozen.is_empty()).then(|| frozen.to_owned()),
             service: service.to_owned(),
         })
@@ -112,8 +115,8 @@ impl Reply {
                 epoch: self.parse(2)?,
                 sealed: self.parse(3)?,
                 filter_version: self.parse(4)?,
-                retracting: 0,
-                live: self.groups(5, 2).map(|place| self.block(place)).collect::<Result<_, _>>()?,
+                retracting: self.parse(5)?,
+                live: self.groups(6, 2).map(|place| self.block(place)).collect::<Result<_, _>>()?,
             }),
             "DONE" => ClaimReply::Done,
             "HELD" => ClaimReply::Held {
@@ -169,5 +172,75 @@ impl Reply {
             })
         };
         self.groups(1, 5).map(entry).collect()
+    }
+
+    pub(super) fn orphans(&self) -> Result<Vec<Orphan>, StoreError> {
+        let orphan = |place| {
+            Ok(Orphan {
+                block: self.block(place)?,
+                epoch: self.parse(place + 2)?,
+                retract_epoch: self.parse(place + 3)?,
+            })
+        };
+        self.groups(1, 4).map(orphan).collect()
+    }
+
+    pub(super) fn rewound(&self, service: &str) -> Result<RewindReply, StoreError> {
+        Ok(match self.status() {
+            "OK" => RewindReply::Rewound(self.progress(service)?),
+            "STALE" => RewindReply::Stale,
+            "DEEP" => RewindReply::Deep(self.text(1)?.to_owned()),
+            _ => return Err(self.unexpected()),
+        })
+    }
+
+    pub(super) fn amended(&self) -> Result<AmendReply, StoreError> {
+        Ok(match self.status() {
+            "OK" => AmendReply::Journaled { epoch: self.parse(1)? },
+            "MORE" => AmendReply::More { epoch: self.parse(1)? },
+            "FINAL" => AmendReply::Final { epoch: self.parse(1)? },
+            "MISSING" => AmendReply::Missing,
+            "GONE" => AmendReply::Gone,
+            "OLDLIST" => AmendReply::OldList,
+            "FROZEN" => AmendReply::Frozen,
+            _ => return Err(self.unexpected()),
+        })
+    }
+
+    /// Of REPLAY, SKIP and RESUME.
+    pub(super) fn replayed(&self, service: &str) -> Result<ReplayReply, StoreError> {
+        Ok(match self.status() {
+            "OK" => ReplayReply::Done(self.progress(service)?),
+            "STALE" => ReplayReply::Stale,
+            "FROZEN" => return Err(halted(self.text(1)?)),
+            "ABOVE" => return Err(above_sealed(self.text(1)?)),
+            _ => return Err(self.unexpected()),
+        })
+    }
+
+    pub(super) fn published(&self) -> Result<Published, StoreError> {
+        let members = self.texts(2)?;
+        Ok(Published { version: self.parse(1)?, members })
+    }
+
+    pub(super) fn publication(&self) -> Result<PublishReply, StoreError> {
+        Ok(match self.status() {
+            "OK" => PublishReply::Published(self.parse(1)?),
+            "STALE" => PublishReply::Stale,
+            _ => return Err(self.unexpected()),
+        })
+    }
+
+    pub(super) fn duty(&self) -> Result<Option<Duty>, StoreError> {
+        if self.status() == "NONE" {
+            return Ok(None);
+        }
+        let range = BlockRange::new(self.parse(2)?, self.parse(3)?).ok_or_else(|| self.unexpected())?;
+        let members: BTreeSet<_> = self.texts(4)?;
+        Ok(Some(Duty { id: self.parse(1)?, range, members: members.into_iter().collect() }))
+    }
+
+    fn texts<C: FromIterator<String>>(&self, first: usize) -> Result<C, StoreError> {
+        self.groups(first, 1).map(|place| self.text(place).map(str::to_owned)).collect()
     }
 }

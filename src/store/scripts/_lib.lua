@@ -6,6 +6,7 @@
 local PROGRESS, DONE, JOURNAL, INDEX = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local REALTIME, HISTORICAL, RANGE = KEYS[5], KEYS[6], KEYS[7]
 local DEAD, DEAD_KEYS, DEAD_AGE = KEYS[8], KEYS[9], KEYS[10]
+local RETRACTING, FILTER, RESCAN, RESCAN_OWNERS = KEYS[11], KEYS[12], KEYS[13], KEYS[14]
 local FIXED = 5
 local PREFIX, CHAIN, SERVICE, MARKERS = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local SCHEMA = '1'
@@ -27,26 +28,35 @@ end
 -- The truth, or nil where it is gone.
 local function truth()
   local f = call('HMGET', PROGRESS, 'schema', 'chain', 'watermark', 'tip', 'sealed', 'sealed_hash', 'epoch',
-    'filter_version', 'frozen', 'view_w', 'view_tip', 'done_blocks', 'journal_bytes', 'replayed')
+    'filter_version', 'frozen', 'view_w', 'view_tip', 'done_blocks', 'journal_bytes', 'replayed',
+    'filter_checked')
   if f[1] ~= SCHEMA or f[2] ~= CHAIN then return nil end
   return {
     watermark = tonumber(f[3]), tip = tonumber(f[4]), sealed = tonumber(f[5]), sealed_hash = f[6] or '',
     epoch = tonumber(f[7]), filter_version = tonumber(f[8]), frozen = f[9], view_w = f[10], view_tip = f[11],
     done_blocks = tonumber(f[12]), journal_bytes = tonumber(f[13]), replayed = tonumber(f[14]),
+    filter_checked = tonumber(f[15]) or -1,
   }
 end
 
 local function save(p)
   call('HSET', PROGRESS, 'watermark', str(p.watermark), 'tip', str(p.tip), 'sealed', str(p.sealed),
     'sealed_hash', p.sealed_hash, 'epoch', str(p.epoch), 'done_blocks', str(p.done_blocks),
-    'journal_bytes', str(p.journal_bytes), 'replayed', str(p.replayed))
+    'journal_bytes', str(p.journal_bytes), 'replayed', str(p.replayed), 'filter_version', str(p.filter_version),
+    'filter_checked', str(p.filter_checked))
 end
 
--- The reply that every caller of the truth gets: status, then seven fields.
+-- The reply that every caller of the truth gets: status, then eight fields.
 local function progress_reply(status, p)
   return { status, str(p.watermark), str(p.tip), str(p.sealed), p.sealed_hash, str(p.epoch), str(p.filter_version),
-    p.frozen or '' }
+    p.frozen or '', str(call('ZCARD', RETRACTING)) }
 end
+
+-- Always a write, also where nothing changes: WAIT vouches only for a write of its own connection.
+local function count_barrier() call('HINCRBY', PROGRESS, 'barrier', 1) end
+
+-- Versions sent from now on are higher than all before.
+local function raise_epoch(p) p.epoch = math.max(p.epoch + 1, (clock())) end
 
 -- Done intervals ---------------------------------------------------------------------------------------------------
 
@@ -93,6 +103,22 @@ local function insert(p, from, to)
   if from == p.watermark + 1 then p.watermark = to else add_interval(p, from, to) end
 end
 
+-- Takes from..to out of what is done: the watermark sinks below it, and what it had passed above it stays done.
+local function remove(p, from, to)
+  if from <= p.watermark then
+    local passed = p.watermark
+    p.watermark = from - 1
+    add_interval(p, from, passed)
+  end
+  while true do
+    local first, last = interval_before(to)
+    if not first or last < from then break end
+    remove_interval(p, first, last)
+    if first < from then add_interval(p, first, from - 1) end
+    if last > to then add_interval(p, to + 1, last) end
+  end
+end
+
 -- Journal ----------------------------------------------------------------------------------------------------------
 
 local function field_of(n, hash, epoch) return str(n) .. ':' .. hash .. ':' .. str(epoch) end
@@ -104,33 +130,72 @@ local function entry(field)
   if not value then return nil end
   local parent, state, bytes, digests = string.match(value, '^(%S+) (%S+) (%d+) (%S+)$')
   local n, hash, epoch = string.match(field, '^(%d+):(0x%x+):(%d+)$')
+  local retract_epoch = string.match(state, '^retracting:(%d+)$')
   local e = { field = field, n = tonumber(n), hash = hash, epoch = epoch, parent = parent, state = state,
-    bytes = tonumber(bytes), digests = {} }
+    retract_epoch = retract_epoch, bytes = tonumber(bytes), digests = {} }
   -- Digests are cumulative: the i-th one covers the parts up to and including i.
   for digest in string.gmatch(digests, '[^,]+') do table.insert(e.digests, digest) end
   return e
 end
 
+-- Live entries (sending, done) are in one index and those that are being taken back in another, so no rule that looks
+-- for the former ever sees the latter.
 local function put_entry(e)
   call('HSET', JOURNAL, e.field, table.concat({ e.parent, e.state, str(e.bytes), table.concat(e.digests, ',') }, ' '))
-  call('ZADD', INDEX, str(e.n), e.field)
+  if e.retract_epoch then
+    call('ZREM', INDEX, e.field)
+    call('ZADD', RETRACTING, str(e.n), e.field)
+  else
+    call('ZADD', INDEX, str(e.n), e.field)
+  end
 end
 
 local function drop_entry(p, e)
   for part = 0, #e.digests - 1 do call('UNLINK', part_key(e.field, part)) end
   call('HDEL', JOURNAL, e.field)
   call('ZREM', INDEX, e.field)
+  call('ZREM', RETRACTING, e.field)
   p.journal_bytes = math.max(0, p.journal_bytes - e.bytes)
 end
 
--- Entries of low..high, ascending.
-local function live_entries(low, high)
+-- Entries of an index in low..high, ascending; at most `limit` of them where it is given.
+local function entries_of(index, low, high, limit)
   local entries = {}
-  for _, field in ipairs(call('ZRANGEBYSCORE', INDEX, str(low), str(high))) do
+  for _, field in ipairs(call('ZRANGEBYSCORE', index, low, high, 'LIMIT', '0', limit or '-1')) do
     local e = entry(field)
     if e then table.insert(entries, e) end
   end
   return entries
+end
+
+-- The entries of low..high that are being sent or done.
+local function live_entries(low, high) return entries_of(INDEX, str(low), str(high)) end
+
+-- Digest of two disjoint sets: counts add, mixes XOR.
+local function sum(a, b)
+  local a_count, a_mix = string.match(a, '^(%d+)%-(%x+)$')
+  local b_count, b_mix = string.match(b, '^(%d+)%-(%x+)$')
+  local mix = {}
+  for i = 1, 32, 8 do
+    local word = bit.bxor(tonumber(string.sub(a_mix, i, i + 7), 16), tonumber(string.sub(b_mix, i, i + 7), 16))
+    table.insert(mix, bit.tohex(word))
+  end
+  return str(tonumber(a_count) + tonumber(b_count)) .. '-' .. table.concat(mix)
+end
+
+-- Whether the entry holds these events now: it did already, or they were all that it lacked of `digest`.
+local function append(p, e, digest, part_digest, events)
+  for _, known in ipairs(e.digests) do
+    if known == digest then return true end
+  end
+  local last = e.digests[#e.digests]
+  if digest ~= (last and sum(last, part_digest) or part_digest) then return false end
+  call('SET', part_key(e.field, #e.digests), events)
+  table.insert(e.digests, digest)
+  e.bytes, p.journal_bytes = e.bytes + #events, p.journal_bytes + #events
+  put_entry(e)
+  save(p)
+  return true
 end
 
 -- Views ------------------------------------------------------------------------------------------------------------
@@ -212,25 +277,22 @@ local function committed(p, from, to, track, token)
   return { 'COMMITTED', str(p.watermark), str(p.tip), left }
 end
 
--- Sets the truth back: everything above `to` is missing again and will be sent with higher versions. Sealed height and
--- journal stay. Claims stay too: their holders get STALE and give them back.
-local function replay(p, to)
-  local old_tip = p.tip
-  while true do
-    local first, last = interval_before(old_tip)
-    if not first or last <= to then break end
-    remove_interval(p, first, last)
-    if first <= to then add_interval(p, first, to) end
-  end
-  p.watermark, p.tip = math.min(p.watermark, to), math.min(p.tip, to)
-  p.epoch = math.max(p.epoch + 1, (clock()))
+-- Sets the truth back: everything above `to`, up to `up_to`, is missing again and will be sent with higher versions.
+-- Sealed height and journal stay. Claims stay too: their holders get STALE and give them back.
+local function replay(p, to, up_to)
+  local tip = p.tip
+  local last = math.min(up_to or tip, tip)
+  if last > to then remove(p, to + 1, last) end
+  if last == tip then p.tip = math.min(tip, to) end
+  raise_epoch(p)
   p.replayed = p.epoch
-  for n = math.max(to + 1, old_tip - MARKERS, 0), old_tip do call('UNLINK', PREFIX .. 'block:' .. str(n)) end
+  for n = math.max(to + 1, tip - MARKERS, 0), last do call('UNLINK', PREFIX .. 'block:' .. str(n)) end
   write_views(p, true)
   save(p)
 end
 
-for i, kind in ipairs({ 'hash', 'zset', 'hash', 'zset', 'hash', 'hash', 'hash', 'hash', 'zset', 'zset' }) do
+for i, kind in ipairs({ 'hash', 'zset', 'hash', 'zset', 'hash', 'hash', 'hash', 'hash', 'zset', 'zset',
+  'zset', 'set', 'zset', 'hash' }) do
   local found = call('TYPE', KEYS[i]).ok
   if found ~= 'none' and found ~= kind then
     return { 'WRONGTYPE', KEYS[i], found, kind }

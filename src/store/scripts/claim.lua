@@ -34,7 +34,7 @@ for _, key in ipairs(keys) do call('SET', key, token, 'PX', claim_ms) end
 -- Claiming is a sign of life; without it a first claim before the first heartbeat could be taken over at once.
 call('SET', PREFIX .. 'owner:' .. owner, '1', 'PX', heartbeat_ms)
 
-local reply = { 'OK', token, str(p.epoch), str(p.sealed), str(p.filter_version) }
+local reply = { 'OK', token, str(p.epoch), str(p.sealed), str(p.filter_version), str(call('ZCARD', RETRACTING)) }
 for _, e in ipairs(live_entries(from - 1, to + 1)) do
   table.insert(reply, str(e.n))
   table.insert(reply, e.hash)

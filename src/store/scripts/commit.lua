@@ -10,7 +10,7 @@ if not e and n <= p.sealed and touches_done(p, n, n) then
   -- Said before, and sealed away since.
   return committed(p, n, n, track, token)
 end
-if not e then return { 'FENCED' } end
+if not e or e.retract_epoch then return { 'FENCED' } end
 if filter_version < p.filter_version then return { 'OLDLIST' } end
 if digest ~= e.digests[#e.digests] then return { 'MORE' } end
 if n <= p.sealed then drop_entry(p, e) else

@@ -1,4 +1,4 @@
--- INIT(first block to deliver on an empty truth): opens the state or begins it; applies an operator's edits.
+-- INIT(first block to deliver on an empty truth, or nothing where there must be one): opens the state or begins it; applies an operator's edits.
 local first = num(1)
 
 local function refused(...) return { 'REFUSED', string.format(...) } end
@@ -39,6 +39,10 @@ end
 
 local schema = call('HGET', PROGRESS, 'schema')
 if not schema then
+  if not first then
+    return refused('EXPECT_STATE is set, but Redis holds no state of chain %s (no %s): see that REDIS_URL names the right '
+      .. 'server, or restore its data; to begin anew, unset EXPECT_STATE', CHAIN, PROGRESS)
+  end
   local last, edits = first - 1, {}
   -- Views without truth were set by hand or by an older system. The lowest wins: a block too many is a duplicate, a
   -- block too few is a loss.
@@ -54,11 +58,11 @@ if not schema then
   end
   local epoch = clock()
   local p = { watermark = last, tip = last, sealed = -1, sealed_hash = '', epoch = epoch, filter_version = 0,
-    done_blocks = 0, journal_bytes = 0, replayed = 0 }
+    filter_checked = last, done_blocks = 0, journal_bytes = 0, replayed = 0 }
   -- What a lost progress left behind speaks of another life of this store.
   call('UNLINK', DONE)
-  call('HSET', PROGRESS, 'schema', SCHEMA, 'chain', CHAIN, 'start', str(last + 1), 'fence', '0', 'filter_version', '0',
-    'barrier', '0')
+  call('HSET', PROGRESS, 'schema', SCHEMA, 'chain', CHAIN, 'start', str(last + 1), 'fence', '0', 'barrier',
+    '0')
   save(p)
   write_views(p, true)
   return answer(p, '1', edits)

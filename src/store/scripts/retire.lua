@@ -1,4 +1,5 @@
--- RETIRE(owner, claim keys…): ends the owner's heartbeat and releases those of the claims that it holds.
+-- RETIRE(owner, claim keys…): ends the owner's heartbeat, and with it his re-scan; releases those of the claims that
+-- he holds.
 local owner = arg(1)
 call('DEL', PREFIX .. 'owner:' .. owner)
 for i = FIXED + 2, #ARGV do

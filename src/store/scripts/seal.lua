@@ -1,6 +1,7 @@
 -- SEAL(n, hash, most entries to drop, run tops: n and hash…): everything at or below n is final.
 local p = truth()
 if not p then return { 'VANISHED' } end
+if p.frozen then return { 'REFUSED' } end
 local sealed, hash, most = num(1), arg(2), num(3)
 if sealed < p.sealed then return { 'OK', '0' } end
 if sealed == p.sealed and hash ~= p.sealed_hash then return { 'REFUSED' } end

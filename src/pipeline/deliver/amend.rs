@@ -1,0 +1,90 @@
+//! Events that a re-scan or an audit found for a block which may be delivered already.
+//!
+//! As everywhere nothing of a block that may leave the chain is sent before the journal holds it, so that it can be
+//! taken back (I4). What the journal holds already is sent again all the same: whoever put it there may have died
+//! before its messages left.
+
+use std::time::Duration;
+
+use super::{
+    super::{Context, StageError, Wanted, persist},
+    bury_undecodable,
+    hand_over::{Say, send},
+    is_same, lacking,
+};
+use crate::{
+    domain::{BlockRef, Digest, Event},
+    store::{self, Amend, AmendReply},
+};
+
+/// This often an entry may grow between reading it and offering what it lacks.
+const ROUNDS: usize = 5;
+/// One operation of the store is tried for this long; then the blocks are looked at anew.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What became of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::pipeline) enum Amended {
+    /// The block's journal entry holds them, and every sink acknowledged them.
+    Journaled,
+    /// The block is final and has no entry: they were acknowledged under this epoch of the chain, and count as delivered
+    /// if it still is the chain's.
+    Final(u64),
+    /// The block is not delivered yet, or left the chain: nothing was sent.
+    Elsewhere,
+}
+
+/// Hands over these events of one block, of which others may have been delivered before.
+pub(in crate::pipeline) async fn amended(
+    ctx: &Context,
+    block: BlockRef,
+    wanted: &Wanted,
+) -> Result<Amended, StageError> {
+    bury_undecodable(ctx, &wanted.undecodable).await?;
+    let ours = &wanted.events;
+    let mut held = Vec::new();
+    for _ in 0..ROUNDS {
+        let (epoch, amended) = match offer(ctx, block, wanted, &held).await? {
+            AmendReply::Journaled { epoch } => (epoch, Amended::Journaled),
+            AmendReply::Final { epoch } => (epoch, Amended::Final(epoch)),
+            AmendReply::More { epoch } => {
+                held = persist(ctx, "journaled", PATIENCE, || ctx.store.journaled(block, epoch)).await?;
+                continue;
+            }
+            AmendReply::Missing | AmendReply::Gone => return Ok(Amended::Elsewhere),
+            AmendReply::OldList => return Err(ctx.filters.moved_on()),
+            AmendReply::Frozen => return Err(StageError::Again("nothing may be delivered")),
+        };
+        // As it is journaled, byte for byte.
+        let journaled = |ours: &Event| held.iter().find(|held| is_same(held, ours)).unwrap_or(ours).clone();
+        let events: Vec<Event> = ours.iter().map(journaled).collect();
+        for part in store::parts(&events) {
+            send(ctx, Say::Applied(epoch), part).await?;
+        }
+        return Ok(amended);
+    }
+    Err(StageError::Again("someone else appends to the same journal entry"))
+}
+
+/// Offers what an entry that holds `held` lacks, part by part; the answer to the last part, or the first other one.
+async fn offer(ctx: &Context, block: BlockRef, wanted: &Wanted, held: &[Event]) -> Result<AmendReply, StageError> {
+    let missing = lacking(held, &wanted.events);
+    let mut digest = Digest::of(held);
+    let mut parts = store::parts(&missing);
+    // At least one, even an empty one: its barrier vouches for what others journaled, too.
+    let mut next = Some(parts.next().unwrap_or_default());
+    let mut journaled = None;
+    while let Some(part) = next {
+        digest = digest.and(Digest::of(part));
+        let amend = Amend { block, filter_version: wanted.version, digest, events: part };
+        let reply = persist(ctx, "amend", PATIENCE, || ctx.store.amend(amend.clone())).await?;
+        let AmendReply::Journaled { epoch } = reply else { return Ok(reply) };
+        if journaled.replace(epoch).is_some_and(|before| before != epoch) {
+            // Delivered anew meanwhile: what came before went into another entry.
+            return Ok(AmendReply::More { epoch });
+        }
+        next = parts.next();
+    }
+    // The loop ran at least once.
+    Ok(journaled.map_or(AmendReply::Gone, |epoch| AmendReply::Journaled { epoch }))
+}

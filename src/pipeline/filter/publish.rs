@@ -1,0 +1,246 @@
+//! Makes what this process filters with the chain's, so that no replica can journal or commit with anything older.
+//!
+//! Every good reading of the token list is held against what is published; where they are the same the store is told so,
+//! which is what a later re-scan counts from. A difference is published by compare-and-set, and only with a list that was
+//! read after what it replaces.
+//!
+//! Processes that want different things never fight. One publishes at its start, and afterwards only what changed in the
+//! token directory before its own eyes. One that finds something else published, other contracts or a list that its own
+//! directory does not have, is **superseded**: a newer deployment is taking its place. It delivers nothing and waits,
+//! unless for minutes nobody delivers what could be.
+
+use std::{fmt::Display, mem::replace, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
+use tracing::{debug, info, warn};
+
+use super::{
+    Context, Filter, Reading, Tokens, View,
+    members::{self, Members},
+    signed,
+    tokens::LOAD_TIMEOUT,
+};
+use crate::{
+    backoff::Backoff,
+    store::{Member, Publication, PublishReply, Published, Snapshot},
+};
+
+/// A superseded process looks this often whether it still is.
+const RECHECK: Duration = Duration::from_secs(5);
+/// Where nobody delivers for this long, a superseded process takes over.
+const NOBODY: Duration = Duration::from_mins(2);
+/// Longest pause while the store or the directory does not answer.
+const LONGEST: Duration = Duration::from_secs(5);
+/// A reading that was asked for is waited for this long.
+const RELOAD_WITHIN: Duration = LOAD_TIMEOUT.saturating_add(Duration::from_secs(10));
+/// This many others may publish in between before the matter is looked at anew, after a pause.
+const ROUNDS: usize = 5;
+
+/// Keeps the filter in use the published one; never returns.
+pub(in crate::pipeline) async fn keep_published(ctx: &Context, views: watch::Receiver<Option<View>>) {
+    let mut publisher =
+        Publisher { ctx, views, adopted: None, version: 0, checked: None, tip: None, floor: None, idle: None };
+    let mut tokens = ctx.filters.tokens();
+    let mut backoff = Backoff::new(LONGEST);
+    let mut is_outage = false;
+    loop {
+        tokens.mark_unchanged();
+        match publisher.turn().await {
+            Ok(None) => {
+                is_outage = false;
+                backoff.reset();
+                publisher.goes_on();
+                let is_off = matches!(*tokens.borrow(), Tokens::Off);
+                tokio::select! {
+                    biased;
+                    Ok(()) = tokens.changed() => {}
+                    () = ctx.filters.outdated.notified() => {}
+                    () = sleep(ctx.limits.token_refresh), if is_off => {}
+                }
+            }
+            Ok(Some(reason)) => {
+                publisher.superseded(reason).await;
+                sleep(RECHECK).await;
+            }
+            Err(reason) => {
+                if replace(&mut is_outage, true) {
+                    debug!(reason, "filter not published");
+                } else {
+                    warn!(reason, "what to filter with cannot be published; trying until it can");
+                }
+                backoff.wait(None).await;
+            }
+        }
+    }
+}
+
+struct Publisher<'a> {
+    ctx: &'a Context,
+    views: watch::Receiver<Option<View>>,
+    /// What was last published by this process, or found to be published and wanted; `None` at the start.
+    adopted: Option<Members>,
+    /// The version of that.
+    version: u64,
+    /// The reading that was last held against what is published.
+    checked: Option<Instant>,
+    /// The tip at a moment.
+    tip: Option<(Instant, i64)>,
+    /// A tip of before the adopted reading began: what it does not hold was not in the directory when blocks up to that
+    /// one were delivered.
+    floor: Option<i64>,
+    /// While superseded: since when nobody delivers, and the state meanwhile.
+    idle: Option<(Snapshot, Instant)>,
+}
+
+impl Publisher<'_> {
+    /// Holds what is wanted against what is published; answers why this process is superseded, where it is.
+    async fn turn(&mut self) -> Result<Option<&'static str>, String> {
+        for _ in 0..ROUNDS {
+            let published = self.ctx.store.published().await.map_err(text)?;
+            let asked = Instant::now();
+            let mut reading = self.reading()?;
+            let mut wanted = members::wanted(&self.ctx.registry, reading.as_deref());
+            let is_older = reading.as_ref().is_some_and(|reading| reading.begun < asked);
+            // Before the first publication there is nothing that a newer list than ours may have been published in.
+            if !is_same(&wanted, &published) && is_older && published.version > 0 {
+                reading = self.read_again(asked).await?;
+                wanted = members::wanted(&self.ctx.registry, reading.as_deref());
+            }
+            if !is_same(&wanted, &published)
+                && let Some(reason) = self.is_superseded(&wanted, &published)
+            {
+                return Ok(Some(reason));
+            }
+            if self.publish(&wanted, &published, reading.as_deref()).await? {
+                self.adopted = Some(wanted);
+                return Ok(None);
+            }
+        }
+        Err("others publish at the same time".into())
+    }
+
+    /// The list to filter with; none where filtering is off.
+    fn reading(&self) -> Result<Option<Arc<Reading>>, String> {
+        match &*self.ctx.filters.tokens.borrow() {
+            Tokens::Off => Ok(None),
+            Tokens::Waiting => Err("the token list was not read yet".into()),
+            Tokens::Tracked(reading) => Ok(Some(Arc::clone(reading))),
+        }
+    }
+
+    /// A list that holds whatever was in the directory at that moment.
+    async fn read_again(&self, asked: Instant) -> Result<Option<Arc<Reading>>, String> {
+        let mut tokens = self.ctx.filters.tokens();
+        self.ctx.filters.reload.notify_one();
+        let is_new = |tokens: &Tokens| matches!(tokens, Tokens::Tracked(reading) if reading.begun >= asked);
+        match timeout(RELOAD_WITHIN, tokens.wait_for(is_new)).await {
+            Ok(Ok(_)) => self.reading(),
+            Ok(Err(_)) | Err(_) => Err("another token list was published, and the directory does not answer".into()),
+        }
+    }
+
+    /// Why someone else's word counts more than ours.
+    fn is_superseded(&self, wanted: &Members, published: &Published) -> Option<&'static str> {
+        let adopted = self.adopted.as_ref()?;
+        if published.version < self.version {
+            // The store went back to an older state: what was published since is published again.
+            return None;
+        }
+        if !members::contracts(wanted.keys()).eq(members::contracts(&published.members)) {
+            return Some("another deployment listens to other contracts");
+        }
+        adopted.keys().eq(wanted.keys()).then_some("another process tracks other tokens than this one's directory has")
+    }
+
+    /// Publishes what is wanted, or that nothing changed, and uses it; `false` where someone else was first.
+    async fn publish(
+        &mut self,
+        wanted: &Members,
+        published: &Published,
+        reading: Option<&Reading>,
+    ) -> Result<bool, String> {
+        let is_checked = reading.is_some_and(|reading| self.checked == Some(reading.begun));
+        if is_checked && is_same(wanted, published) && self.version == published.version {
+            return Ok(true);
+        }
+        let added: Vec<Member> = wanted
+            .iter()
+            .filter(|(key, _)| !published.members.contains(*key))
+            .map(|(key, from)| Member { key: key.clone(), from: from.or_else(|| self.from()) })
+            .collect();
+        let removed: Vec<String> = published.members.iter().filter(|key| !wanted.contains_key(*key)).cloned().collect();
+        let publication = Publication { version: published.version, added: &added, removed: &removed };
+        let PublishReply::Published(version) = self.ctx.store.publish(publication).await.map_err(text)? else {
+            return Ok(false);
+        };
+        if !added.is_empty() || !removed.is_empty() {
+            info!(version, added = added.len(), removed = removed.len(), "filter published");
+        }
+        let tip = self.ctx.store.snapshot().await.map_err(text)?.progress.tip;
+        self.version = version;
+        self.use_from(tip, reading);
+        Ok(true)
+    }
+
+    /// The first block that is wanted of a token which was not in the adopted reading; the store knows where there is
+    /// none: at the start.
+    fn from(&self) -> Option<u64> {
+        self.floor.and_then(|tip| u64::try_from(tip + 1).ok())
+    }
+
+    /// Filters with what was just published.
+    fn use_from(&mut self, tip: i64, reading: Option<&Reading>) {
+        let begun = reading.map(|reading| reading.begun);
+        if let (Some(begun), Some((at, before))) = (begun, self.tip)
+            && at <= begun
+        {
+            self.floor = Some(before);
+        }
+        (self.tip, self.checked) = (Some((Instant::now(), tip)), begun);
+        let (version, tokens) = (self.version, reading.map(|reading| Arc::clone(&reading.tokens)));
+        let before = self.ctx.filters.now().ok().filter(|before| before.version == version);
+        let is_same = before.as_ref().is_some_and(|before| before.tokens == tokens);
+        if !is_same {
+            let since = before.map_or(tip, |before| before.since);
+            self.ctx.filters.adopt(Some(Filter { version, tokens, since }));
+        }
+    }
+
+    /// Delivers nothing; takes over where nobody else does what could be done.
+    async fn superseded(&mut self, reason: &'static str) {
+        if self.ctx.filters.now().is_ok() {
+            warn!(reason, "superseded: this process delivers nothing any more and waits to be replaced");
+        }
+        self.ctx.filters.adopt(None);
+        self.ctx.vitals.note("filter", Some(format!("superseded, delivers nothing: {reason}")));
+        let Ok(snapshot) = self.ctx.store.snapshot().await else { return };
+        let depth = self.ctx.chain.finality_depth;
+        let head = self.views.borrow().as_ref().and_then(|view| view.heights.deliverable(self.ctx.deliver, depth));
+        let waits = head.is_some_and(|head| signed(head) > snapshot.progress.watermark);
+        match &self.idle {
+            Some((before, since)) if waits && *before == snapshot => {
+                if since.elapsed() >= NOBODY {
+                    warn!(reason, "superseded, but nobody delivers: taking over");
+                    (self.adopted, self.idle) = (None, None);
+                }
+            }
+            _ => self.idle = Some((snapshot, Instant::now())),
+        }
+    }
+
+    fn goes_on(&mut self) {
+        self.idle = None;
+        self.ctx.vitals.note("filter", None);
+    }
+}
+
+fn is_same(wanted: &Members, published: &Published) -> bool {
+    published.version > 0 && wanted.keys().eq(published.members.iter())
+}
+
+fn text(error: impl Display) -> String {
+    error.to_string()
+}

@@ -1,0 +1,120 @@
+//! Looks again at delivered blocks for the tokens and contracts that joined the filter after them (protocol §4).
+//!
+//! A duty names blocks and members; any replica works it off, a hundred blocks at a time, behind everything else. Only
+//! what the members concern is asked for and sent: AMEND puts it into the journal of a block that may still leave the
+//! chain. What is not delivered yet is left to its track, which filters with the new list. The members in a duty are
+//! in the filter of every process that gets one and has the newest version, so nothing is passed over for want of news.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use tracing::{debug, info};
+
+use super::{Context, StageError, View, decode, deliver, fetch, filter, persist, timed};
+use crate::{
+    domain::{BlockRange, BlockRef, RawLog},
+    store::{Duty, MAX_CLAIM_BLOCKS},
+    telemetry::metrics,
+};
+use deliver::Amended;
+use filter::{Filter, Joined, Wanted};
+
+/// One operation of the store is tried for this long before the loop looks anew.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Works off the next blocks of an open duty; `false` where there is none.
+pub(super) async fn work(ctx: &Context, view: &View) -> Result<bool, StageError> {
+    let Some(duty) = persist(ctx, "duty", PATIENCE, || ctx.store.duty()).await? else { return Ok(false) };
+    let filter = ctx.filters.now()?;
+    // Read after the duty, so the version that made it is not newer.
+    if ctx.store.snapshot().await?.progress.filter_version > filter.version {
+        return Err(ctx.filters.moved_on());
+    }
+    let to = duty.range.to.min(duty.range.from.saturating_add(MAX_CLAIM_BLOCKS - 1));
+    let up_to = match Joined::of(&duty.members, &ctx.registry, &filter) {
+        None => duty.range.to,
+        Some(joined) => {
+            let range = BlockRange { from: duty.range.from, to };
+            let scan = Scan { ctx, filter: &filter, joined: &joined };
+            let found = scan.range(range, view).await?;
+            debug!(duty = duty.id, %range, found, "looked again");
+            to
+        }
+    };
+    persist(ctx, "scanned", PATIENCE, || ctx.store.scanned(duty.id, up_to)).await?;
+    tell(&duty, up_to);
+    Ok(true)
+}
+
+fn tell(duty: &Duty, up_to: u64) {
+    if up_to >= duty.range.to {
+        info!(duty = duty.id, up_to, members = duty.members.len(), "re-scan for what joined the filter is complete");
+    }
+}
+
+struct Scan<'a> {
+    ctx: &'a Context,
+    filter: &'a Filter,
+    joined: &'a Joined<'a>,
+}
+
+impl Scan<'_> {
+    /// Delivers what these blocks hold for the new members; answers how many events.
+    async fn range(&self, range: BlockRange, view: &View) -> Result<u64, StageError> {
+        let height = view.heights.final_height(self.ctx.chain.finality_depth);
+        let (mut next, mut found) = (range.from, 0);
+        while next <= range.to {
+            let logs = &self.joined.logs;
+            if let Some(height) = height.filter(|height| *height >= next) {
+                let (part, answer) = timed("fetch", fetch::part(self.ctx, logs, next, range.to.min(height))).await?;
+                found += self.deliver(answer.logs).await?;
+                next = part.to + 1;
+            } else {
+                let (_, logs) = timed("fetch", fetch::block(self.ctx, logs, next, None)).await?;
+                found += self.deliver(logs).await?;
+                next += 1;
+            }
+        }
+        Ok(found)
+    }
+
+    async fn deliver(&self, logs: Vec<RawLog>) -> Result<u64, StageError> {
+        let decoded = self.joined.only(decode::events(&self.ctx.registry, logs));
+        let (mut found, mut epochs) = (0, Vec::new());
+        for (block, wanted) in by_block(filter::by_token(self.filter, decoded)) {
+            match timed("deliver", deliver::amended(self.ctx, block, &wanted)).await? {
+                Amended::Elsewhere => continue,
+                Amended::Final(epoch) => epochs.push(epoch),
+                Amended::Journaled => {}
+            }
+            found += wanted.events.len() as u64;
+        }
+        still_of(self.ctx, &epochs).await?;
+        metrics::events_matched(found);
+        Ok(found)
+    }
+}
+
+/// What was sent of final blocks counts only if the epoch that it was sent under is still the chain's: a retraction of
+/// a later one would outrank it.
+pub(super) async fn still_of(ctx: &Context, epochs: &[u64]) -> Result<(), StageError> {
+    let Some(newest) = epochs.iter().max() else { return Ok(()) };
+    let now = persist(ctx, "snapshot", PATIENCE, || ctx.store.snapshot()).await?.progress.epoch;
+    if epochs.iter().all(|epoch| epoch == newest) && *newest == now {
+        return Ok(());
+    }
+    Err(StageError::Again("the epoch moved on"))
+}
+
+/// What is wanted of each block, ascending.
+pub(super) fn by_block(wanted: Wanted) -> BTreeMap<BlockRef, Wanted> {
+    let version = wanted.version;
+    let mut blocks: BTreeMap<BlockRef, Wanted> = BTreeMap::new();
+    let of = || Wanted { version, ..Wanted::default() };
+    for event in wanted.events {
+        blocks.entry(event.block).or_insert_with(of).events.push(event);
+    }
+    for log in wanted.undecodable {
+        blocks.entry(log.log.block).or_insert_with(of).undecodable.push(log);
+    }
+    blocks
+}

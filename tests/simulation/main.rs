@@ -1,0 +1,29 @@
+//! The simulation: the real pipeline, one to three replicas of it, between a chain, a store and a queue of our own, in
+//! one thread and in virtual time. Everything that may go wrong does, as a seed decides; the same seed is the same run.
+//!
+//! `make sim SEEDS=100000` tries that many seeds; `SIM_SEED=7 cargo test --profile sim --test simulation` shows one.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "what fails here fails the test")]
+#![allow(unreachable_pub, missing_docs, reason = "nobody imports a test")]
+#![allow(clippy::indexing_slicing, reason = "what fails here fails the test")]
+
+mod chain;
+mod faults;
+mod journal;
+mod node;
+mod oracle;
+mod random;
+mod replica;
+mod run;
+mod scenarios;
+mod seeds;
+mod shrink;
+mod sink;
+mod storage;
+mod swarm;
+mod world;
+
+#[path = "../support"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod support {
+    pub mod model_store;
+}

@@ -1,0 +1,273 @@
+//! The judge. It sees what the parts of the world see, one after the other: what was journaled, sent, acknowledged,
+//! committed and taken back; and says at once what must never happen, and at the end what must have come of it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use alloy::primitives::{Address, B256};
+use chaintap::{
+    domain::{BlockRange, BlockRef, Token},
+    sinks::Message,
+    store::{BlockCommit, DeadLetter, FinalCommit},
+};
+
+use crate::chain::{Block, Tree, event};
+
+/// The chain's id.
+pub const CHAIN: u64 = 31_337;
+
+/// What one block's event is to be in the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    /// Its token was tracked all the time: it is delivered before its block is committed.
+    Always,
+    /// Its token was tracked before its block was made, and ever since: if not with its block, it is found by a re-scan.
+    Must,
+    /// The list changed meanwhile.
+    May,
+    Never,
+}
+
+/// What the sink has of one id.
+#[derive(Default)]
+struct Kept {
+    /// Version to body and number of copies.
+    versions: BTreeMap<u64, (String, u64)>,
+}
+
+impl Kept {
+    fn is_live(&self) -> bool {
+        self.versions.last_key_value().is_some_and(|(version, _)| version % 2 == 1)
+    }
+}
+
+/// Everything that was seen.
+pub struct Oracle {
+    start: u64,
+    tokens: BTreeMap<Address, Token>,
+    /// Tokens that are tracked, since so many blocks were made (0: all the time), and those that ever were.
+    since: BTreeMap<Address, u64>,
+    ever: BTreeSet<Address>,
+    kept: HashMap<String, Kept>,
+    /// Ids that the store holds as dead letters.
+    buried: BTreeSet<String>,
+    /// Log indices that were journaled under a barrier.
+    intents: HashMap<(B256, u64), BTreeSet<u64>>,
+    /// The epochs of the rewinds that took an entry back.
+    rewound: HashMap<B256, BTreeSet<u64>>,
+    /// Blocks whose commit was right.
+    committed: BTreeMap<u64, BTreeSet<B256>>,
+    watermark: i64,
+    pub duplicates: u64,
+    pub violations: Vec<String>,
+}
+
+impl Oracle {
+    pub fn new(start: u64, tokens: BTreeMap<Address, Token>, tracked: BTreeSet<Address>) -> Self {
+        Self {
+            start,
+            tokens,
+            since: tracked.iter().map(|token| (*token, 0)).collect(),
+            ever: tracked,
+            kept: HashMap::new(),
+            buried: BTreeSet::new(),
+            intents: HashMap::new(),
+            rewound: HashMap::new(),
+            committed: BTreeMap::new(),
+            watermark: i64::try_from(start).unwrap() - 1,
+            duplicates: 0,
+            violations: vec![],
+        }
+    }
+
+    fn violation(&mut self, text: String) {
+        if self.violations.len() < 20 {
+            self.violations.push(text);
+        }
+    }
+
+    /// The directory says something else from now on, when so many blocks were made.
+    pub fn tracks(&mut self, now: &BTreeSet<Address>, made: u64) {
+        self.since.retain(|token, _| now.contains(token));
+        for token in now {
+            self.since.entry(*token).or_insert(made);
+        }
+        self.ever.extend(now);
+    }
+
+    /// The store holds these events of the block, and a barrier vouches for it.
+    pub fn journaled(&mut self, block: BlockRef, epoch: u64, events: impl Iterator<Item = u64>) {
+        self.intents.entry((block.hash, epoch)).or_default().extend(events);
+    }
+
+    /// The store takes these blocks back.
+    pub fn rewound(&mut self, entries: &[(BlockRef, u64)], epoch: u64, watermark: i64) {
+        for (block, _) in entries {
+            self.rewound.entry(block.hash).or_default().insert(epoch);
+            if let Some(hashes) = self.committed.get_mut(&block.number) {
+                hashes.remove(&block.hash);
+            }
+        }
+        self.watermark = self.watermark.min(watermark);
+    }
+
+    /// The store went back to what it was some time ago, which was right then.
+    pub fn failed_over(&mut self, watermark: i64) {
+        self.watermark = watermark;
+    }
+
+    pub fn buried(&mut self, key: &str) {
+        self.buried.insert(key.split('|').next().unwrap_or_default().to_owned());
+    }
+
+    /// What the store holds in the end.
+    pub fn holds(&mut self, letters: &[DeadLetter]) {
+        self.buried.clear();
+        letters.iter().for_each(|letter| self.buried(&letter.key));
+    }
+
+    pub fn exhumed(&mut self, key: &str) {
+        self.buried.remove(key.split('|').next().unwrap_or_default());
+    }
+
+    /// The sink has this message.
+    pub fn acknowledged(&mut self, tree: &Tree, message: &Message) {
+        let kept = self.kept.entry(message.id.clone()).or_default();
+        if let Some((body, copies)) = kept.versions.get_mut(&message.version) {
+            *copies += 1;
+            self.duplicates += 1;
+            if *body != message.body {
+                let text = format!("two bodies of {} v{}: {body} {}", message.id, message.version, message.body);
+                self.violation(text);
+            }
+            return;
+        }
+        kept.versions.insert(message.version, (message.body.clone(), 1));
+        if let Err(text) = self.is_right(tree, message) {
+            self.violation(format!("{text}: {} v{}", message.id, message.version));
+        }
+    }
+
+    /// Whether a message of this version may be sent, and is what it should be.
+    fn is_right(&self, tree: &Tree, message: &Message) -> Result<(), &'static str> {
+        let mut id = message.id.split(':').skip(1);
+        let hash: B256 = id.next().and_then(|hash| hash.parse().ok()).ok_or("an id without a hash")?;
+        let index: u64 = id.next().and_then(|index| index.parse().ok()).ok_or("an id without a log")?;
+        let block = tree.block(&hash).ok_or("of a block that never was")?;
+        let log = block.logs.iter().find(|log| log.log_index == index).ok_or("of a log that never was")?;
+        let event = event(log, &self.tokens).ok_or("of a log that is no transfer")?;
+        if !self.ever.contains(&event.address) {
+            return Err("of a token that was never tracked");
+        }
+        let epoch = message.version / 2;
+        if message.version % 2 == 1 {
+            let journaled = self.intents.get(&(hash, epoch)).is_some_and(|logs| logs.contains(&index));
+            if !journaled && block.header.number > tree.floor() {
+                return Err("sent without an intent, and not final");
+            }
+            if *message != Message::apply(&event, CHAIN, epoch) {
+                return Err("another message than the event's");
+            }
+        } else {
+            if !self.rewound.get(&hash).is_some_and(|epochs| epochs.contains(&epoch)) {
+                return Err("taken back without a rewind");
+            }
+            if *message != Message::retract(&event, CHAIN, epoch) {
+                return Err("another retraction than the event's");
+            }
+        }
+        Ok(())
+    }
+
+    /// A block's COMMIT took effect.
+    pub fn committed(&mut self, tree: &Tree, commit: &BlockCommit, watermark: i64) {
+        match tree.block(&commit.block.hash) {
+            None => self.violation(format!("commit of a block that never was: {}", commit.block)),
+            Some(block) => self.check_commit(block, commit.epoch),
+        }
+        self.advanced(watermark);
+    }
+
+    /// A range's `COMMIT_FINAL` took effect.
+    pub fn committed_final(&mut self, tree: &Tree, commit: &FinalCommit, watermark: i64) {
+        let BlockRange { from, to } = commit.range;
+        for number in from..=to {
+            match tree.at(number).filter(|_| to <= tree.floor()) {
+                None => self.violation(format!("final commit of {number}, which is not final")),
+                Some(block) => self.check_commit(block, commit.epoch),
+            }
+        }
+        self.advanced(watermark);
+    }
+
+    fn check_commit(&mut self, block: &Block, epoch: u64) {
+        let header = &block.header;
+        for id in self.due(block, Due::Always) {
+            let version = 2 * epoch + 1;
+            let has = self.kept.get(&id).is_some_and(|kept| kept.versions.contains_key(&version));
+            if !has && !self.buried.contains(&id) {
+                self.violation(format!("commit of block {} before {id} v{version} was acknowledged", header.number));
+            }
+        }
+        self.committed.entry(header.number).or_default().insert(header.hash);
+    }
+
+    fn advanced(&mut self, watermark: i64) {
+        for number in self.watermark + 1..=watermark {
+            let number = u64::try_from(number).unwrap_or_default();
+            if self.committed.get(&number).is_none_or(BTreeSet::is_empty) {
+                self.violation(format!("the watermark is {watermark}, but {number} is not delivered"));
+            }
+        }
+        self.watermark = self.watermark.max(watermark);
+    }
+
+    /// The ids of a block's events that are due in this way.
+    fn due(&self, block: &Block, wanted: Due) -> Vec<String> {
+        let due = |token: &Address| match self.since.get(token) {
+            Some(0) => Due::Always,
+            Some(made) if block.made > *made => Due::Must,
+            _ if self.ever.contains(token) => Due::May,
+            _ => Due::Never,
+        };
+        let logs = block.logs.iter().filter(|log| due(&log.address) == wanted);
+        let events = logs.filter_map(|log| event(log, &self.tokens));
+        events.map(|event| format!("{CHAIN}:{}:{}", event.block.hash, event.log_index)).collect()
+    }
+
+    /// What must have come of it, once everything is delivered up to `watermark`.
+    pub fn judge(&mut self, tree: &Tree, watermark: i64) {
+        let mut live: BTreeSet<String> =
+            self.kept.iter().filter(|(_, kept)| kept.is_live()).map(|(id, _)| id.clone()).collect();
+        let mut lost = vec![];
+        let end = u64::try_from(watermark + 1).unwrap_or_default();
+        for block in (self.start..end).filter_map(|number| tree.at(number)) {
+            for id in [self.due(block, Due::Always), self.due(block, Due::Must)].concat() {
+                if !live.remove(&id) && !self.buried.contains(&id) {
+                    lost.push(format!("{id} of block {}", block.header.number));
+                }
+            }
+            for id in self.due(block, Due::May) {
+                live.remove(&id);
+            }
+        }
+        for text in lost.into_iter().take(5) {
+            self.violation(format!("lost: {text}"));
+        }
+        for id in live.into_iter().take(5) {
+            let versions: Vec<u64> = self.kept[&id].versions.keys().copied().collect();
+            self.violation(format!("never taken back: {id}, versions {versions:?}"));
+        }
+    }
+
+    /// Everything that the sink has, for the trace.
+    pub fn fingerprint(&self) -> u64 {
+        let mut sum = 0u64;
+        for (id, kept) in &self.kept {
+            for (version, (_, copies)) in &kept.versions {
+                let of_id = id.bytes().fold(7u64, |hash, byte| crate::random::mix(hash ^ u64::from(byte)));
+                sum = sum.wrapping_add(crate::random::mix(of_id ^ version ^ (copies << 40)));
+            }
+        }
+        sum
+    }
+}

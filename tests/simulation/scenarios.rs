@@ -1,0 +1,132 @@
+//! Short stories in which the process dies at every call that it makes, before the effect and after it.
+
+use std::time::Duration;
+
+use chaintap::domain::DeliveryMode;
+
+use crate::{
+    chain::Making,
+    faults::Rates,
+    run::{Report, run},
+    swarm::{Act, Swarm},
+    world::Options,
+};
+
+/// A story: what happens at which second, and what is particular to it.
+struct Scenario {
+    name: &'static str,
+    script: &'static [(u64, Act)],
+    change: fn(&mut Swarm),
+}
+
+const fn reorg(depth: u64, mined: u64) -> Act {
+    Act::Reorg { depth, mined }
+}
+
+const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "three blocks at the head",
+        script: &[(2, Act::Mine(1)), (4, Act::Mine(1)), (6, Act::Mine(1))],
+        change: |_| {},
+    },
+    Scenario { name: "a small gap", script: &[(2, Act::Mine(1)), (4, Act::Mine(4))], change: |_| {} },
+    Scenario {
+        name: "a gap with a final part",
+        script: &[(2, Act::Mine(1)), (5, Act::Mine(25))],
+        change: |swarm| swarm.batch_blocks = 7,
+    },
+    Scenario { name: "another block at the head", script: &[(2, Act::Mine(1)), (4, reorg(1, 1))], change: |_| {} },
+    Scenario { name: "three blocks leave, four come", script: &[(2, Act::Mine(4)), (6, reorg(3, 4))], change: |_| {} },
+    Scenario {
+        name: "a shorter chain",
+        script: &[(2, Act::Mine(4)), (6, reorg(3, 1)), (80, Act::Mine(1))],
+        change: |_| {},
+    },
+    Scenario {
+        name: "A to B to A",
+        script: &[(2, Act::Mine(3)), (5, reorg(2, 2)), (8, Act::FlipBack), (10, Act::Mine(1))],
+        change: |_| {},
+    },
+    Scenario {
+        name: "a reorganisation under an open gap",
+        script: &[(2, Act::Mine(1)), (4, Act::Mine(12)), (5, reorg(4, 5))],
+        change: |swarm| swarm.making.finality = 20,
+    },
+    Scenario {
+        name: "two replicas",
+        script: &[(2, Act::Mine(1)), (4, Act::Mine(9))],
+        change: |swarm| swarm.replicas = 2,
+    },
+    Scenario {
+        name: "two replicas and a reorganisation",
+        script: &[(2, Act::Mine(3)), (5, reorg(2, 3))],
+        change: |swarm| swarm.replicas = 2,
+    },
+    Scenario {
+        name: "a queue that takes one message at a time and refuses some",
+        script: &[(2, Act::Mine(2)), (4, reorg(1, 2))],
+        change: |swarm| (swarm.sink_batch, swarm.poison, swarm.making.density) = (1, 200, 4),
+    },
+    Scenario {
+        name: "only what is final",
+        script: &[(2, Act::Mine(5)), (5, reorg(2, 3)), (7, Act::Mine(8))],
+        change: |swarm| swarm.deliver = DeliveryMode::Finalized,
+    },
+    Scenario {
+        name: "a fail-over between blocks",
+        script: &[(2, Act::Mine(2)), (4, reorg(1, 2)), (5, Act::FailOver), (7, Act::Mine(1))],
+        change: |_| {},
+    },
+];
+
+fn swarm(scenario: &Scenario) -> Swarm {
+    let script = scenario.script.iter().map(|(at, act)| (Duration::from_secs(*at), act.clone())).collect();
+    let mut swarm = Swarm {
+        seed: 1,
+        replicas: 1,
+        block_time: Duration::from_secs(2),
+        making: Making { seed: 1, finality: 5, finalized: Some(5), empty: 0.2, density: 2 },
+        deliver: DeliveryMode::Instant,
+        length: 4,
+        start: 2,
+        batch_blocks: 100,
+        pushes: true,
+        audits: false,
+        token_refresh: Duration::from_mins(5),
+        sink_batch: 10,
+        poison: 0,
+        rates: Rates::default(),
+        script,
+        chaos: Duration::from_mins(2),
+        calls: 1_000_000,
+    };
+    (scenario.change)(&mut swarm);
+    swarm
+}
+
+fn check(scenario: &Scenario, crash_at: Option<(u64, bool)>) -> Report {
+    let report = run(swarm(scenario), Options { crash_at, ..Options::default() });
+    if !report.violations.is_empty() {
+        let again = run(swarm(scenario), Options { crash_at, trace: true, ..Options::default() });
+        again.lines.iter().for_each(|line| println!("{line}"));
+        panic!("{}, crash at {crash_at:?}: {:#?}", scenario.name, report.violations);
+    }
+    report
+}
+
+#[test]
+fn a_crash_at_any_call_loses_nothing() {
+    // All of them take a while in a debug build, where every eleventh has to do.
+    let step = if std::env::var_os("SIM_EXHAUSTIVE").is_some() { 1 } else { 11 };
+    let mut runs = 0;
+    for scenario in SCENARIOS {
+        let calls = check(scenario, None).calls;
+        for call in (1..=calls).step_by(step) {
+            for effect in [false, true] {
+                check(scenario, Some((call, effect)));
+                runs += 1;
+            }
+        }
+    }
+    println!("{runs} crashes in {} scenarios", SCENARIOS.len());
+}

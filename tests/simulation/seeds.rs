@@ -1,0 +1,151 @@
+//! Many seeds, on all cores.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use crate::{
+    run::{Report, run},
+    shrink::shrink,
+    swarm::Swarm,
+    world::Options,
+};
+
+/// Seeds that every `cargo test` tries.
+const FEW: u64 = 60;
+/// So many seeds have seen everything of [`SOMETIMES`].
+const MANY: u64 = 5_000;
+/// What a long run must have seen, or it tests less than it says.
+const SOMETIMES: &[&str] = &[];
+
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.trim().parse().unwrap_or_else(|_| panic!("{name} is not a number: '{text}'")))
+}
+
+/// What came of many seeds.
+#[derive(Default)]
+struct Sum {
+    seeds: u64,
+    calls: u64,
+    virtual_time: Duration,
+    sometimes: BTreeMap<&'static str, u64>,
+    failed: BTreeMap<u64, Vec<String>>,
+}
+
+impl Sum {
+    fn add(&mut self, seed: u64, report: Report) {
+        self.seeds += 1;
+        self.calls += report.calls;
+        self.virtual_time += report.virtual_time;
+        for (what, times) in report.sometimes {
+            *self.sometimes.entry(what).or_default() += times;
+        }
+        if !report.violations.is_empty() {
+            self.failed.insert(seed, report.violations);
+        }
+    }
+
+    fn tell(&self, took: Duration) {
+        let Self { seeds, calls, virtual_time, .. } = self;
+        println!("{seeds} seeds in {took:?}: {calls} calls, {} hours of virtual time", virtual_time.as_secs() / 3_600);
+        for (what, times) in &self.sometimes {
+            println!("{times:>9} {what}");
+        }
+        for (seed, violations) in &self.failed {
+            println!("SIM_SEED={seed} cargo test --profile sim --test simulation seeds -- --nocapture");
+            violations.iter().take(3).for_each(|violation| println!("    {violation}"));
+        }
+    }
+}
+
+/// Tries seeds from `from` on, on all cores, until it is enough.
+fn try_seeds(from: u64, is_enough: impl Fn(u64) -> bool + Sync) -> Sum {
+    let (next, sum) = (AtomicU64::new(from), Mutex::new(Sum::default()));
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if is_enough(seed - from) || sum.lock().unwrap().failed.len() > 10 {
+                        return;
+                    }
+                    let report = run(Swarm::of(seed), Options::default());
+                    sum.lock().unwrap().add(seed, report);
+                }
+            });
+        }
+    });
+    sum.into_inner().unwrap()
+}
+
+#[test]
+fn seeds() {
+    if let Some(seed) = number("SIM_SEED") {
+        return show(seed);
+    }
+    let begun = Instant::now();
+    let sum = if let Some(minutes) = number("SIM_MINUTES") {
+        let somewhere = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
+        let from = number("SIM_FROM").unwrap_or(u64::try_from(somewhere).unwrap() << 8);
+        println!("seeds from SIM_FROM={from} on");
+        try_seeds(from, |_| begun.elapsed() > Duration::from_secs(60 * minutes))
+    } else {
+        let seeds = number("SIM_SEEDS").unwrap_or(FEW);
+        try_seeds(number("SIM_FROM").unwrap_or(0), |tried| tried >= seeds)
+    };
+    sum.tell(begun.elapsed());
+    assert!(sum.failed.is_empty(), "seeds failed: {:?}", sum.failed.keys());
+    if sum.seeds >= MANY {
+        let never: Vec<_> = SOMETIMES.iter().filter(|what| !sum.sometimes.contains_key(*what)).collect();
+        assert!(never.is_empty(), "never seen in {} seeds: {never:?}", sum.seeds);
+    }
+}
+
+#[test]
+fn seeds_that_failed_once() {
+    for line in include_str!("regressions.txt").lines().filter(|line| !line.starts_with('#')) {
+        let seed = line.split_whitespace().next().unwrap().parse().unwrap();
+        let violations = run(Swarm::of(seed), Options::default()).violations;
+        assert!(violations.is_empty(), "SIM_SEED={seed}: {violations:#?}");
+    }
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    for seed in 0..number("SIM_TWICE").unwrap_or(20) {
+        let (one, other) = (run(Swarm::of(seed), Options::default()), run(Swarm::of(seed), Options::default()));
+        if one.hash != other.hash {
+            let trace = || run(Swarm::of(seed), Options { trace: true, ..Options::default() }).lines;
+            let (one, other) = (trace(), trace());
+            let first = one.iter().zip(&other).position(|(one, other)| one != other).unwrap_or_default();
+            for (one, other) in one.iter().zip(&other).take(first + 3).skip(first.saturating_sub(5)) {
+                println!("{one}\n    {other}");
+            }
+            panic!("two runs of seed {seed} differ at call {first}");
+        }
+    }
+}
+
+/// One seed, call by call; a failing one is made smaller first.
+fn show(seed: u64) {
+    let swarm = Swarm::of(seed);
+    println!("{swarm:#?}");
+    let mut report = run(swarm, Options { trace: true, ..Options::default() });
+    if !report.violations.is_empty() {
+        let whole = report.struck.len();
+        let (needed, smallest) = shrink(seed, report);
+        report = smallest;
+        let needed: Vec<String> = needed.iter().map(ToString::to_string).collect();
+        println!("of {whole} faults, these do: {}", needed.join(" "));
+    }
+    report.lines.iter().for_each(|line| println!("{line}"));
+    println!("{:016x}, {} calls, {:?}", report.hash, report.calls, report.virtual_time);
+    assert!(report.violations.is_empty(), "{:#?}", report.violations);
+}

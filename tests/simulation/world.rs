@@ -1,0 +1,218 @@
+//! What all replicas share: the chain, what the judge saw, the faults that strike, and the record of a run.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use alloy::primitives::Address;
+use chaintap::domain::Token;
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+
+use crate::{
+    chain::{TOKENS, Tree, address},
+    faults::{Gate, Kind, Name, Op, Strike, strike},
+    oracle::Oracle,
+    random::{Draw, mix},
+    swarm::Swarm,
+};
+
+/// What a run is asked for beside its seed.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Every call is written down.
+    pub trace: bool,
+    /// Only these faults and acts happen.
+    pub only: Option<BTreeSet<Name>>,
+    /// The process that makes this call dies at it, with or without effect.
+    pub crash_at: Option<(u64, bool)>,
+}
+
+/// What happened in a run.
+#[derive(Default)]
+pub struct Record {
+    pub hash: u64,
+    pub calls: u64,
+    pub lines: Vec<String>,
+    pub struck: Vec<Name>,
+    nth: BTreeMap<(usize, Op), u64>,
+}
+
+/// All that replicas share but the store.
+pub struct World {
+    pub swarm: Swarm,
+    pub options: Options,
+    pub tree: Mutex<Tree>,
+    pub oracle: Mutex<Oracle>,
+    pub record: Mutex<Record>,
+    pub sometimes: Mutex<BTreeMap<&'static str, u64>>,
+    pub directory: watch::Sender<BTreeSet<Address>>,
+    pub sockets: Mutex<Vec<mpsc::Sender<()>>>,
+    paused: Mutex<Vec<Instant>>,
+    outages: Mutex<[Instant; 3]>,
+    crashes: mpsc::UnboundedSender<(usize, u64)>,
+    calm: AtomicU64,
+    began: Instant,
+}
+
+/// All tokens of the chain.
+pub fn tokens() -> BTreeMap<Address, Token> {
+    let token = |n: u8| {
+        let token =
+            Token { address: address(n), symbol: format!("T{n}"), name: format!("Token {n}"), decimals: n.min(18) };
+        (token.address, token)
+    };
+    (0..TOKENS).map(token).collect()
+}
+
+impl World {
+    /// A world at its beginning; crashes of replicas are told to the receiver.
+    pub fn new(swarm: Swarm, options: Options) -> (Self, mpsc::UnboundedReceiver<(usize, u64)>) {
+        let (crashes, crashed) = mpsc::unbounded_channel();
+        let now = Instant::now();
+        let tracked: BTreeSet<Address> = (0..TOKENS * 2 / 3).map(address).collect();
+        let mut tree = Tree::new(swarm.making.clone(), swarm.length.min(swarm.start + 1).max(1));
+        while tree.height() + 1 < swarm.length {
+            tree.mine(0, None);
+        }
+        let world = Self {
+            tree: Mutex::new(tree),
+            oracle: Mutex::new(Oracle::new(swarm.start, tokens(), tracked.clone())),
+            record: Mutex::default(),
+            sometimes: Mutex::default(),
+            directory: watch::channel(tracked).0,
+            sockets: Mutex::default(),
+            paused: Mutex::new(vec![now; swarm.replicas]),
+            outages: Mutex::new([now; 3]),
+            crashes,
+            calm: AtomicU64::new(0),
+            began: now,
+            swarm,
+            options,
+        };
+        (world, crashed)
+    }
+
+    pub fn tree(&self) -> MutexGuard<'_, Tree> {
+        self.tree.lock().unwrap()
+    }
+
+    pub fn oracle(&self) -> MutexGuard<'_, Oracle> {
+        self.oracle.lock().unwrap()
+    }
+
+    /// Something happened that a long run must have seen.
+    pub fn saw(&self, what: &'static str) {
+        *self.sometimes.lock().unwrap().entry(what).or_default() += 1;
+    }
+
+    pub fn elapsed(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// From now on nothing goes wrong.
+    pub fn calm_down(&self) {
+        self.calm.store(1, Ordering::Relaxed);
+        let now = Instant::now();
+        self.paused.lock().unwrap().fill(now);
+        *self.outages.lock().unwrap() = [now; 3];
+    }
+
+    pub fn is_calm(&self) -> bool {
+        self.calm.load(Ordering::Relaxed) == 1
+    }
+
+    pub fn calls(&self) -> u64 {
+        self.record.lock().unwrap().calls
+    }
+
+    pub fn pause(&self, replica: usize, for_: Duration) {
+        self.saw("a process stands still");
+        let until = Instant::now() + for_;
+        let mut paused = self.paused.lock().unwrap();
+        paused[replica] = paused[replica].max(until);
+    }
+
+    pub fn paused_until(&self, replica: usize) -> Instant {
+        self.paused.lock().unwrap()[replica]
+    }
+
+    pub fn outage(&self, edge: u8, for_: Duration) {
+        self.outages.lock().unwrap()[usize::from(edge)] = Instant::now() + for_;
+    }
+
+    pub fn crashed(&self, replica: usize, life: u64) {
+        self.crashes.send((replica, life)).unwrap_or_default();
+    }
+
+    /// Wakes everyone who listens for heads.
+    pub fn new_head(&self) {
+        self.sockets
+            .lock()
+            .unwrap()
+            .retain(|socket| !matches!(socket.try_send(()), Err(mpsc::error::TrySendError::Closed(()))));
+    }
+
+    /// Whether this act or fault may happen in this run; it is written down if so.
+    pub fn allows(&self, name: Name) -> bool {
+        let allowed = self.options.only.as_ref().is_none_or(|only| only.contains(&name));
+        if allowed {
+            self.record.lock().unwrap().struck.push(name);
+        }
+        allowed
+    }
+
+    /// What becomes of a call.
+    pub fn strike(&self, gate: &Gate, op: Op, key: u64) -> Strike {
+        let (nth, call) = {
+            let mut record = self.record.lock().unwrap();
+            record.calls += 1;
+            let call = record.calls;
+            let nth = record.nth.entry((gate.replica, op)).or_default();
+            *nth += 1;
+            (*nth, call)
+        };
+        let name = Name { replica: gate.replica, op, nth };
+        let mut strike = strike(&self.swarm.rates, self.swarm.seed, name);
+        if strike.kind.is_some() && (self.is_calm() || !self.allows(name)) {
+            strike.kind = None;
+        }
+        if !self.is_calm() && self.outages.lock().unwrap()[op.edge()] > Instant::now() {
+            strike.kind = Some(Kind::Fails);
+        }
+        if let Some((at, effect)) = self.options.crash_at
+            && at == call
+        {
+            strike.kind = Some(if effect { Kind::CrashAfter } else { Kind::CrashBefore });
+        }
+        self.note([gate.replica as u64, op as u64, key, strike.kind.map_or(99, |kind| kind as u64)], || {
+            let kind = strike.kind.map(|kind| format!(" {kind:?}")).unwrap_or_default();
+            format!("{name} (life {}) {key}{kind}", gate.life)
+        });
+        strike
+    }
+
+    /// Adds to the trace.
+    pub fn note(&self, what: [u64; 4], text: impl FnOnce() -> String) {
+        let elapsed = self.elapsed();
+        let mut record = self.record.lock().unwrap();
+        let millis = u64::try_from(elapsed.as_millis()).unwrap_or_default();
+        record.hash = what.iter().fold(mix(record.hash ^ millis), |hash, part| mix(hash ^ part).rotate_left(7));
+        if self.options.trace {
+            let line = format!("{:>10.3} {}", elapsed.as_secs_f64(), text());
+            record.lines.push(line);
+        }
+    }
+
+    /// Chance for what belongs to no replica.
+    pub fn draw(&self, what: u64) -> Draw {
+        Draw::of(&[self.swarm.seed, 0xDEAD, what])
+    }
+}
