@@ -189,8 +189,7 @@ pub(super) fn check_types(event: &Event) -> Result<(), (String, String)> {
 /// fixed array before it looks at the data.
 fn impossible(of: &DynSolType, depth: usize) -> Option<&'static str> {
     let inside: &[DynSolType] = match of {
-        DynSolType::Array(inner) => std::slice::from_ref(inner),
-        DynSolType::FixedArray(inner, 1..) => std::slice::from_ref(inner),
+        DynSolType::Array(inner) | DynSolType::FixedArray(inner, 1..) => std::slice::from_ref(inner),
         DynSolType::Tuple(types) if !types.is_empty() => types,
         DynSolType::FixedArray(..) | DynSolType::Tuple(_) => return Some("holds nothing"),
         _ => return None,
