@@ -80,3 +80,6 @@ pub mod telemetry;
 
 pub mod devchain;
 pub mod mutants;
+
+#[doc(hidden)]
+pub mod fuzzing;

@@ -12,6 +12,7 @@ use crate::domain::{BlockRange, BlockRef, Header, RawLog};
 mod client;
 mod endpoints;
 mod error;
+pub(crate) mod fuzzing;
 mod heads;
 mod transport;
 mod wire;
