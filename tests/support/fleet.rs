@@ -213,11 +213,11 @@ impl Fleet {
             let Some((least, middle, most)) = spread(samples) else { continue };
             words.push(format!("{}/{}/{} MiB", mib(least), mib(middle), mib(most)));
             let third = samples.len() / 3;
-            let (first, last) = (spread(&samples[..third]), spread(&samples[samples.len() - third..]));
-            if let (Some((_, first, _)), Some((_, last, _)), true) = (first, last, samples.len() >= SAMPLES)
-                && last > first * GROWTH.0 / GROWTH.1 + GROWTH_BYTES
+            let (early, late) = (spread(&samples[..third]), spread(&samples[samples.len() - third..]));
+            if let (Some((_, early, _)), Some((_, late, _)), true) = (early, late, samples.len() >= SAMPLES)
+                && late > early * GROWTH.0 / GROWTH.1 + GROWTH_BYTES
             {
-                grown.push(format!("replica {index}: from {} to {} MiB", mib(first), mib(last)));
+                grown.push(format!("replica {index}: from {} to {} MiB", mib(early), mib(late)));
             }
         }
         (words.join(", "), grown)
