@@ -87,7 +87,8 @@ const RULES: &[Rule] = &[
     },
 ];
 
-/// What each part of `src/` may use of the others. `main`, `lib`, `app` and `cli` stand above all of them.
+/// What each part of `src/` may use of the others. `main`, `lib`, `app`, `cli` and `fuzzing`
+/// stand above all of them.
 const LAYERS: &[(&str, &[&str])] = &[
     ("domain", &[]),
     ("crypto", &[]),
@@ -105,7 +106,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     // A chain of its own, for demo and tests: it shares words with the listener, and nothing else.
     ("devchain", &["domain", "telemetry", "shutdown"]),
 ];
-const TOP: [&str; 4] = ["main", "lib", "app", "cli"];
+const TOP: [&str; 5] = ["main", "lib", "app", "cli", "fuzzing"];
 const EDGES: [&str; 4] = ["rpc", "store", "tokens", "sinks"];
 /// Files of an edge that are pure and belong to everybody: the wire format, the names of keys.
 const PURE: [(&str, &str); 2] = [("sinks", "message"), ("store", "keys")];

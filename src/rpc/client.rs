@@ -41,10 +41,15 @@ pub(super) struct Node {
 }
 
 impl Node {
+    /// A node behind any transport.
+    pub(super) fn new(name: String, rpc: RpcClient, timeout: Duration) -> Self {
+        Self { name, rpc, timeout }
+    }
+
     /// A node behind an HTTP URL. Nothing is sent yet.
     pub(super) fn http(url: SecretUrl, name: String, limits: &Limits) -> Result<Self, RpcError> {
         let transport = Capped::new(url, limits.rpc_timeout, limits.rpc_max_bytes).map_err(RpcError::Fatal)?;
-        Ok(Self { name, rpc: RpcClient::new(transport, false), timeout: limits.rpc_timeout })
+        Ok(Self::new(name, RpcClient::new(transport, false), limits.rpc_timeout))
     }
 
     /// A node that only has a WebSocket. Frames are allowed up to the size limit of answers: above alloy's default of
@@ -59,7 +64,7 @@ impl Node {
             .with_retry_interval(SOCKET_RETRY);
         let connected = timeout(limits.rpc_timeout, RpcClient::connect_pubsub(connect)).await;
         let rpc = connected.map_err(|_| not_open_in_time())?.map_err(classify)?;
-        Ok(Self { name, rpc, timeout: limits.rpc_timeout })
+        Ok(Self::new(name, rpc, limits.rpc_timeout))
     }
 
     pub(super) async fn chain_id(&self) -> Result<u64, RpcError> {

@@ -67,17 +67,27 @@ impl Capped {
             }
             body.extend_from_slice(&chunk);
         }
-        // What these three mean is sure, and their headers say how long to wait; a body says less.
-        if matches!(status.as_u16(), 402 | 413 | 429) {
-            return Err(http_error(status, response.headers(), &body));
-        }
-        // Some nodes put a JSON-RPC error into an answer of status 4xx or 5xx; it says more than the status.
-        match serde_json::from_slice(&body) {
-            Ok(answer) if is_batch => refused(answer),
-            Ok(answer) => Ok(answer),
-            Err(_) if !status.is_success() => Err(http_error(status, response.headers(), &body)),
-            Err(error) => Err(TransportErrorKind::custom_str(&format!("invalid JSON in the answer: {error}"))),
-        }
+        read(status, response.headers(), &body, is_batch)
+    }
+}
+
+/// The JSON-RPC answer that an HTTP answer holds, or the error that it is.
+pub(super) fn read(
+    status: StatusCode,
+    headers: &HeaderMap,
+    body: &[u8],
+    is_batch: bool,
+) -> Result<ResponsePacket, TransportError> {
+    // What these three mean is sure, and their headers say how long to wait; a body says less.
+    if matches!(status.as_u16(), 402 | 413 | 429) {
+        return Err(http_error(status, headers, body));
+    }
+    // Some nodes put a JSON-RPC error into an answer of status 4xx or 5xx; it says more than the status.
+    match serde_json::from_slice(body) {
+        Ok(answer) if is_batch => refused(answer),
+        Ok(answer) => Ok(answer),
+        Err(_) if !status.is_success() => Err(http_error(status, headers, body)),
+        Err(error) => Err(TransportErrorKind::custom_str(&format!("invalid JSON in the answer: {error}"))),
     }
 }
 
