@@ -77,7 +77,6 @@ fn replica(chain: &Devchain, redis: &RedisServer, tokens: &TokenFile) -> Setting
         .set("REDIS_URL", redis.url(DB))
         .set("TOKENS_FILE", tokens.path.display())
         .set("TOKEN_REFRESH", "5s")
-        .set("LOG_LEVEL", "info,chaintap=debug")
 }
 
 /// The ids of all transfers and retractions that these listeners sent.

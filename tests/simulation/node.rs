@@ -50,7 +50,7 @@ impl Node {
             let tip = self.tip(&tree, strike);
             answer(&tree, &tip)
         };
-        self.gate.leave(strike).await;
+        self.gate.leave(op, strike).await;
         match strike.kind {
             Some(Kind::Fails) => Err(RpcError::Transient("connection reset".into())),
             Some(Kind::Hangs) => {

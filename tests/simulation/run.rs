@@ -72,7 +72,7 @@ impl Run {
         if fails_over && world.swarm.seed % 3 > 0 {
             storage.set_barrier_delay(Duration::from_millis(world.swarm.seed % 3 * 20));
         }
-        let store = Witnessed { world: world.clone(), inner: storage.open("observer") };
+        let store = Witnessed { world: world.clone(), inner: storage.open("observer"), storage: storage.clone() };
         let replicas = world.swarm.replicas;
         Self {
             world,
@@ -223,7 +223,11 @@ impl Run {
             }
             Act::Pause { replica, for_ } => self.world.pause(replica, for_),
             Act::FailOver => {
+                let before = self.storage.entries();
                 let lost = self.storage.fail_over(&mut self.world.draw(seconds));
+                if !before.is_subset(&self.storage.entries()) {
+                    self.world.saw("fail-over that loses an intent");
+                }
                 self.world.note([92, lost, 0, 0], || format!("fail-over, {lost} writes are gone"));
                 if lost > 0 {
                     self.world.saw("fail-over that loses writes");
@@ -234,6 +238,12 @@ impl Run {
             Act::Token => self.change_tokens(),
             Act::Outage { edge, for_ } => self.world.outage(edge, for_),
         }
+        self.world.new_head();
+    }
+
+    fn mine(&self, blocks: u64) {
+        let seconds = self.world.elapsed().as_secs();
+        (0..blocks).for_each(|_| self.world.tree().mine(seconds, Some(2)));
         self.world.new_head();
     }
 
@@ -264,10 +274,14 @@ impl Run {
         // The newest list is read, published, and what joined looked for.
         self.until(Instant::now() + self.world.swarm.token_refresh + Duration::from_mins(1)).await;
         self.converge("the newest list").await;
-        let seconds = self.world.elapsed().as_secs();
-        self.world.tree().mine(seconds, Some(2));
-        self.world.new_head();
+        self.mine(1);
         self.converge("a fresh block").await;
+        // What was delivered of a longer chain is known to have left it once this one is as long.
+        let short = self.world.tree().is_short_of();
+        if short > 0 {
+            self.mine(short);
+            self.converge("the chain became the longest").await;
+        }
         if self.is_over() {
             return;
         }
@@ -299,9 +313,9 @@ impl Run {
 
     /// What is not yet as it should be.
     async fn left_over(&self) -> Option<String> {
-        let (height, finalized) = {
+        let (height, finalized, short) = {
             let tree = self.world.tree();
-            (tree.height(), tree.finalized(tree.height()))
+            (tree.height(), tree.finalized(tree.height()), tree.is_short_of())
         };
         let head = deliverable(&self.world.swarm, height, finalized)?;
         if head < self.world.swarm.start {
@@ -324,7 +338,8 @@ impl Run {
         if self.storage.has_duties() {
             return Some("a duty to scan for tokens that joined".into());
         }
-        let is_right = is_there && at.tip == at.watermark && at.retracting == 0;
+        let is_whole = at.tip == at.watermark || short > 0 && at.tip > height.cast_signed();
+        let is_right = is_there && is_whole && at.retracting == 0;
         (!is_right).then(|| format!("head {head}, {at:?}, done {:?}", snapshot.done))
     }
 }

@@ -1,12 +1,17 @@
 //! The store behind all replicas: the model of the protocol, which may fail over.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
-use chaintap::store::StateStore;
+use chaintap::{domain::BlockRange, store::StateStore};
+use tokio::time::Instant;
 
-use crate::{random::Draw, support::model_store::Model};
+use crate::{
+    random::Draw,
+    support::model_store::{Key, Model, State},
+};
 
 /// The store behind all replicas.
+#[derive(Clone)]
 pub struct Storage {
     model: Model,
 }
@@ -32,6 +37,18 @@ impl Storage {
         let recent = choices.saturating_sub(draw.between(1, 40).min(choices));
         let choice = if draw.chance(0.3) { draw.below(choices) } else { recent };
         self.model.fail_over(usize::try_from(choice).unwrap())
+    }
+
+    /// Whether someone has a claim on some of these blocks.
+    pub fn is_claimed(&self, range: BlockRange) -> bool {
+        let now = Instant::now();
+        let is_held = |state: &State| state.claims.range(range.from..=range.to).any(|(_, claim)| claim.until > now);
+        self.model.look(|state| state.is_some_and(is_held))
+    }
+
+    /// Names of the journal's entries.
+    pub fn entries(&self) -> BTreeSet<Key> {
+        self.model.look(|state| state.map(|state| state.live.keys().copied().collect()).unwrap_or_default())
     }
 
     /// Whether blocks are still to be scanned for tokens that joined.
