@@ -8,7 +8,6 @@ mod support;
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Range,
-    time::{Duration, Instant},
 };
 
 use alloy::primitives::B256;
@@ -759,7 +758,7 @@ impl Eyes {
     }
 
     async fn check_views(&mut self, model: &Model, place: &str) {
-        let Some(state) = model.look(Option::cloned) else {
+        let Some(state) = model.look(Option::<&_>::cloned) else {
             assert_eq!(self.ask::<Vec<String>>("KEYS *").await, [""; 0], "{place}: a wiped store is empty");
             return;
         };
@@ -834,7 +833,7 @@ mod the_model {
     #[tokio::test(flavor = "current_thread")]
     async fn a_barrier_that_a_fail_over_cut_off_vouches_for_nothing() {
         let (model, store) = started().await;
-        model.set_barrier_delay(Duration::from_millis(200));
+        model.set_barrier_delay(std::time::Duration::from_millis(200));
         let (reply, ()) = tokio::join!(journal(&*store, 1), async {
             tokio::task::yield_now().await;
             model.fail_over(0);

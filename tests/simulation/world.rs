@@ -97,7 +97,7 @@ impl World {
             swarm,
             options,
         };
-        (world, crashed)
+        (world, told)
     }
 
     pub fn tree(&self) -> MutexGuard<'_, Tree> {
