@@ -216,11 +216,8 @@ impl Tracks {
         if self.is_frozen(snapshot.progress.frozen.as_deref()).await {
             return None;
         }
-        // Nothing new is begun before it is known what it stands on.
-        if !self.stands(&view, &snapshot.progress) {
-            return None;
-        }
-        if self.ctx.filters.now().is_err() {
+        // Nothing new is begun before it is known what it stands on, and what to filter with.
+        if !self.stands(&view, &snapshot.progress) || self.ctx.filters.now().is_err() {
             return None;
         }
         self.begin_ranges(&view, &snapshot);
