@@ -22,7 +22,7 @@ use support::{
 use tokio::time::{Instant, sleep};
 
 /// After the faults everything is right within this: half a minute until dead owners are succeeded, and what was missed.
-const CONVERGES: Duration = Duration::from_secs(100);
+const CONVERGES: Duration = Duration::from_secs(150);
 /// Longer than a heartbeat lives: the stopped replica's claims are taken over.
 const NAP: (u64, u64) = (11_000, 16_000);
 /// Longer than a claim lives.
