@@ -5,7 +5,7 @@
 //! The tests do a little of it with each store. `make blackbox` does it for as long as `CHAINTAP_BLACKBOX_MINUTES` says.
 //! What happens is drawn from a seed; it is printed, and `CHAINTAP_SEED` takes it (the timing is still the machine's).
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)] // a test's own functions fail the test
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // a test's own functions fail the test
 #![allow(clippy::print_stderr)] // seeds and measurements
 
 mod support;
