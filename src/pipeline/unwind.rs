@@ -168,7 +168,9 @@ async fn orphans(ctx: &Context, head: &Header) -> Result<Vec<(BlockRef, u64)>, S
             }
             stands -= 1;
         }
-        if stands < below.len() {
+        // The block right above the head tells by its parent, though the chain has none at its height yet.
+        let is_foreign = |first: &JournalEntry| first.block.number == head.number + 1 && first.parent != head.hash;
+        if stands < below.len() || run.first().is_some_and(is_foreign) {
             left.extend(below.iter().skip(stands).chain(above).map(name));
         }
     }

@@ -528,8 +528,8 @@ pub trait StateStore: Send + Sync {
     /// SKIP: the operator knows that blocks up to `to` will not be delivered by this store.
     async fn skip(&self, to: u64, epoch: u64) -> Result<ReplayReply, StoreError>;
 
-    /// Keeps dead letters durably. `false` where there is no room for more refused messages: the block stays missing.
-    /// Of undecodable logs the oldest make room.
+    /// BURY with its barrier: keeps dead letters, for their block is committed once they are kept. `false` where there is
+    /// no room for more refused messages: the block stays missing. Of undecodable logs the oldest make room.
     async fn bury(&self, letters: &[DeadLetter]) -> Result<bool, StoreError>;
 
     /// Number of dead letters.

@@ -123,7 +123,6 @@ impl TokenDirectory for Directory {
         match strike.kind {
             Some(Kind::Fails | Kind::Lost | Kind::Hangs | Kind::Late) => Err(TokenError::Transient("away".into())),
             _ => Ok(Loaded {
-                from: BTreeMap::new(),
                 tokens: tokens().into_values().filter(|token| tracked.contains(&token.address)).collect(),
                 from: BTreeMap::new(),
                 skipped: vec![],

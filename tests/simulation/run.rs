@@ -69,7 +69,7 @@ impl Run {
     fn new(world: Arc<World>, crashed: mpsc::UnboundedReceiver<(usize, u64)>) -> Self {
         let fails_over = world.swarm.script.iter().any(|(_, act)| *act == Act::FailOver);
         let storage = Storage::new(fails_over);
-        if fails_over && world.swarm.seed % 3 > 0 {
+        if fails_over && !world.swarm.seed.is_multiple_of(3) {
             storage.set_barrier_delay(Duration::from_millis(world.swarm.seed % 3 * 20));
         }
         let store = Witnessed { world: world.clone(), inner: storage.open("observer"), storage: storage.clone() };
@@ -241,6 +241,12 @@ impl Run {
         self.world.new_head();
     }
 
+    fn mine(&self, blocks: u64) {
+        let seconds = self.world.elapsed().as_secs();
+        (0..blocks).for_each(|_| self.world.tree().mine(seconds, Some(2)));
+        self.world.new_head();
+    }
+
     /// A token joins the directory or leaves it.
     fn change_tokens(&self) {
         let token = address(u8::try_from(self.world.draw(self.world.calls()).below(u64::from(TOKENS))).unwrap());
@@ -268,10 +274,14 @@ impl Run {
         // The newest list is read, published, and what joined looked for.
         self.until(Instant::now() + self.world.swarm.token_refresh + Duration::from_mins(1)).await;
         self.converge("the newest list").await;
-        let seconds = self.world.elapsed().as_secs();
-        self.world.tree().mine(seconds, Some(2));
-        self.world.new_head();
+        self.mine(1);
         self.converge("a fresh block").await;
+        // What was delivered of a longer chain is known to have left it once this one is as long.
+        let short = self.world.tree().is_short_of();
+        if short > 0 {
+            self.mine(short);
+            self.converge("the chain became the longest").await;
+        }
         if self.is_over() {
             return;
         }
@@ -303,9 +313,9 @@ impl Run {
 
     /// What is not yet as it should be.
     async fn left_over(&self) -> Option<String> {
-        let (height, finalized) = {
+        let (height, finalized, short) = {
             let tree = self.world.tree();
-            (tree.height(), tree.finalized(tree.height()))
+            (tree.height(), tree.finalized(tree.height()), tree.is_short_of())
         };
         let head = deliverable(&self.world.swarm, height, finalized)?;
         if head < self.world.swarm.start {
@@ -328,7 +338,8 @@ impl Run {
         if self.storage.has_duties() {
             return Some("a duty to scan for tokens that joined".into());
         }
-        let is_right = is_there && at.tip == at.watermark && at.retracting == 0;
+        let is_whole = at.tip == at.watermark || short > 0 && at.tip > height.cast_signed();
+        let is_right = is_there && is_whole && at.retracting == 0;
         (!is_right).then(|| format!("head {head}, {at:?}, done {:?}", snapshot.done))
     }
 }

@@ -403,7 +403,7 @@ impl StateStore for ModelStore {
     }
 
     async fn bury(&self, letters: &[DeadLetter]) -> Result<bool, StoreError> {
-        self.write(|state, _, _| state.bury(letters))
+        self.barrier(|state| (state.bury(letters), true)).await
     }
 
     async fn dead_letters_len(&self) -> Result<u64, StoreError> {

@@ -401,7 +401,7 @@ impl StateStore for RedisStore {
             };
             args = args.text(&letter.key).text(kind).text(&letter.buried_at).bytes(super::write_letter(letter)?);
         }
-        Ok(self.run(&self.scripts.bury, args).await?.status() == "OK")
+        Ok(self.behind_barrier(&self.scripts.bury, args).await?.status() == "OK")
     }
 
     async fn dead_letters_len(&self) -> Result<u64, StoreError> {
