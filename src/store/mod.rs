@@ -343,6 +343,18 @@ pub struct Publication<'a> {
     pub added: &'a [Member],
     /// Keys of what leaves.
     pub removed: &'a [String],
+    /// A moment before the reading that this publication rests on began; `None` where no such moment is known.
+    pub checked: Option<Checked>,
+}
+
+/// What was delivered at a moment. A member that a later reading lacks was not wanted when blocks up to that tip were
+/// filtered, unless some of them were delivered anew since, which raises the epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// The tip.
+    pub tip: i64,
+    /// The epoch.
+    pub epoch: u64,
 }
 
 /// Answer of `PUBLISH_FILTER`.

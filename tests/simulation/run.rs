@@ -25,6 +25,8 @@ use crate::{
 
 /// In calm, everything must be delivered within this.
 const CONVERGES_WITHIN: Duration = Duration::from_mins(15);
+/// The grace period, and a little more.
+const STOPS_WITHIN: Duration = Duration::from_secs(30);
 /// So many calls without an end are a loop.
 const MOST_CALLS: u64 = 150_000;
 
@@ -63,6 +65,9 @@ struct Run {
     crashed: mpsc::UnboundedReceiver<(usize, u64)>,
     deaths: JoinSet<Death>,
     failure: Option<String>,
+    stopping: bool,
+    /// Who stopped when asked.
+    stopped: Vec<String>,
 }
 
 impl Run {
@@ -84,6 +89,8 @@ impl Run {
             crashed,
             deaths: JoinSet::new(),
             failure: None,
+            stopping: false,
+            stopped: vec![],
         }
     }
 
@@ -91,6 +98,9 @@ impl Run {
         self.chaos().await;
         if self.failure.is_none() {
             self.calm().await;
+        }
+        if !self.is_over() {
+            self.stop().await;
         }
         let world = self.world.clone();
         let mut oracle = world.oracle();
@@ -165,9 +175,9 @@ impl Run {
     }
 
     fn start(&mut self, replica: usize) {
-        if self.lives[replica].is_none() {
+        if self.lives[replica].is_none() && !self.stopping {
             self.born[replica] += 1;
-            let owner = format!("{replica}-{}", self.born[replica]);
+            let owner = owner(replica, self.born[replica]);
             self.world.note([95, replica as u64, self.born[replica], 0], || format!("start of {owner}"));
             let store = Witnessed { inner: self.storage.open(&owner), ..self.store.clone() };
             self.lives[replica] = Some(replica::start(store, replica, self.born[replica], &mut self.deaths));
@@ -188,6 +198,11 @@ impl Run {
 
     fn died(&mut self, replica: usize, life: u64, ended: &Ended) {
         if self.lives[replica].as_ref().is_none_or(|known| known.gate.life != life) {
+            return;
+        }
+        if self.stopping && matches!(ended, Ended::Stopped) {
+            self.lives[replica] = None;
+            self.stopped.push(owner(replica, life));
             return;
         }
         self.failure = Some(format!("replica {replica} ended: {ended:?}"));
@@ -296,6 +311,20 @@ impl Run {
         }
     }
 
+    /// Everyone is asked to stop, does so soon, and keeps nobody from going on.
+    async fn stop(&mut self) {
+        self.stopping = true;
+        self.lives.iter().flatten().for_each(|life| life.stop.cancel());
+        self.until(Instant::now() + STOPS_WITHIN).await;
+        let left = self.lives.iter().flatten().count();
+        if left > 0 && !self.is_over() {
+            self.failure = Some(format!("{left} replicas do not stop within {STOPS_WITHIN:?}"));
+        }
+        if let Some(owner) = self.stopped.iter().find(|owner| self.storage.has_claims(owner)) {
+            self.failure = Some(format!("{owner} stopped and keeps its claims"));
+        }
+    }
+
     async fn converge(&mut self, after: &str) {
         let deadline = Instant::now() + CONVERGES_WITHIN;
         let mut missing = String::new();
@@ -342,6 +371,11 @@ impl Run {
         let is_right = is_there && is_whole && at.retracting == 0;
         (!is_right).then(|| format!("head {head}, {at:?}, done {:?}", snapshot.done))
     }
+}
+
+/// The name of a life in the store.
+fn owner(replica: usize, life: u64) -> String {
+    format!("{replica}-{life}")
 }
 
 fn deliverable(swarm: &Swarm, head: u64, finalized: Option<u64>) -> Option<u64> {

@@ -338,7 +338,13 @@ impl StateStore for RedisStore {
 
     async fn publish(&self, publication: Publication<'_>) -> Result<PublishReply, StoreError> {
         super::check_publication(&publication)?;
-        let args = self.args().text(&publication.version).text(&publication.added.len());
+        let checked = publication.checked;
+        let args = self
+            .args()
+            .text(&publication.version)
+            .optional(checked.map(|checked| checked.tip).as_ref())
+            .optional(checked.map(|checked| checked.epoch).as_ref())
+            .text(&publication.added.len());
         let args = publication
             .added
             .iter()
