@@ -35,6 +35,8 @@ const MOST_CALLS: u64 = 150_000;
 pub struct Report {
     pub hash: u64,
     pub calls: u64,
+    /// Calls until everything of the story was delivered.
+    pub story: u64,
     pub virtual_time: Duration,
     pub violations: Vec<String>,
     pub struck: Vec<Name>,
@@ -66,6 +68,7 @@ struct Run {
     deaths: JoinSet<Death>,
     failure: Option<String>,
     stopping: bool,
+    story: u64,
     /// Who stopped when asked.
     stopped: Vec<String>,
 }
@@ -90,6 +93,7 @@ impl Run {
             deaths: JoinSet::new(),
             failure: None,
             stopping: false,
+            story: 0,
             stopped: vec![],
         }
     }
@@ -109,6 +113,7 @@ impl Run {
         Report {
             hash: record.hash ^ oracle.fingerprint(),
             calls: record.calls,
+            story: self.story,
             virtual_time: world.elapsed(),
             violations,
             struck: std::mem::take(&mut record.struck),
@@ -286,6 +291,7 @@ impl Run {
         let now = Instant::now();
         self.starts.iter_mut().for_each(|(when, _)| *when = now);
         self.converge("chaos").await;
+        self.story = self.world.calls();
         // The newest list is read, published, and what joined looked for.
         self.until(Instant::now() + self.world.swarm.token_refresh + Duration::from_mins(1)).await;
         self.converge("the newest list").await;

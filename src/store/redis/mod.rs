@@ -350,7 +350,7 @@ impl StateStore for RedisStore {
             .iter()
             .fold(args, |args, member| args.text(&member.key).optional(member.from.as_ref()))
             .texts(publication.removed);
-        self.run(&self.scripts.publish, args).await?.publication()
+        self.behind_barrier(&self.scripts.publish, args).await?.publication()
     }
 
     async fn duty(&self) -> Result<Option<Duty>, StoreError> {

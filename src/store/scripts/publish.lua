@@ -1,6 +1,7 @@
 -- PUBLISH_FILTER(version, checked tip and epoch or nothing, number of what joins, key and own start or nothing…, keys of what leaves…): compare-and-set.
 local p = truth()
 if not p then return { 'VANISHED' } end
+count_barrier()
 if p.filter_version ~= num(1) then return { 'STALE' } end
 local checked, leaves = num(2), 5 + 2 * num(4)
 -- Nothing was filtered without the first publication, so it makes no duties, and it counts although it may be empty.
