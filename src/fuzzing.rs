@@ -6,8 +6,11 @@
 
 use crate::config::fuzzing::has_planted;
 
+/// Runs one input; panics where an invariant is broken.
+pub type Target = fn(&[u8]);
+
 /// Every target by its name: the folder of its corpus.
-pub const TARGETS: [(&str, fn(&[u8])); 5] =
+pub const TARGETS: [(&str, Target); 5] =
     [("json_rpc", json_rpc), ("ws_frame", ws_frame), ("logs", logs), ("abi", abi), ("contracts_toml", contracts_toml)];
 
 /// A log whose topics and data are all zero, as long as most are.

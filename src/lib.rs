@@ -79,6 +79,7 @@ pub mod shutdown;
 pub mod telemetry;
 
 pub mod devchain;
+
 pub mod mutants;
 
 #[doc(hidden)]

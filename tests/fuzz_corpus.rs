@@ -9,12 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chaintap::fuzzing::TARGETS;
+use chaintap::fuzzing::{TARGETS, Target};
 
 /// Longest that one input may take without optimisation on a loaded machine.
 const LONGEST: Duration = Duration::from_secs(10);
 /// Changed copies of each file.
-const CHANGES: u64 = 40;
+const CHANGES: usize = 20;
 /// Largest file: small inputs are read faster by machines and people.
 const LARGEST: usize = 16 << 10;
 
@@ -35,7 +35,7 @@ fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
 }
 
 /// Runs one input; a panic or a long wait names it.
-fn run(target: fn(&[u8]), name: &str, data: &[u8]) {
+fn run(target: Target, name: &str, data: &[u8]) {
     let begun = Instant::now();
     let passed = catch_unwind(AssertUnwindSafe(|| target(data))).is_ok();
     assert!(passed, "{name} fails with {:?}", String::from_utf8_lossy(data));
@@ -51,8 +51,8 @@ fn replay(name: &str) {
     }
     for (index, (file, data)) in files.iter().enumerate() {
         for change in 0..CHANGES {
-            let other = &files[(index + change as usize) % files.len()].1;
-            let seed = index as u64 * CHANGES + change + 1;
+            let other = &files[(index + change) % files.len()].1;
+            let seed = (index * CHANGES + change + 1) as u64;
             run(*target, &format!("{name}/{file}, change {change}"), &changed(data, other, seed));
         }
     }

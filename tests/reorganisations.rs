@@ -18,6 +18,7 @@ use support::{
     process::eventually,
     puppet::Puppet,
     redis::RedisServer,
+    sqs::{Misbehaviour, SqsServer},
 };
 
 const SOON: Duration = Duration::from_mins(1);
@@ -164,6 +165,32 @@ async fn r18_a_transaction_that_is_included_again_is_another_event() {
     assert_ne!(messages[0]["id"], messages[2]["id"]);
 }
 
+/// The queue has a block's messages, its answer is lost, the process dies, and the block leaves the chain.
+#[tokio::test]
+async fn f25_what_was_sent_and_never_committed_is_taken_back_too() {
+    let (scene, queues) = tokio::join!(Scene::at(104), SqsServer::stub());
+    let url = queues.create_queue("transfers", 256 << 10).await;
+    let settings = scene.settings.clone().queue(&queues, &url);
+    let listener = settings.start();
+    listener.wait_watermark(104, SOON).await;
+    queues.script([Misbehaviour::LoseAnswer]);
+    scene.chain.mine(1).await;
+    eventually("the block hangs in the sink", SOON, || listener.hangs()).await;
+    let gone = scene.transfers(105, 105).await;
+    listener.crash().await;
+    scene.reorganise(1, 2).await;
+    let listener = settings.start();
+    listener.wait_watermark(106, SOON).await;
+    assert_eq!(listener.stop().await.0, 0);
+    let mut fold = Mailbox::default();
+    let bodies: Vec<String> = queues.drain(&url).await.into_iter().map(|message| message.body).collect();
+    bodies.iter().for_each(|body| fold.enter(body));
+    assert_eq!(fold.difference(&scene.transfers(101, 106).await), None);
+    assert_eq!(fold.taken_back().map(str::to_owned).collect::<BTreeSet<_>>(), gone);
+    let sent: BTreeSet<&String> = bodies.iter().filter(|body| body.contains("\"blockNumber\":105,")).collect();
+    assert!(sent.len() > gone.len(), "some of it was sent before");
+}
+
 #[tokio::test]
 async fn f26_a_chain_that_goes_back_to_its_first_branch_applies_the_same_ids_again() {
     let scene = Scene::at(105).await;
@@ -198,10 +225,10 @@ async fn f28_a_head_that_goes_back_for_a_while_takes_nothing_back() {
     let health = listener.health().await;
     assert_eq!((&health["watermark"], &health["reorgs"]), (&json!(110), &json!(0)), "{health}");
     scene.chain.rpc().call("devchain_flip", json!([0])).await;
-    scene.chain.mine(1).await;
-    listener.wait_watermark(111, SOON).await;
+    scene.chain.mine(3).await;
+    listener.wait_watermark(113, SOON).await;
     let (_, messages, log) = listener.stop().await;
-    assert_eq!(ids(&messages[before..]).into_iter().collect::<BTreeSet<_>>(), scene.transfers(111, 111).await, "{log}");
+    assert_eq!(ids(&messages[before..]).into_iter().collect::<BTreeSet<_>>(), scene.transfers(111, 113).await, "{log}");
 }
 
 /// F27: blocks 101 to 140 are a gap that is still being filled while its middle leaves the chain.

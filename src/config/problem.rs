@@ -170,14 +170,15 @@ impl Problem {
 
 /// The text with its control characters spelled out: a key or a name of a file may hold line breaks.
 fn one_line(text: &str) -> String {
-    text.chars().fold(String::with_capacity(text.len()), |mut line, sign| {
+    let mut line = String::with_capacity(text.len());
+    for sign in text.chars() {
         if sign.is_control() {
-            line.extend(sign.escape_default())
+            line.extend(sign.escape_default());
         } else {
-            line.push(sign)
+            line.push(sign);
         }
-        line
-    })
+    }
+    line
 }
 
 /// The span moved onto character boundaries inside the text: drawing must not fail where the parser's span is odd.

@@ -38,8 +38,8 @@ pub(crate) fn one(registry: &Registry, data: &[u8]) {
     let mut words = rest.chunks(WORD);
     let mut topics: Vec<B256> = words.by_ref().take(count.saturating_sub(1)).map(B256::right_padding_from).collect();
     if count > 0 {
-        let topic0 = known.get(usize::from(*which) % known.len().max(1)).copied().unwrap_or_default();
-        topics.insert(0, topic0);
+        let signature = known.get(usize::from(*which) % known.len().max(1)).copied().unwrap_or_default();
+        topics.insert(0, signature);
     }
     let log = RawLog {
         address: Address::repeat_byte(if *which < 128 { 0x11 } else { 0x22 }),

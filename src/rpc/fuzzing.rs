@@ -91,7 +91,7 @@ pub(crate) fn ws_frame(data: &[u8]) {
     let (mode, frames) = split(data, b"\n");
     let frames: Vec<Vec<u8>> = frames.split(|byte| *byte == b'\n').map(quoting).collect();
     let bytes = frames.iter().map(Vec::len).sum();
-    let socket = Frames { frames: Arc::new(frames), used: Arc::new(AtomicBool::new(false)), alive: Arc::default() };
+    let socket = Socket { frames: Arc::new(frames), used: Arc::new(AtomicBool::new(false)), alive: Arc::default() };
     on_one_thread(async move {
         if mode == b"s" {
             subscribed(socket).await;
@@ -102,7 +102,7 @@ pub(crate) fn ws_frame(data: &[u8]) {
 }
 
 /// Follows the signs of heads to the end of the socket.
-async fn subscribed(socket: Frames) {
+async fn subscribed(socket: Socket) {
     let most = socket.frames.len() + 1;
     let alive = Arc::clone(&socket.alive);
     let mut signs = match heads::signs(socket, LIMIT).await {
@@ -125,7 +125,7 @@ async fn ask(node: &Node, question: u8, bytes: usize) {
     };
     let asked = match question.to_ascii_lowercase() {
         b'c' => node.chain_id().await.map(|_| ()),
-        b'b' => node.block_logs(BLOCK, TIMESTAMP, &filter).await.map(|logs| of_block(logs, &filter, bytes)),
+        b'b' => node.block_logs(BLOCK, TIMESTAMP, &filter).await.map(|logs| of_block(&logs, &filter, bytes)),
         b'r' => node.range_logs(RANGE, &filter).await.map(|answer| of_range(answer, &filter, bytes)),
         b'n' => header(node, At::Number(BLOCK.number)).await,
         b'h' => header(node, At::Hash(BLOCK.hash)).await,
@@ -152,10 +152,10 @@ async fn header(node: &Node, at: At) -> Result<(), RpcError> {
     Ok(())
 }
 
-fn of_block(logs: Vec<RawLog>, filter: &LogFilter, bytes: usize) {
+fn of_block(logs: &[RawLog], filter: &LogFilter, bytes: usize) {
     assert!(logs.iter().all(|log| log.block == BLOCK && log.timestamp == TIMESTAMP), "a log of another block");
-    wanted(&logs, filter, bytes);
-    let again = serde_json::from_value(said(&logs)).map(|logs| wire::block_logs(logs, BLOCK, TIMESTAMP, filter));
+    wanted(logs, filter, bytes);
+    let again = serde_json::from_value(said(logs)).map(|logs| wire::block_logs(logs, BLOCK, TIMESTAMP, filter));
     assert!(matches!(again, Ok(Ok(same)) if same == logs), "accepted logs are other ones when they are said again");
 }
 
@@ -277,14 +277,14 @@ impl Service<RequestPacket> for Script {
 }
 
 /// A socket that opens once, waits for the first request, says its frames, one sign of a head, and is gone.
-struct Frames {
+struct Socket {
     frames: Arc<Vec<Vec<u8>>>,
     used: Arc<AtomicBool>,
     /// Whether the last sign was sent: a subscription is known and no frame closed the socket.
     alive: Arc<AtomicBool>,
 }
 
-impl PubSubConnect for Frames {
+impl PubSubConnect for Socket {
     fn is_local(&self) -> bool {
         true
     }

@@ -9,6 +9,7 @@ use futures_util::stream::BoxStream;
 
 use crate::domain::{BlockRange, BlockRef, Header, RawLog};
 
+mod blooms;
 mod client;
 mod endpoints;
 mod error;

@@ -136,7 +136,7 @@ impl ChainSource for Node {
             let found = tree.block(&block.hash).ok_or_else(|| RpcError::Invalid("no such block".into()))?;
             let is_there = tree.on_branch(tip, block.number).is_some_and(|at| at.header.hash == block.hash);
             // Some nodes still know what left the chain.
-            if !is_there && block.hash.0[0] % 2 == 0 {
+            if !is_there && block.hash.0[0].is_multiple_of(2) {
                 return Err(RpcError::Orphaned(block.to_string()));
             }
             Ok(matching(found, filter))

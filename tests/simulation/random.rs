@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use alloy::primitives::B256;
 
-/// A stream of numbers: SplitMix64 (Steele, Lea, Flood 2014).
+/// A stream of numbers: `SplitMix64` (Steele, Lea, Flood 2014).
 #[derive(Clone, Debug)]
 pub struct Draw(u64);
 
@@ -57,7 +57,7 @@ impl Draw {
     }
 }
 
-/// The finaliser of SplitMix64.
+/// The finaliser of `SplitMix64`.
 pub fn mix(mut state: u64) -> u64 {
     state = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     state = (state ^ (state >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);

@@ -77,7 +77,7 @@ impl Run {
     fn new(world: Arc<World>, crashed: mpsc::UnboundedReceiver<(usize, u64)>) -> Self {
         let fails_over = world.swarm.script.iter().any(|(_, act)| *act == Act::FailOver);
         let storage = Storage::new(fails_over);
-        if fails_over && world.swarm.seed % 3 > 0 {
+        if fails_over && !world.swarm.seed.is_multiple_of(3) {
             storage.set_barrier_delay(Duration::from_millis(world.swarm.seed % 3 * 20));
         }
         let store = Witnessed { world: world.clone(), inner: storage.open("observer"), storage: storage.clone() };

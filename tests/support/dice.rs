@@ -12,6 +12,13 @@ impl Dice {
         Self(seed)
     }
 
+    /// The stream of [`seed`](Self::seed), which is printed.
+    pub fn told() -> Self {
+        let seed = Self::seed();
+        eprintln!("CHAINTAP_SEED={seed}");
+        Self::new(seed)
+    }
+
     /// The seed in `CHAINTAP_SEED`, or a fresh one.
     pub fn seed() -> u64 {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();

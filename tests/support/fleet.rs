@@ -17,6 +17,8 @@ use super::{
 /// How far the memory of a process may grow over a run: by this share of what it took at first, and a little.
 const GROWTH: (u64, u64) = (130, 100);
 const GROWTH_BYTES: u64 = 16 << 20;
+/// What a process takes while it starts says nothing.
+const STARTED: Duration = Duration::from_secs(3);
 /// With fewer samples nothing is said of growth.
 const SAMPLES: usize = 90;
 
@@ -29,6 +31,7 @@ pub struct Replica {
     /// Resident bytes, sampled over all its lives.
     memory: Vec<u64>,
     next_sample: Instant,
+    started: Instant,
     /// Whether messages are on its standard output.
     writes: bool,
 }
@@ -36,7 +39,13 @@ pub struct Replica {
 impl Replica {
     fn start(settings: Settings, log: File, writes: bool) -> Self {
         let listener = Some(settings.start());
-        Self { settings, listener, is_stopped: false, log, memory: Vec::new(), next_sample: Instant::now(), writes }
+        let (memory, now) = (Vec::new(), Instant::now());
+        Self { settings, listener, is_stopped: false, log, memory, next_sample: now, started: now, writes }
+    }
+
+    fn restart(&mut self) {
+        self.listener = Some(self.settings.start());
+        self.started = Instant::now();
     }
 
     /// Takes what it wrote.
@@ -72,7 +81,7 @@ impl Replica {
     }
 
     fn sample(&mut self) {
-        if Instant::now() < self.next_sample {
+        if Instant::now() < self.next_sample || self.is_stopped || self.started.elapsed() < STARTED {
             return;
         }
         self.next_sample = Instant::now() + Duration::from_secs(1);
@@ -114,7 +123,7 @@ impl Fleet {
                 replica.harvest(fold);
                 writeln!(replica.log, "---- ended with {code}").unwrap();
                 self.ended.push(code);
-                replica.listener = Some(replica.settings.start());
+                replica.restart();
             } else {
                 replica.sample();
             }
@@ -132,7 +141,7 @@ impl Fleet {
     pub fn revive(&mut self, index: usize) {
         let replica = &mut self.replicas[index];
         if replica.listener.is_none() {
-            replica.listener = Some(replica.settings.start());
+            replica.restart();
         }
     }
 
@@ -204,11 +213,11 @@ impl Fleet {
             let Some((least, middle, most)) = spread(samples) else { continue };
             words.push(format!("{}/{}/{} MiB", mib(least), mib(middle), mib(most)));
             let third = samples.len() / 3;
-            let (first, last) = (spread(&samples[..third]), spread(&samples[samples.len() - third..]));
-            if let (Some((_, first, _)), Some((_, last, _)), true) = (first, last, samples.len() >= SAMPLES)
-                && last > first * GROWTH.0 / GROWTH.1 + GROWTH_BYTES
+            let (early, late) = (spread(&samples[..third]), spread(&samples[samples.len() - third..]));
+            if let (Some((_, early, _)), Some((_, late, _)), true) = (early, late, samples.len() >= SAMPLES)
+                && late > early * GROWTH.0 / GROWTH.1 + GROWTH_BYTES
             {
-                grown.push(format!("replica {index}: from {} to {} MiB", mib(first), mib(last)));
+                grown.push(format!("replica {index}: from {} to {} MiB", mib(early), mib(late)));
             }
         }
         (words.join(", "), grown)

@@ -1,7 +1,14 @@
 //! The real servers that tests run against, each started on a free loopback port and ended with its guard.
 //!
 //! `make test` installs them (`tests/support/install.sh`); a test whose server is missing fails and says so.
-#![allow(dead_code, unreachable_pub, missing_docs, clippy::missing_panics_doc, clippy::must_use_candidate)]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    clippy::print_stderr,
+    clippy::missing_panics_doc,
+    clippy::must_use_candidate
+)]
 #![allow(clippy::needless_pass_by_value, reason = "a test reads better without borrows")]
 #![allow(
     clippy::unwrap_used,

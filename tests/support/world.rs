@@ -154,7 +154,7 @@ impl Node {
     pub async fn assert_existed(&self, ids: impl Iterator<Item = &str>) {
         let Self::Devchain(devchain) = self else { return };
         let rpc = devchain.rpc();
-        let mut asked: (String, BTreeSet<String>) = Default::default();
+        let mut asked = (String::new(), BTreeSet::new());
         for id in ids {
             let (block, index) = id.trim_start_matches(&format!("{CHAIN}:")).split_once(':').unwrap();
             if asked.0 != block {

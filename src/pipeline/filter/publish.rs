@@ -41,7 +41,7 @@ const ROUNDS: usize = 5;
 
 /// Keeps the filter in use the published one; never returns.
 pub(in crate::pipeline) async fn keep_published(ctx: &Context, views: watch::Receiver<Option<View>>) {
-    let mut publisher = Publisher { ctx, views, adopted: None, version: 0, checked: None, before: None, idle: None };
+    let mut publisher = Publisher::new(ctx, views);
     let mut tokens = ctx.filters.tokens();
     let mut backoff = Backoff::new(LONGEST);
     let mut is_outage = false;
@@ -91,7 +91,11 @@ struct Publisher<'a> {
     idle: Option<(Snapshot, Instant)>,
 }
 
-impl Publisher<'_> {
+impl<'a> Publisher<'a> {
+    fn new(ctx: &'a Context, views: watch::Receiver<Option<View>>) -> Self {
+        Self { ctx, views, adopted: None, version: 0, checked: None, before: None, idle: None }
+    }
+
     /// Holds what is wanted against what is published; answers why this process is superseded, where it is.
     async fn turn(&mut self) -> Result<Option<&'static str>, String> {
         for _ in 0..ROUNDS {
@@ -99,6 +103,9 @@ impl Publisher<'_> {
             let asked = Instant::now();
             let mut reading = self.reading()?;
             let mut wanted = members::wanted(&self.ctx.registry, reading.as_deref());
+            if let Some(reason) = self.other_contracts(&wanted, &published) {
+                return Ok(Some(reason));
+            }
             let is_older = reading.as_ref().is_some_and(|reading| reading.begun < asked);
             // Before the first publication there is nothing that a newer list than ours may have been published in.
             if !is_same(&wanted, &published) && is_older && published.version > 0 {
@@ -106,7 +113,7 @@ impl Publisher<'_> {
                 wanted = members::wanted(&self.ctx.registry, reading.as_deref());
             }
             if !is_same(&wanted, &published)
-                && let Some(reason) = self.is_superseded(&wanted, &published)
+                && let Some(reason) = self.other_tokens(&wanted, &published)
             {
                 return Ok(Some(reason));
             }
@@ -138,17 +145,22 @@ impl Publisher<'_> {
         }
     }
 
-    /// Why someone else's word counts more than ours.
-    fn is_superseded(&self, wanted: &Members, published: &Published) -> Option<&'static str> {
-        let adopted = self.adopted.as_ref()?;
-        if published.version < self.version {
-            // The store went back to an older state: what was published since is published again.
-            return None;
-        }
-        if !members::contracts(wanted.keys()).eq(members::contracts(&published.members)) {
-            return Some("another deployment listens to other contracts");
-        }
-        adopted.keys().eq(wanted.keys()).then_some("another process tracks other tokens than this one's directory has")
+    /// What this process published or found published, where that still counts: not at its start, and not where the
+    /// store went back to an older state, for then it is published again.
+    fn settled(&self, published: &Published) -> Option<&Members> {
+        self.adopted.as_ref().filter(|_| published.version >= self.version)
+    }
+
+    fn other_contracts(&self, wanted: &Members, published: &Published) -> Option<&'static str> {
+        self.settled(published)?;
+        let are_ours = members::contracts(wanted.keys()).eq(members::contracts(&published.members));
+        (!are_ours).then_some("another deployment listens to other contracts")
+    }
+
+    /// Our own directory did not change, and has something else than what is published.
+    fn other_tokens(&self, wanted: &Members, published: &Published) -> Option<&'static str> {
+        let is_unchanged = self.settled(published)?.keys().eq(wanted.keys());
+        is_unchanged.then_some("another process tracks other tokens than this one's directory has")
     }
 
     /// Publishes what is wanted, or that nothing changed, and uses it; `false` where someone else was first.
@@ -236,4 +248,133 @@ fn is_same(wanted: &Members, published: &Published) -> bool {
 
 fn text(error: impl Display) -> String {
     error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use alloy::primitives::Address;
+    use tokio::sync::Notify;
+
+    use super::*;
+    use crate::{
+        config::{Limits, Registry, Sources, load_offline},
+        domain::{DeliveryMode, Token},
+        pipeline::{Audit, Filters, Span},
+        rpc::{Endpoints, LogFilter},
+        store::{Start, StateStore as _, embedded::Embedded},
+        telemetry::Vitals,
+    };
+
+    /// A process: what it works with, and the directory that it reads.
+    struct Process {
+        context: Context,
+        directory: watch::Sender<Tokens>,
+        reload: Arc<Notify>,
+    }
+
+    fn reading(tokens: impl IntoIterator<Item = u8>) -> Tokens {
+        let token = |n| Token { address: Address::repeat_byte(n), symbol: "T".into(), name: "T".into(), decimals: 18 };
+        let tokens = Arc::new(tokens.into_iter().map(token).collect());
+        Tokens::Tracked(Arc::new(Reading { tokens, from: BTreeMap::new(), begun: Instant::now() }))
+    }
+
+    /// A process on this store that reads these tokens, and listens to no contract where it is of another deployment.
+    fn process(store: &Embedded, tokens: Tokens, is_other: bool) -> Process {
+        let environment = [("CHAIN_ID", "31337"), ("WEB3_PROVIDER", "http://127.0.0.1:1")];
+        let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned())).into_iter().collect();
+        let settings = load_offline(&Sources { environment, ..Sources::default() }).unwrap();
+        let (directory, lists) = watch::channel(tokens);
+        let reload = Arc::new(Notify::new());
+        let context = Context {
+            chain: settings.chain.clone(),
+            deliver: DeliveryMode::Instant,
+            filter: LogFilter::default(),
+            registry: if is_other { Arc::new(Registry::default()) } else { settings.registry.clone() },
+            source: Arc::new(Endpoints::new(settings.chain.id, settings.providers.clone(), Limits::default())),
+            store: Arc::new(store.clone()),
+            sinks: BTreeMap::new(),
+            filters: Filters::new(lists, reload.clone()),
+            audit: Audit::new(false),
+            vitals: Arc::new(Vitals::default()),
+            span: Span::new(1),
+            limits: Limits::default(),
+        };
+        Process { context, directory, reload }
+    }
+
+    impl Process {
+        fn publisher(&self) -> Publisher<'_> {
+            Publisher::new(&self.context, watch::channel(None).1)
+        }
+
+        /// One look, while the directory holds these tokens whenever it is read anew.
+        async fn looks(&self, publisher: &mut Publisher<'_>, tokens: &[u8]) -> Option<&'static str> {
+            let answering = async {
+                loop {
+                    self.reload.notified().await;
+                    self.directory.send_replace(reading(tokens.iter().copied()));
+                }
+            };
+            tokio::select! {
+                turned = publisher.turn() => turned.unwrap(),
+                () = answering => unreachable!(),
+            }
+        }
+
+        fn version(&self) -> Option<u64> {
+            self.context.filters.now().ok().map(|filter| filter.version)
+        }
+    }
+
+    async fn store() -> Embedded {
+        let store = Embedded::in_memory(31_337, "development").unwrap();
+        store.init(Start::At(1)).await.unwrap();
+        store
+    }
+
+    #[tokio::test]
+    async fn a_change_that_one_process_saw_is_taken_over_by_the_other_and_published_once() {
+        let store = store().await;
+        let (one, other) = (process(&store, reading([1]), false), process(&store, reading([1]), false));
+        let (mut first, mut second) = (one.publisher(), other.publisher());
+        assert!(one.version().is_none(), "nothing is filtered with before it is published");
+        assert_eq!(one.looks(&mut first, &[1]).await, None);
+        assert_eq!(other.looks(&mut second, &[1]).await, None);
+        assert_eq!((one.version(), other.version()), (Some(1), Some(1)));
+        one.directory.send_replace(reading([1, 2]));
+        assert_eq!(one.looks(&mut first, &[1, 2]).await, None);
+        assert_eq!(other.looks(&mut second, &[1, 2]).await, None, "its directory has it by now, too");
+        assert_eq!((one.version(), other.version()), (Some(2), Some(2)));
+        assert_eq!(store.published().await.unwrap().version, 2);
+    }
+
+    #[tokio::test]
+    async fn a_process_with_other_contracts_takes_over_and_the_older_one_never_fights() {
+        let store = store().await;
+        let (older, newer) = (process(&store, reading([1]), false), process(&store, reading([1]), true));
+        let (mut first, mut second) = (older.publisher(), newer.publisher());
+        older.looks(&mut first, &[1]).await;
+        assert_eq!(newer.looks(&mut second, &[1]).await, None);
+        for _ in 0..3 {
+            older.directory.send_replace(reading([1, 2]));
+            let reason = older.looks(&mut first, &[1, 2]).await.expect("it is superseded");
+            first.superseded(reason).await;
+        }
+        assert_eq!((older.version(), store.published().await.unwrap().version), (None, 2));
+        assert!(older.context.vitals.health().reasons.iter().any(|reason| reason.contains("other contracts")));
+    }
+
+    #[tokio::test]
+    async fn processes_with_different_directories_do_not_publish_in_turns() {
+        let store = store().await;
+        let (one, other) = (process(&store, reading([1]), false), process(&store, reading([2]), false));
+        let (mut first, mut second) = (one.publisher(), other.publisher());
+        one.looks(&mut first, &[1]).await;
+        assert_eq!(other.looks(&mut second, &[2]).await, None, "its start counts");
+        assert!(one.looks(&mut first, &[1]).await.unwrap().contains("other tokens"));
+        assert_eq!(one.looks(&mut first, &[2]).await, None, "once its directory has the same, it goes on");
+        assert_eq!((one.version(), other.version()), (Some(2), Some(2)));
+    }
 }

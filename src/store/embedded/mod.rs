@@ -290,7 +290,7 @@ impl StateStore for Embedded {
     }
 
     async fn wipe(&self) -> Result<(), StoreError> {
-        self.run(|home| home.transact(|books| books.wipe())).await?;
+        self.run(Home::wipe).await?;
         self.retire().await
     }
 
