@@ -15,8 +15,9 @@ use chaintap::{
     config::{Durability, SecretUrl},
     domain::{BlockRange, BlockRef, Track},
     store::{
-        Amend, AmendReply, BlockCommit, ClaimReply, CommitReply, DeadKind, DeadLetter, FinalCommit, Grant, Intent,
-        IntentReply, Member, Orphan, Progress, Publication, ReplayReply, RewindReply, Start, StateStore, StoreError,
+        Amend, AmendReply, BlockCommit, Checked, ClaimReply, CommitReply, DeadKind, DeadLetter, FinalCommit, Grant,
+        Intent, IntentReply, Member, Orphan, Progress, Publication, ReplayReply, RewindReply, Start, StateStore,
+        StoreError,
         embedded::Embedded,
         redis::{Identity, RedisStore},
     },
@@ -64,7 +65,7 @@ enum Call {
     Resume { at: BlockRef, epoch: usize },
     Replay { to: i64, until: Option<u64>, epoch: usize },
     Skip { to: u64, epoch: usize },
-    Publish { version: u64, added: Vec<Member>, removed: Vec<String> },
+    Publish { version: u64, added: Vec<Member>, removed: Vec<String>, checked: Option<(i64, usize)> },
     Duty,
     Scanned { duty: u64, up_to: u64 },
     Bury(Vec<DeadLetter>),
@@ -269,8 +270,9 @@ impl Side {
     async fn filter(&mut self, owner: usize, call: &Call) -> Result<String, StoreError> {
         let store = &self.stores[owner];
         match call.clone() {
-            Call::Publish { version, added, removed } => {
-                let publication = Publication { version, added: &added, removed: &removed };
+            Call::Publish { version, added, removed, checked } => {
+                let checked = checked.map(|(tip, epoch)| Checked { tip, epoch: self.epochs[epoch] });
+                let publication = Publication { version, added: &added, removed: &removed, checked };
                 store.publish(publication).await.map(|reply| format!("{reply:?}"))
             }
             Call::Duty => store.duty().await.map(|duty| format!("{duty:?}")),
@@ -533,7 +535,9 @@ impl View<'_> {
             let from = self.dice.chance(3).then(|| self.height());
             added.push(Member { key, from });
         }
-        Call::Publish { version, added, removed: if self.dice.chance(3) { vec![removed] } else { Vec::new() } }
+        let removed = if self.dice.chance(3) { vec![removed] } else { Vec::new() };
+        let checked = self.dice.chance(2).then(|| (self.height().cast_signed(), self.epoch()));
+        Call::Publish { version, added, removed, checked }
     }
 
     fn letters(&mut self) -> Call {

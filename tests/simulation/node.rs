@@ -123,7 +123,9 @@ impl ChainSource for Node {
             At::Hash(_) => 4 << 60,
         };
         let mut strike = self.gate.enter(Op::Header, key).await;
-        if strike.is(Kind::Null) {
+        // A chain that has a tag does not lose it.
+        let is_tag = matches!(at, At::Safe | At::Finalized);
+        if strike.is(Kind::Null) && !is_tag {
             return Ok(None);
         }
         self.answer(Op::Header, &mut strike, |tree, tip| Ok(header(tree, tip, at))).await

@@ -55,13 +55,6 @@ impl Draw {
         }
         B256::from(bytes)
     }
-
-    pub fn shuffle<T>(&mut self, items: &mut [T]) {
-        for index in (1..items.len()).rev() {
-            let other = usize::try_from(self.below(index as u64 + 1)).unwrap_or(0);
-            items.swap(index, other);
-        }
-    }
 }
 
 /// The finaliser of `SplitMix64`.

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     backoff::Backoff,
-    store::{Member, Publication, PublishReply, Published, Snapshot},
+    store::{Checked, Member, Publication, PublishReply, Published, Snapshot},
 };
 
 /// A superseded process looks this often whether it still is.
@@ -85,18 +85,15 @@ struct Publisher<'a> {
     version: u64,
     /// The reading that was last held against what is published.
     checked: Option<Instant>,
-    /// The tip at a moment.
-    tip: Option<(Instant, i64)>,
-    /// A tip of before the adopted reading began: what it does not hold was not in the directory when blocks up to that
-    /// one were delivered.
-    floor: Option<i64>,
+    /// What was delivered at a moment; readings that begin later are held against it.
+    before: Option<(Instant, Checked)>,
     /// While superseded: since when nobody delivers, and the state meanwhile.
     idle: Option<(Snapshot, Instant)>,
 }
 
 impl<'a> Publisher<'a> {
     fn new(ctx: &'a Context, views: watch::Receiver<Option<View>>) -> Self {
-        Self { ctx, views, adopted: None, version: 0, checked: None, tip: None, floor: None, idle: None }
+        Self { ctx, views, adopted: None, version: 0, checked: None, before: None, idle: None }
     }
 
     /// Holds what is wanted against what is published; answers why this process is superseded, where it is.
@@ -180,37 +177,34 @@ impl<'a> Publisher<'a> {
         let added: Vec<Member> = wanted
             .iter()
             .filter(|(key, _)| !published.members.contains(*key))
-            .map(|(key, from)| Member { key: key.clone(), from: from.or_else(|| self.from()) })
+            .map(|(key, from)| Member { key: key.clone(), from: *from })
             .collect();
         let removed: Vec<String> = published.members.iter().filter(|key| !wanted.contains_key(*key)).cloned().collect();
-        let publication = Publication { version: published.version, added: &added, removed: &removed };
+        let publication =
+            Publication { version: published.version, added: &added, removed: &removed, checked: self.before(reading) };
         let PublishReply::Published(version) = self.ctx.store.publish(publication).await.map_err(text)? else {
             return Ok(false);
         };
         if !added.is_empty() || !removed.is_empty() {
             info!(version, added = added.len(), removed = removed.len(), "filter published");
         }
-        let tip = self.ctx.store.snapshot().await.map_err(text)?.progress.tip;
+        let progress = self.ctx.store.snapshot().await.map_err(text)?.progress;
         self.version = version;
-        self.use_from(tip, reading);
+        self.before = Some((Instant::now(), Checked { tip: progress.tip, epoch: progress.epoch }));
+        self.use_from(progress.tip, reading);
         Ok(true)
     }
 
-    /// The first block that is wanted of a token which was not in the adopted reading; the store knows where there is
-    /// none: at the start.
-    fn from(&self) -> Option<u64> {
-        self.floor.and_then(|tip| u64::try_from(tip + 1).ok())
+    /// What was delivered before the reading began, where that is known. What is not read from the directory does not
+    /// change while this process lives.
+    fn before(&self, reading: Option<&Reading>) -> Option<Checked> {
+        let (at, checked) = self.before?;
+        reading.is_none_or(|reading| reading.begun >= at).then_some(checked)
     }
 
     /// Filters with what was just published.
     fn use_from(&mut self, tip: i64, reading: Option<&Reading>) {
-        let begun = reading.map(|reading| reading.begun);
-        if let (Some(begun), Some((at, before))) = (begun, self.tip)
-            && at <= begun
-        {
-            self.floor = Some(before);
-        }
-        (self.tip, self.checked) = (Some((Instant::now(), tip)), begun);
+        self.checked = reading.map(|reading| reading.begun);
         let (version, tokens) = (self.version, reading.map(|reading| Arc::clone(&reading.tokens)));
         let before = self.ctx.filters.now().ok().filter(|before| before.version == version);
         let is_same = before.as_ref().is_some_and(|before| before.tokens == tokens);
