@@ -762,7 +762,8 @@ impl Eyes {
     }
 
     async fn check_views(&mut self, model: &Model, place: &str) {
-        let Some(state) = model.look(Option::<&_>::cloned) else {
+        #[expect(clippy::redundant_closure_for_method_calls, reason = "no path is general enough")]
+        let Some(state) = model.look(|state| state.cloned()) else {
             assert_eq!(self.ask::<Vec<String>>("KEYS *").await, [""; 0], "{place}: a wiped store is empty");
             return;
         };
