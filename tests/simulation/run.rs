@@ -224,7 +224,7 @@ impl Run {
             }
             Act::Reorg { depth, mined } => {
                 let left = self.world.tree().leave(depth);
-                let mined = (mined + left).saturating_sub(depth);
+                let mined = (mined + left).saturating_sub(depth).max(1);
                 (0..mined).for_each(|_| self.world.tree().mine(seconds, None));
                 if left > 0 {
                     self.world.saw("reorganisation");
