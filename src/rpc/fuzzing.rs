@@ -25,10 +25,6 @@ use alloy::{
     transports::{TransportError, TransportErrorKind, TransportFut, TransportResult},
 };
 use futures_util::StreamExt;
-use reqwest::{
-    StatusCode,
-    header::{HeaderMap, HeaderValue, RETRY_AFTER},
-};
 use serde_json::{Value, json};
 use tower_service::Service;
 
@@ -75,8 +71,8 @@ pub(crate) fn json_rpc(data: &[u8]) {
         rest = more;
     }
     let script = Script {
-        status: STATUSES.get(status).and_then(|status| StatusCode::from_u16(*status).ok()).unwrap_or_default(),
-        retry_after: HeaderValue::from_bytes(retry_after).ok(),
+        status: STATUSES.get(status).copied().unwrap_or_default(),
+        retry_after: Some(retry_after.to_vec()).filter(|wait| !wait.is_empty()),
         bytes: bodies.iter().map(Vec::len).sum(),
         bodies: Arc::new(Mutex::new(bodies)),
     };
@@ -246,8 +242,8 @@ fn on_one_thread(work: impl Future<Output = ()>) {
 /// An HTTP endpoint that answers by script, and is down behind its end.
 #[derive(Clone)]
 struct Script {
-    status: StatusCode,
-    retry_after: Option<HeaderValue>,
+    status: u16,
+    retry_after: Option<Vec<u8>>,
     bodies: Arc<Mutex<VecDeque<Vec<u8>>>>,
     bytes: usize,
 }
@@ -256,8 +252,7 @@ impl Script {
     fn answer(&self, packet: &RequestPacket) -> Result<ResponsePacket, TransportError> {
         let body = self.bodies.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         let Some(body) = body else { return Err(TransportErrorKind::custom_str("connection closed")) };
-        let headers = self.retry_after.iter().map(|wait| (RETRY_AFTER, wait.clone())).collect::<HeaderMap>();
-        transport::read(self.status, &headers, &body, matches!(packet, RequestPacket::Batch(_)))
+        transport::read(self.status, self.retry_after.as_deref(), &body, matches!(packet, RequestPacket::Batch(_)))
     }
 }
 
