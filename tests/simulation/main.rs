@@ -9,10 +9,14 @@
 mod chain;
 mod faults;
 mod journal;
+#[cfg(feature = "mutants")]
+mod mutants;
 mod node;
 mod oracle;
 mod random;
 mod replica;
+#[cfg(feature = "mutants")]
+mod rules;
 mod run;
 mod scenarios;
 mod seeds;
@@ -25,5 +29,6 @@ mod world;
 #[path = "../support"]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod support {
+    pub mod chain;
     pub mod model_store;
 }
