@@ -122,16 +122,16 @@ const fn of_store(mutant: StoreMutant) -> &'static str {
     }
 }
 
-/// A story made for a fault, and how its tellings differ.
+/// A story made for some faults, and how its tellings differ.
 struct Story {
-    made_for: Fault,
+    made_for: &'static [Fault],
     scenario: Scenario,
     vary: fn(&mut Swarm, u64),
 }
 
 const STORIES: [Story; 5] = [
     Story {
-        made_for: Fault::Pipeline(Mutant::SameHeightIgnored),
+        made_for: &[Fault::Pipeline(Mutant::SameHeightIgnored)],
         scenario: Scenario {
             name: "another block at the head, and then none",
             script: &[(2, Act::Mine(3)), (6, reorg(1, 1))],
@@ -140,7 +140,7 @@ const STORIES: [Story; 5] = [
         vary: |_, _| {},
     },
     Story {
-        made_for: Fault::Pipeline(Mutant::SealBlind),
+        made_for: &[Fault::Pipeline(Mutant::SealBlind)],
         scenario: Scenario {
             name: "blocks leave while nobody looks, and become final",
             script: &[
@@ -154,7 +154,7 @@ const STORIES: [Story; 5] = [
         vary: |_, _| {},
     },
     Story {
-        made_for: Fault::Pipeline(Mutant::RetractByList),
+        made_for: &[Fault::Pipeline(Mutant::RetractByList)],
         scenario: Scenario {
             name: "tokens leave the list, then blocks leave the chain",
             script: &[
@@ -172,7 +172,7 @@ const STORIES: [Story; 5] = [
         vary: |_, _| {},
     },
     Story {
-        made_for: Fault::Pipeline(Mutant::FilterOfClaim),
+        made_for: &[Fault::Pipeline(Mutant::FilterOfClaim), Fault::Store(StoreMutant::OldListAccepted)],
         scenario: Scenario {
             name: "tokens join, and one of two replicas reads the list later",
             script: &[],
@@ -190,7 +190,7 @@ const STORIES: [Story; 5] = [
         vary: |_, _| {},
     },
     Story {
-        made_for: Fault::Store(StoreMutant::RetractionsWithoutBarrier),
+        made_for: &[Fault::Store(StoreMutant::RetractionsWithoutBarrier)],
         scenario: Scenario {
             name: "blocks leave, the store forgets it, they come back",
             script: &[(2, Act::Mine(3)), (6, reorg(2, 2)), (7, Act::FailOver), (7, Act::FlipBack)],
@@ -290,7 +290,7 @@ fn hunt(fault: Fault, time: Duration, broken: &mut BTreeMap<u64, String>) -> Row
 
 /// What was made for this fault says.
 fn directed(fault: Fault) -> Option<(String, String)> {
-    for story in STORIES.iter().filter(|story| story.made_for == fault) {
+    for story in STORIES.iter().filter(|story| story.made_for.contains(&fault)) {
         let (_, found) = first(TELLINGS, TIME, |telling| fault.run(tell(story, telling)));
         if let Some((telling, words)) = found {
             return Some((format!("the story “{}”, telling {telling}", story.scenario.name), words));
