@@ -1,7 +1,13 @@
 //! The consumer's side (`docs/consuming.md`): the fold of the reference consumer, the SQL of the page, the queue, and what
 //! the schema says of retractions. Whatever the order, the duplicates and the reorganisations, all of them end alike.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "what fails here fails the test")]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "what fails here fails the test"
+)]
 
 mod support;
 

@@ -1,6 +1,6 @@
 //! What events are filtered with is one thing for all replicas: tokens that join or leave while blocks pass, deployments
 //! that listen to other contracts, and a provider that leaves out what a second one has.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "what fails here fails the test")]
+#![allow(clippy::panic, clippy::unwrap_used, clippy::indexing_slicing, reason = "what fails here fails the test")]
 
 mod support;
 

@@ -657,7 +657,10 @@ async fn f11_another_chain_behind_the_same_address_is_not_listened_to() {
 #[tokio::test]
 async fn r11_a_range_that_is_too_large_is_halved_until_it_fits_and_grows_back() {
     let limits = devchain::Limits { results: 150, ..devchain::Limits::default() };
-    let chain = Devchain::start(Options { logs_per_block: 10, limits, ..still(600) }).await;
+    let (chain, same) = tokio::join!(
+        Devchain::start(Options { logs_per_block: 10, limits, ..still(600) }),
+        Devchain::start(Options { logs_per_block: 10, ..still(600) }),
+    );
     let listener = listener_of(&chain.ws_url()).set("START_BLOCK", 1).start();
     listener.wait_watermark(600, SOON).await;
     let refused = listener.log().matches("answer too large").count();
@@ -665,26 +668,27 @@ async fn r11_a_range_that_is_too_large_is_halved_until_it_fits_and_grows_back() 
     // means that it had grown.
     assert!(refused > 4, "{refused} refusals");
     let (_, messages, _) = listener.stop().await;
-    assert_delivered(&messages, &transfers(&chain.rpc(), 1, 600, None).await, 0);
+    assert_delivered(&messages, &transfers(&same.rpc(), 1, 600, None).await, 0);
 }
 
 /// A node that has a block some time before it has the block's logs.
 #[tokio::test]
 async fn r12_an_empty_answer_is_not_taken_where_the_blocks_bloom_has_logs() {
-    let chain = chain_of(110).await;
+    let (chain, same) = tokio::join!(chain_of(110), chain_of(113));
+    assert!(!transfers(&same.rpc(), 113, 113, None).await.is_empty());
     let node = FaultyNode::before(chain.rpc()).await;
     let listener = listener_of(&node.url()).set("START_BLOCK", 101).start();
-    listener.wait_watermark(110, SOON).await;
+    chain.mine(2).await;
+    listener.wait_watermark(112, SOON).await;
     node.fail_times(2, Fault::Result("eth_getLogs", |logs| *logs = json!([])));
     chain.mine(1).await;
-    assert!(!transfers(&chain.rpc(), 111, 111, None).await.is_empty());
-    listener.wait_watermark(111, SOON).await;
+    listener.wait_watermark(113, SOON).await;
     assert_eq!(node.spoilt(), 2);
     let (_, metrics) = listener.get("/metrics").await.unwrap();
     let counted = metrics.lines().find(|line| line.starts_with("chaintap_rpc_empty_with_bloom_total")).unwrap();
     assert!(counted.ends_with(" 2"), "{counted}");
     let (_, messages, _) = listener.stop().await;
-    assert_delivered(&messages, &transfers(&chain.rpc(), 101, 111, None).await, 0);
+    assert_delivered(&messages, &transfers(&chain.rpc(), 101, 113, None).await, 0);
 }
 
 #[tokio::test]

@@ -184,7 +184,9 @@ async fn f25_what_was_sent_and_never_committed_is_taken_back_too() {
     assert_eq!(listener.stop().await.0, 0);
     let mut fold = Mailbox::default();
     let bodies: Vec<String> = queues.drain(&url).await.into_iter().map(|message| message.body).collect();
-    bodies.iter().for_each(|body| fold.enter(body));
+    for body in &bodies {
+        fold.enter(body);
+    }
     assert_eq!(fold.difference(&scene.transfers(101, 106).await), None);
     assert_eq!(fold.taken_back().map(str::to_owned).collect::<BTreeSet<_>>(), gone);
     let sent: BTreeSet<&String> = bodies.iter().filter(|body| body.contains("\"blockNumber\":105,")).collect();

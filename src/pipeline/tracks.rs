@@ -220,11 +220,8 @@ impl Tracks {
         if planted(Mutant::SealBlind) {
             self.begin_seal(view.clone(), &snapshot);
         }
-        // Nothing new is begun before it is known what it stands on.
-        if !self.stands(&view, &snapshot.progress) {
-            return None;
-        }
-        if self.ctx.filters.now().is_err() {
+        // Nothing new is begun before it is known what it stands on, and what to filter with.
+        if !self.stands(&view, &snapshot.progress) || self.ctx.filters.now().is_err() {
             return None;
         }
         self.begin_ranges(&view, &snapshot);

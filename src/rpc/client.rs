@@ -18,6 +18,7 @@ use tokio::time::timeout;
 
 use super::{
     At, LogFilter, RangeLogs, RpcError,
+    blooms::Blooms,
     error::{classify, tag_is_unknown},
     transport::Capped,
     wire::{self, WireHeader, WireLog},
@@ -38,12 +39,13 @@ pub(super) struct Node {
     pub(super) name: String,
     rpc: RpcClient,
     timeout: Duration,
+    blooms: Blooms,
 }
 
 impl Node {
     /// A node behind any transport.
     pub(super) fn new(name: String, rpc: RpcClient, timeout: Duration) -> Self {
-        Self { name, rpc, timeout }
+        Self { name, rpc, timeout, blooms: Blooms::default() }
     }
 
     /// A node behind an HTTP URL. Nothing is sent yet.
@@ -88,6 +90,9 @@ impl Node {
             Err(RpcError::Behind(_)) if !asks_tag => None,
             other => other?,
         };
+        if let Some((hash, bloom)) = found.as_ref().and_then(WireHeader::bloom) {
+            self.blooms.remember(hash, bloom);
+        }
         found.map(|wire| check_header(wire, at)).transpose()
     }
 
@@ -99,6 +104,11 @@ impl Node {
     ) -> Result<Vec<RawLog>, RpcError> {
         let params = json!([log_query(filter, &json!({ "blockHash": block.hash }))]);
         let logs: Vec<WireLog> = self.one("eth_getLogs", params).await?;
+        if logs.is_empty() && self.blooms.contradict_none(block.hash, filter) {
+            metrics::empty_with_bloom(&self.name);
+            let text = format!("the node has no logs of block {block}, and its header says that there may be some");
+            return Err(RpcError::Behind(text));
+        }
         wire::block_logs(logs, block, timestamp, filter)
     }
 

@@ -5,6 +5,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "what fails here fails the test")]
 #![allow(unreachable_pub, missing_docs, reason = "nobody imports a test")]
 #![allow(clippy::indexing_slicing, reason = "what fails here fails the test")]
+#![allow(clippy::print_stdout, reason = "tells what was simulated")]
+#![allow(clippy::cast_possible_truncation, reason = "dice are small numbers")]
 
 mod chain;
 mod faults;

@@ -25,6 +25,8 @@ use crate::{
 
 /// In calm, everything must be delivered within this.
 const CONVERGES_WITHIN: Duration = Duration::from_mins(15);
+/// The grace period, and a little more.
+const STOPS_WITHIN: Duration = Duration::from_secs(30);
 /// So many calls without an end are a loop.
 const MOST_CALLS: u64 = 150_000;
 
@@ -33,6 +35,8 @@ const MOST_CALLS: u64 = 150_000;
 pub struct Report {
     pub hash: u64,
     pub calls: u64,
+    /// Calls until everything of the story was delivered.
+    pub story: u64,
     pub virtual_time: Duration,
     pub violations: Vec<String>,
     pub struck: Vec<Name>,
@@ -63,13 +67,17 @@ struct Run {
     crashed: mpsc::UnboundedReceiver<(usize, u64)>,
     deaths: JoinSet<Death>,
     failure: Option<String>,
+    stopping: bool,
+    story: u64,
+    /// Who stopped when asked.
+    stopped: Vec<String>,
 }
 
 impl Run {
     fn new(world: Arc<World>, crashed: mpsc::UnboundedReceiver<(usize, u64)>) -> Self {
         let fails_over = world.swarm.script.iter().any(|(_, act)| *act == Act::FailOver);
         let storage = Storage::new(fails_over, world.options.mutant);
-        if fails_over && world.swarm.seed % 3 > 0 {
+        if fails_over && !world.swarm.seed.is_multiple_of(3) {
             storage.set_barrier_delay(Duration::from_millis(world.swarm.seed % 3 * 20));
         }
         let store = Witnessed { world: world.clone(), inner: storage.open("observer"), storage: storage.clone() };
@@ -84,6 +92,9 @@ impl Run {
             crashed,
             deaths: JoinSet::new(),
             failure: None,
+            stopping: false,
+            story: 0,
+            stopped: vec![],
         }
     }
 
@@ -92,6 +103,9 @@ impl Run {
         if self.failure.is_none() {
             self.calm().await;
         }
+        if !self.is_over() {
+            self.stop().await;
+        }
         let world = self.world.clone();
         let mut oracle = world.oracle();
         let mut record = world.record.lock().unwrap();
@@ -99,6 +113,7 @@ impl Run {
         Report {
             hash: record.hash ^ oracle.fingerprint(),
             calls: record.calls,
+            story: self.story,
             virtual_time: world.elapsed(),
             violations,
             struck: std::mem::take(&mut record.struck),
@@ -165,9 +180,9 @@ impl Run {
     }
 
     fn start(&mut self, replica: usize) {
-        if self.lives[replica].is_none() {
+        if self.lives[replica].is_none() && !self.stopping {
             self.born[replica] += 1;
-            let owner = format!("{replica}-{}", self.born[replica]);
+            let owner = owner(replica, self.born[replica]);
             self.world.note([95, replica as u64, self.born[replica], 0], || format!("start of {owner}"));
             let store = Witnessed { inner: self.storage.open(&owner), ..self.store.clone() };
             self.lives[replica] = Some(replica::start(store, replica, self.born[replica], &mut self.deaths));
@@ -188,6 +203,11 @@ impl Run {
 
     fn died(&mut self, replica: usize, life: u64, ended: &Ended) {
         if self.lives[replica].as_ref().is_none_or(|known| known.gate.life != life) {
+            return;
+        }
+        if self.stopping && matches!(ended, Ended::Stopped) {
+            self.lives[replica] = None;
+            self.stopped.push(owner(replica, life));
             return;
         }
         self.failure = Some(format!("replica {replica} ended: {ended:?}"));
@@ -271,6 +291,7 @@ impl Run {
         let now = Instant::now();
         self.starts.iter_mut().for_each(|(when, _)| *when = now);
         self.converge("chaos").await;
+        self.story = self.world.calls();
         // The newest list is read, published, and what joined looked for.
         self.until(Instant::now() + self.world.swarm.token_refresh + Duration::from_mins(1)).await;
         self.converge("the newest list").await;
@@ -304,6 +325,20 @@ impl Run {
         let (tree, mut oracle) = (self.world.tree(), self.world.oracle());
         oracle.holds(&letters);
         oracle.judge(&tree, watermark);
+    }
+
+    /// Everyone is asked to stop, does so soon, and keeps nobody from going on.
+    async fn stop(&mut self) {
+        self.stopping = true;
+        self.lives.iter().flatten().for_each(|life| life.stop.cancel());
+        self.until(Instant::now() + STOPS_WITHIN).await;
+        let left = self.lives.iter().flatten().count();
+        if left > 0 && !self.is_over() {
+            self.failure = Some(format!("{left} replicas do not stop within {STOPS_WITHIN:?}"));
+        }
+        if let Some(owner) = self.stopped.iter().find(|owner| self.storage.has_claims(owner)) {
+            self.failure = Some(format!("{owner} stopped and keeps its claims"));
+        }
     }
 
     async fn converge(&mut self, after: &str) {
@@ -352,6 +387,11 @@ impl Run {
         let is_right = is_there && is_whole && at.retracting == 0;
         (!is_right).then(|| format!("head {head}, {at:?}, done {:?}", snapshot.done))
     }
+}
+
+/// The name of a life in the store.
+fn owner(replica: usize, life: u64) -> String {
+    format!("{replica}-{life}")
 }
 
 fn deliverable(swarm: &Swarm, head: u64, finalized: Option<u64>) -> Option<u64> {

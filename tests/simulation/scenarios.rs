@@ -92,7 +92,7 @@ pub fn swarm(scenario: &Scenario) -> Swarm {
         batch_blocks: 100,
         pushes: true,
         audits: false,
-        token_refresh: Duration::from_mins(5),
+        token_refresh: Duration::from_secs(10),
         sink_batch: 10,
         poison: 0,
         rates: Rates::default(),
@@ -120,7 +120,7 @@ fn a_crash_at_any_call_loses_nothing() {
     let step = if std::env::var_os("SIM_EXHAUSTIVE").is_some() { 1 } else { 11 };
     let mut runs = 0;
     for scenario in SCENARIOS {
-        let calls = check(scenario, None).calls;
+        let calls = check(scenario, None).story;
         for call in (1..=calls).step_by(step) {
             for effect in [false, true] {
                 check(scenario, Some((call, effect)));

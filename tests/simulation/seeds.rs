@@ -27,7 +27,6 @@ const SOMETIMES: &[&str] = &[
     "CLAIM held",
     "COMMIT fenced",
     "COMMIT old list",
-    "COMMIT_FINAL conflicts",
     "COMMIT_FINAL stale",
     "INTENT conflicts",
     "INTENT more",

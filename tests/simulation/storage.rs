@@ -47,6 +47,12 @@ impl Storage {
         self.model.look(|state| state.is_some_and(is_held))
     }
 
+    /// Whether this process has claims.
+    pub fn has_claims(&self, owner: &str) -> bool {
+        let is_of = |state: &State| state.claims.values().any(|claim| &*claim.owner == owner);
+        self.model.look(|state| state.is_some_and(is_of))
+    }
+
     /// Names of the journal's entries.
     pub fn entries(&self) -> BTreeSet<Key> {
         self.model.look(|state| state.map(|state| state.live.keys().copied().collect()).unwrap_or_default())

@@ -51,11 +51,9 @@ impl Replica {
     /// Takes what it wrote.
     fn harvest(&mut self, fold: &mut Mailbox) {
         let Some(listener) = &self.listener else { return };
-        for line in listener.take_log() {
-            writeln!(self.log, "{line}").unwrap();
-        }
+        write_all(&mut self.log, &listener.take_log());
         if self.writes {
-            listener.take_lines().iter().for_each(|line| fold.enter(line));
+            enter_all(fold, &listener.take_lines());
         }
     }
 
@@ -64,20 +62,11 @@ impl Replica {
         let Some(mut listener) = self.listener.take() else { return };
         let rest = listener.kill().await;
         if self.writes {
-            rest.iter().for_each(|line| fold.enter(line));
+            enter_all(fold, &rest);
         }
-        self.listener = Some(listener);
-        self.harvest_log_only();
-        self.listener = None;
+        write_all(&mut self.log, &listener.take_log());
+        write_all(&mut self.log, &["---- killed".to_owned()]);
         self.is_stopped = false;
-        writeln!(self.log, "---- killed").unwrap();
-    }
-
-    fn harvest_log_only(&mut self) {
-        let lines = self.listener.iter().flat_map(Listener::take_log).collect::<Vec<_>>();
-        for line in lines {
-            writeln!(self.log, "{line}").unwrap();
-        }
     }
 
     fn sample(&mut self) {
@@ -121,7 +110,7 @@ impl Fleet {
             if has_ended {
                 let code = replica.listener.as_mut().unwrap().ended(Duration::from_secs(5)).await;
                 replica.harvest(fold);
-                writeln!(replica.log, "---- ended with {code}").unwrap();
+                write_all(&mut replica.log, &[format!("---- ended with {code}")]);
                 self.ended.push(code);
                 replica.restart();
             } else {
@@ -213,14 +202,25 @@ impl Fleet {
             let Some((least, middle, most)) = spread(samples) else { continue };
             words.push(format!("{}/{}/{} MiB", mib(least), mib(middle), mib(most)));
             let third = samples.len() / 3;
-            let (first, last) = (spread(&samples[..third]), spread(&samples[samples.len() - third..]));
-            if let (Some((_, first, _)), Some((_, last, _)), true) = (first, last, samples.len() >= SAMPLES)
-                && last > first * GROWTH.0 / GROWTH.1 + GROWTH_BYTES
-            {
-                grown.push(format!("replica {index}: from {} to {} MiB", mib(first), mib(last)));
+            let medians = [&samples[..third], &samples[samples.len() - third..]].map(spread);
+            let [Some((_, begin, _)), Some((_, end, _))] = medians else { continue };
+            if samples.len() >= SAMPLES && end > begin * GROWTH.0 / GROWTH.1 + GROWTH_BYTES {
+                grown.push(format!("replica {index}: from {} to {} MiB", mib(begin), mib(end)));
             }
         }
         (words.join(", "), grown)
+    }
+}
+
+fn enter_all(fold: &mut Mailbox, messages: &[String]) {
+    for message in messages {
+        fold.enter(message);
+    }
+}
+
+fn write_all(log: &mut File, lines: &[String]) {
+    for line in lines {
+        writeln!(log, "{line}").unwrap();
     }
 }
 

@@ -393,7 +393,7 @@ impl StateStore for ModelStore {
                 return Err(StoreError::Fatal(format!("a key of {} bytes", member.key.len())));
             }
         }
-        self.write(|state, _, _| state.publish(&publication))
+        self.barrier(|state| (state.publish(&publication), true)).await
     }
 
     async fn duty(&self) -> Result<Option<Duty>, StoreError> {

@@ -271,9 +271,13 @@ impl StateStore for Embedded {
 
     async fn publish(&self, publication: Publication<'_>) -> Result<PublishReply, StoreError> {
         check_publication(&publication)?;
-        let Publication { version, added, removed } = publication;
+        let Publication { version, added, removed, checked } = publication;
         let (added, removed) = (added.to_vec(), removed.to_vec());
-        self.operate(move |books, truth| filter::publish(books, truth, version, &added, &removed)).await
+        self.operate(move |books, truth| {
+            let publication = Publication { version, added: &added, removed: &removed, checked };
+            filter::publish(books, truth, &publication)
+        })
+        .await
     }
 
     async fn duty(&self) -> Result<Option<Duty>, StoreError> {
@@ -286,7 +290,7 @@ impl StateStore for Embedded {
     }
 
     async fn wipe(&self) -> Result<(), StoreError> {
-        self.run(|home| home.transact(|books| books.wipe())).await?;
+        self.run(Home::wipe).await?;
         self.retire().await
     }
 

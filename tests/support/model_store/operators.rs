@@ -102,7 +102,12 @@ impl State {
                 Arc::make_mut(&mut self.duties).insert(duty.id, duty);
             }
         }
-        self.filter_checked = self.tip;
+        if is_first {
+            self.filter_checked = self.tip;
+        }
+        if let Some(checked) = publication.checked.filter(|checked| checked.epoch == self.epoch) {
+            self.filter_checked = self.filter_checked.max(checked.tip.min(self.tip));
+        }
         PublishReply::Published(self.filter_version)
     }
 

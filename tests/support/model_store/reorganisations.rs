@@ -26,6 +26,7 @@ impl State {
         self.retracting.iter().take(MAX_ORPHANS).map(orphan).collect()
     }
 
+    #[allow(clippy::result_large_err, reason = "an early end, not an error")]
     pub fn rewind(
         &mut self,
         entries: &[(BlockRef, u64)],

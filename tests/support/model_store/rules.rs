@@ -2,6 +2,7 @@
 //! sets of numbers, plain maps of entries. Slow where that is simpler and the state of a test is small.
 
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
@@ -329,16 +330,15 @@ impl State {
         if signed(block.number) <= self.sealed && !begun {
             return IntentReply::Sealed;
         }
-        let misfit = self.live_at(block.number.saturating_sub(1), block.number + 1).find(|(other, entry)| {
-            if other.0 == block.number {
-                other.1 != block.hash
-            } else if self.has(StoreMutant::NeighboursUnchecked) {
-                false
-            } else if other.0 < block.number {
-                other.1 != parent
-            } else {
-                entry.parent != block.hash
-            }
+        let is_apart = self.has(StoreMutant::NeighboursUnchecked);
+        let misfit = self.live_at(block.number.saturating_sub(1), block.number + 1).find(|(other, entry)| match other
+            .0
+            .cmp(&block.number)
+        {
+            Ordering::Equal => other.1 != block.hash,
+            _ if is_apart => false,
+            Ordering::Less => other.1 != parent,
+            Ordering::Greater => entry.parent != block.hash,
         });
         if let Some((other, _)) = misfit {
             return IntentReply::Conflict(format!("{block} does not fit {}", block_of(other)));
