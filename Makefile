@@ -43,6 +43,10 @@ sim: ## simulate SEEDS seeds of everything that may go wrong
 sim-ci: ## simulate fresh seeds for two minutes, the ones that failed once, and a crash at every call of some stories
 	SIM_MINUTES=2 SIM_EXHAUSTIVE=1 SIM_TWICE=100 cargo test --locked --profile sim --test simulation -- --nocapture
 
+.PHONY: mutants
+mutants: ## plant faults in the pipeline and in the store's model, one at a time, and say which test finds each
+	cargo test --locked --profile sim --features mutants --test simulation mutants -- --nocapture --test-threads=1
+
 .PHONY: blackbox
 blackbox: tools ## every fault at once against the real binary, CHAINTAP_BLACKBOX_MINUTES (15) for each of five stores, two at a time
 	CHAINTAP_BLACKBOX_MINUTES=$${CHAINTAP_BLACKBOX_MINUTES:-15} nice cargo test --locked --test black_box -- --nocapture --test-threads=2

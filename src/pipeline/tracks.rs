@@ -24,6 +24,7 @@ use crate::{
     backoff::Pace,
     config::StartBlock,
     domain::{BlockRange, IntervalSet, Track},
+    mutants::{Mutant, planted},
     rpc::RpcError,
     store::{MAX_DONE_INTERVALS, Progress, Snapshot, StoreError},
     telemetry::{Edge, metrics},
@@ -216,6 +217,9 @@ impl Tracks {
         if self.is_frozen(snapshot.progress.frozen.as_deref()).await {
             return None;
         }
+        if planted(Mutant::SealBlind) {
+            self.begin_seal(view.clone(), &snapshot);
+        }
         // Nothing new is begun before it is known what it stands on, and what to filter with.
         if !self.stands(&view, &snapshot.progress) || self.ctx.filters.now().is_err() {
             return None;
@@ -302,7 +306,9 @@ impl Tracks {
             Err(aborted) if aborted.is_cancelled() && (self.halted || self.frozen) => return None,
             Err(died) => return Some(Ended::Broken(format!("a task died: {died}"))),
         };
-        self.in_flight.retain(|other| *other != work);
+        let is_historical = matches!(work, Work::Range(Track::Historical, _));
+        let is_forgotten = planted(Mutant::FailureForgotten) && is_historical && outcome.is_err();
+        self.in_flight.retain(|other| *other != work || is_forgotten);
         match outcome {
             Ok(finished) => {
                 self.succeeded(work, &finished);

@@ -11,10 +11,14 @@
 mod chain;
 mod faults;
 mod journal;
+#[cfg(feature = "mutants")]
+mod mutants;
 mod node;
 mod oracle;
 mod random;
 mod replica;
+#[cfg(feature = "mutants")]
+mod rules;
 mod run;
 mod scenarios;
 mod seeds;
@@ -27,5 +31,6 @@ mod world;
 #[path = "../support"]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod support {
+    pub mod chain;
     pub mod model_store;
 }

@@ -76,7 +76,7 @@ struct Run {
 impl Run {
     fn new(world: Arc<World>, crashed: mpsc::UnboundedReceiver<(usize, u64)>) -> Self {
         let fails_over = world.swarm.script.iter().any(|(_, act)| *act == Act::FailOver);
-        let storage = Storage::new(fails_over);
+        let storage = Storage::new(fails_over, world.options.mutant);
         if fails_over && !world.swarm.seed.is_multiple_of(3) {
             storage.set_barrier_delay(Duration::from_millis(world.swarm.seed % 3 * 20));
         }
@@ -295,6 +295,10 @@ impl Run {
         // The newest list is read, published, and what joined looked for.
         self.until(Instant::now() + self.world.swarm.token_refresh + Duration::from_mins(1)).await;
         self.converge("the newest list").await;
+        // No new head gave it away: what left the chain at the same height was noticed all the same.
+        if self.world.tree().is_short_of() == 0 {
+            self.judge().await;
+        }
         self.mine(1);
         self.converge("a fresh block").await;
         // What was delivered of a longer chain is known to have left it once this one is as long.
@@ -303,6 +307,16 @@ impl Run {
             self.mine(short);
             self.converge("the chain became the longest").await;
         }
+        self.judge().await;
+        let oracle = &mut self.world.oracle();
+        if self.world.swarm.is_calm() && self.world.options.crash_at.is_none() && oracle.duplicates > 0 {
+            let text = format!("{} duplicates without a fault", oracle.duplicates);
+            oracle.violations.push(text);
+        }
+    }
+
+    /// Holds what the queue has against the chain.
+    async fn judge(&self) {
         if self.is_over() {
             return;
         }
@@ -311,10 +325,6 @@ impl Run {
         let (tree, mut oracle) = (self.world.tree(), self.world.oracle());
         oracle.holds(&letters);
         oracle.judge(&tree, watermark);
-        if self.world.swarm.is_calm() && self.world.options.crash_at.is_none() && oracle.duplicates > 0 {
-            let text = format!("{} duplicates without a fault", oracle.duplicates);
-            oracle.violations.push(text);
-        }
     }
 
     /// Everyone is asked to stop, does so soon, and keeps nobody from going on.

@@ -13,13 +13,13 @@ use crate::{
 };
 
 /// A story: what happens at which second, and what is particular to it.
-struct Scenario {
-    name: &'static str,
-    script: &'static [(u64, Act)],
-    change: fn(&mut Swarm),
+pub struct Scenario {
+    pub name: &'static str,
+    pub script: &'static [(u64, Act)],
+    pub change: fn(&mut Swarm),
 }
 
-const fn reorg(depth: u64, mined: u64) -> Act {
+pub const fn reorg(depth: u64, mined: u64) -> Act {
     Act::Reorg { depth, mined }
 }
 
@@ -79,7 +79,7 @@ const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-fn swarm(scenario: &Scenario) -> Swarm {
+pub fn swarm(scenario: &Scenario) -> Swarm {
     let script = scenario.script.iter().map(|(at, act)| (Duration::from_secs(*at), act.clone())).collect();
     let mut swarm = Swarm {
         seed: 1,

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::{
     random::Draw,
-    support::model_store::{Key, Model, State},
+    support::model_store::{Key, Model, State, StoreMutant},
 };
 
 /// The store behind all replicas.
@@ -17,9 +17,10 @@ pub struct Storage {
 }
 
 impl Storage {
-    /// An empty store; `fails_over` costs time.
-    pub fn new(fails_over: bool) -> Self {
+    /// An empty store, perhaps with a fault; `fails_over` costs time.
+    pub fn new(fails_over: bool, mutant: Option<StoreMutant>) -> Self {
         let model = Model::new();
+        model.plant(mutant);
         if fails_over {
             model.enable_fail_over();
         }

@@ -21,6 +21,7 @@ use crate::{
     faults::{Gate, Kind, Name, Op, Strike, strike},
     oracle::Oracle,
     random::{Draw, mix},
+    support::model_store::StoreMutant,
     swarm::Swarm,
 };
 
@@ -33,6 +34,8 @@ pub struct Options {
     pub only: Option<BTreeSet<Name>>,
     /// The process that makes this call dies at it, with or without effect.
     pub crash_at: Option<(u64, bool)>,
+    /// The store has this fault.
+    pub mutant: Option<StoreMutant>,
 }
 
 /// What happened in a run.

@@ -13,7 +13,7 @@ use chaintap::{
 };
 
 use super::{
-    Instant,
+    Instant, StoreMutant,
     rules::{State, signed, unsigned},
 };
 
@@ -94,7 +94,7 @@ impl State {
             self.filter_version += 1;
         }
         for (from, mut members) in joined {
-            if from <= self.tip && !is_first {
+            if from <= self.tip && !is_first && !self.has(StoreMutant::DutyForgotten) {
                 self.duties_made += 1;
                 members.sort();
                 let range = BlockRange { from: unsigned(from), to: unsigned(self.tip) };
