@@ -164,7 +164,7 @@ fn statements() -> Vec<String> {
     blocks.map(|block| block.split("```").next().unwrap().to_owned()).collect()
 }
 
-/// Runs the page's SQL on SQLite over several orders of arrival, credits and takes back as its section 3 says, and prints
+/// Runs the page's SQL on `SQLite` over several orders of arrival, credits and takes back as its section 3 says, and prints
 /// of each the ids that count, the credits and what is left after the tombstones went.
 const SQLITE: &str = r#"
 import json, sqlite3, sys

@@ -223,7 +223,6 @@ impl Journal {
         let answer = if has_effect { effect.await } else { lost("connection refused") };
         self.gate.leave(op, strike).await;
         match strike.kind {
-            Some(Kind::Fails) => answer,
             Some(Kind::Lost) => lost("connection reset"),
             Some(Kind::Hangs | Kind::Late) => {
                 self.gate.time_out(LIMIT).await;

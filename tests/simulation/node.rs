@@ -47,7 +47,7 @@ impl Node {
     ) -> Result<T, RpcError> {
         let answer = {
             let tree = self.gate.world.tree();
-            let tip = self.tip(&tree, strike);
+            let tip = Self::tip(&tree, strike);
             answer(&tree, &tip)
         };
         self.gate.leave(op, strike).await;
@@ -71,7 +71,7 @@ impl Node {
     }
 
     /// The newest block that the node knows.
-    fn tip(&self, tree: &Tree, strike: &mut Strike) -> B256 {
+    fn tip(tree: &Tree, strike: &mut Strike) -> B256 {
         let head = tree.head().header;
         match strike.kind {
             Some(Kind::Lags) => {
