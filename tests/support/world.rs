@@ -32,8 +32,8 @@ pub const CHAIN: u64 = 31_337;
 const DB: u8 = 15;
 /// Where the chains begin.
 const START_HEIGHT: u64 = 40;
-/// Reorganisations leave this much of the chain's beginning alone.
-const FLOOR: u64 = 10;
+/// The first block that is delivered; reorganisations stay above it.
+const FIRST: u64 = 30;
 /// Blocks that no reorganisation reaches, in either node and in the chain's profile.
 const FINALITY: u64 = 64;
 
@@ -104,7 +104,7 @@ impl Node {
 
     /// The deepest reorganisation that is possible now, up to 8.
     pub async fn deepest(&self) -> u64 {
-        self.head().await.saturating_sub(FLOOR).min(8)
+        self.head().await.saturating_sub(FIRST).min(8)
     }
 
     /// The newest blocks are replaced by others, as many or a few more.
@@ -369,7 +369,7 @@ impl World {
         let line = Proxy::before(&node.rpc().url).await;
         let (store, queue) = (Store::start(store).await, Queue::start(sink).await);
         let (tokens, _) = node.listed();
-        Self { node, store, queue, line, tokens, settled: (0, BTreeSet::new()) }
+        Self { node, store, queue, line, tokens, settled: (FIRST - 1, BTreeSet::new()) }
     }
 
     /// How a replica is started.
@@ -378,7 +378,7 @@ impl World {
         let settings = Settings::default()
             .set("CHAIN_ID", CHAIN)
             .set("WEB3_PROVIDER", format!("ws://{}", self.line.address))
-            .set("START_BLOCK", 1)
+            .set("START_BLOCK", FIRST)
             .set("RPC_TIMEOUT", "4s")
             .set("LOG_LEVEL", "debug")
             .set("TOKENS_FILE", "tokens.json")
