@@ -51,7 +51,7 @@ use filter::{Filter, Wanted};
 pub use filter::{Filters, Reading, Tokens, keep_fresh};
 pub use follow::View;
 use plan::{Situation, plan};
-pub use tracks::{Ended, run};
+pub use start::{Ended, run};
 use unwind::{Doubt, Look};
 
 /// What the stages work with: the edges, and what is true for this run.

@@ -240,6 +240,7 @@ impl StateStore for Embedded {
         sealed: Option<B256>,
         epoch: u64,
     ) -> Result<RewindReply, StoreError> {
+        entries.iter().try_for_each(|(block, _)| check_number(block.number))?;
         let claimed = Claimed { entries: entries.to_vec(), sealed, epoch };
         self.run(move |home| home.rewind(&claimed)).await
     }
