@@ -35,7 +35,12 @@ pub(super) async fn work(ctx: &Context, view: &View) -> Result<bool, StageError>
         Some(joined) => {
             let range = BlockRange { from: duty.range.from, to };
             let scan = Scan { ctx, filter: &filter, joined: &joined };
-            let found = scan.range(range, view).await?;
+            let (next, outcome) = scan.range(range, view).await;
+            if outcome.is_err() && next > range.from {
+                // What is delivered is not sent again because a later block's answer has to wait.
+                persist(ctx, "scanned", PATIENCE, || ctx.store.scanned(duty.id, next - 1)).await?;
+            }
+            let found = outcome?;
             debug!(duty = duty.id, %range, found, "looked again");
             to
         }
@@ -58,23 +63,30 @@ struct Scan<'a> {
 }
 
 impl Scan<'_> {
-    /// Delivers what these blocks hold for the new members; answers how many events.
-    async fn range(&self, range: BlockRange, view: &View) -> Result<u64, StageError> {
+    /// Delivers what these blocks hold for the new members; answers the first block that is not done, and how many
+    /// events were found or why the rest has to wait.
+    async fn range(&self, range: BlockRange, view: &View) -> (u64, Result<u64, StageError>) {
         let height = view.heights.final_height(self.ctx.chain.finality_depth);
         let (mut next, mut found) = (range.from, 0);
         while next <= range.to {
-            let logs = &self.joined.logs;
-            if let Some(height) = height.filter(|height| *height >= next) {
-                let (part, answer) = timed("fetch", fetch::part(self.ctx, logs, next, range.to.min(height))).await?;
-                found += self.deliver(answer.logs).await?;
-                next = part.to + 1;
-            } else {
-                let (_, logs) = timed("fetch", fetch::block(self.ctx, logs, next, None)).await?;
-                found += self.deliver(logs).await?;
-                next += 1;
+            match self.part(BlockRange { from: next, ..range }, height).await {
+                Ok((up_to, events)) => (next, found) = (up_to + 1, found + events),
+                Err(error) => return (next, Err(error)),
             }
         }
-        Ok(found)
+        (next, Ok(found))
+    }
+
+    /// Delivers the first blocks of these, as many as are final and one answer holds, or one; answers the last of them,
+    /// and how many events they hold.
+    async fn part(&self, range: BlockRange, final_height: Option<u64>) -> Result<(u64, u64), StageError> {
+        let (logs, next) = (&self.joined.logs, range.from);
+        if let Some(height) = final_height.filter(|height| *height >= next) {
+            let (part, answer) = timed("fetch", fetch::part(self.ctx, logs, next, range.to.min(height))).await?;
+            return Ok((part.to, self.deliver(answer.logs).await?));
+        }
+        let (_, logs) = timed("fetch", fetch::block(self.ctx, logs, next, None)).await?;
+        Ok((next, self.deliver(logs).await?))
     }
 
     async fn deliver(&self, logs: Vec<RawLog>) -> Result<u64, StageError> {
