@@ -9,6 +9,13 @@ export PATH := $(CURDIR)/.dev/bin:$(PATH)
 
 CARGO_DENY_VERSION := 0.20.2
 cargo_deny := .dev/bin/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
+CARGO_FUZZ_VERSION := 0.13.2
+cargo_fuzz := .dev/bin/cargo-fuzz-$(CARGO_FUZZ_VERSION)/bin/cargo-fuzz
+
+FUZZ_TARGETS := json_rpc ws_frame logs abi contracts_toml
+FUZZ_SECONDS := 600
+# The stable compiler has what libFuzzer needs, behind a switch. No address sanitizer: the crate has no unsafe code.
+fuzz_run := RUSTC_BOOTSTRAP=1 nice -n 19 $(cargo_fuzz) run --release --debug-assertions --sanitizer none
 
 .PHONY: help
 help: ## list the targets
@@ -36,6 +43,14 @@ sim: ## simulate SEEDS seeds of everything that may go wrong
 sim-ci: ## simulate fresh seeds for two minutes, the ones that failed once, and a crash at every call of some stories
 	SIM_MINUTES=2 SIM_EXHAUSTIVE=1 SIM_TWICE=100 cargo test --locked --profile sim --test simulation -- --nocapture
 
+.PHONY: mutants
+mutants: ## plant faults in the pipeline and in the store's model, one at a time, and say which test finds each
+	cargo test --locked --profile sim --features mutants --test simulation mutants -- --nocapture --test-threads=1
+
+.PHONY: blackbox
+blackbox: tools ## every fault at once against the real binary, CHAINTAP_BLACKBOX_MINUTES (15) for each of five stores, two at a time
+	CHAINTAP_BLACKBOX_MINUTES=$${CHAINTAP_BLACKBOX_MINUTES:-15} nice cargo test --locked --test black_box -- --nocapture --test-threads=2
+
 .PHONY: dev
 dev: tools ## start Redis, MongoDB-wire, SQS and an EVM node; print the environment for `chaintap run`
 	@tests/support/dev.sh start
@@ -61,6 +76,19 @@ doc: ## build the documentation, warnings as errors
 deny: $(cargo_deny) ## dependencies: bans, licences, sources
 	$(cargo_deny) --locked check --hide-inclusion-graph bans licenses sources
 
+# One target after the other; what they find new is kept beside what they build, and a failing input with it.
+.PHONY: fuzz
+fuzz: $(cargo_fuzz) ## fuzz what comes in from outside; FUZZ_SECONDS=600 for each of FUZZ_TARGETS
+	@for target in $(FUZZ_TARGETS); do \
+	  mkdir -p fuzz/target/found/$$target fuzz/target/failed/$$target; \
+	  $(fuzz_run) $$target fuzz/target/found/$$target fuzz/corpus/$$target -- -max_total_time=$(FUZZ_SECONDS) \
+	    -artifact_prefix=fuzz/target/failed/$$target/ -max_len=8192 -timeout=10 -rss_limit_mb=2048 -print_final_stats=1; \
+	done
+
+.PHONY: fuzz-smoke
+fuzz-smoke: ## run the corpus of the fuzz targets, and small changes of it; `make test` does it too
+	cargo test --locked --test fuzz_corpus
+
 .PHONY: advisories
 advisories: $(cargo_deny) ## dependencies: known vulnerabilities; needs github.com, where the database is
 	@$(cargo_deny) --locked check advisories || { \
@@ -73,3 +101,6 @@ tools: ## install what the tests need into .dev/ (`make test` does it)
 # Built once, which takes minutes: apart from the tests' tools, which do not need it.
 $(cargo_deny):
 	cargo install --quiet --locked --root .dev/bin/cargo-deny-$(CARGO_DENY_VERSION) cargo-deny@$(CARGO_DENY_VERSION)
+
+$(cargo_fuzz):
+	cargo install --quiet --locked --root .dev/bin/cargo-fuzz-$(CARGO_FUZZ_VERSION) cargo-fuzz@$(CARGO_FUZZ_VERSION)

@@ -79,4 +79,8 @@ pub mod shutdown;
 pub mod telemetry;
 
 pub mod devchain;
+
 pub mod mutants;
+
+#[doc(hidden)]
+pub mod fuzzing;

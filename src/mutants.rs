@@ -28,8 +28,8 @@ pub enum Mutant {
     RetractByList,
     /// What becomes final is sealed without a look at the chain.
     SealBlind,
-    /// A final range is committed without a look at what is journaled in it.
-    FinalUnconfirmed,
+    /// A historical range that failed once is not taken up again (N20).
+    FailureForgotten,
     /// The filter version is that of the claim, not of the list that was used (N25).
     FilterOfClaim,
 }
@@ -47,7 +47,7 @@ impl Mutant {
         Self::UncommittedKept,
         Self::RetractByList,
         Self::SealBlind,
-        Self::FinalUnconfirmed,
+        Self::FailureForgotten,
         Self::FilterOfClaim,
     ];
 }

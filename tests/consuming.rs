@@ -1,7 +1,13 @@
 //! The consumer's side (`docs/consuming.md`): the fold of the reference consumer, the SQL of the page, the queue, and what
 //! the schema says of retractions. Whatever the order, the duplicates and the reorganisations, all of them end alike.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "what fails here fails the test")]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "what fails here fails the test"
+)]
 
 mod support;
 
@@ -158,7 +164,7 @@ fn statements() -> Vec<String> {
     blocks.map(|block| block.split("```").next().unwrap().to_owned()).collect()
 }
 
-/// Runs the page's SQL on SQLite over several orders of arrival, credits and takes back as its section 3 says, and prints
+/// Runs the page's SQL on `SQLite` over several orders of arrival, credits and takes back as its section 3 says, and prints
 /// of each the ids that count, the credits and what is left after the tombstones went.
 const SQLITE: &str = r#"
 import json, sqlite3, sys

@@ -22,6 +22,7 @@ use chaintap::{
 use support::{
     chaintap::{Listener, Settings},
     devchain::{Devchain, still},
+    dice::Dice,
     ledger::Ledger,
     redis::RedisServer,
 };
@@ -94,26 +95,6 @@ impl Home {
     }
 }
 
-/// Small and repeatable (splitmix64); the seed is printed, and taken from `CHAINTAP_SEED` where it is set.
-struct Dice(u64);
-
-impl Dice {
-    fn new() -> Self {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-        let seed = std::env::var("CHAINTAP_SEED")
-            .map_or(u64::try_from(now.as_micros()).unwrap(), |seed| seed.parse().unwrap());
-        eprintln!("CHAINTAP_SEED={seed}");
-        Self(seed)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % bound
-    }
-}
-
 /// Waits for a random moment: mostly after so many messages, so that the kills are spread over the catch-up; else early
 /// in the start. A listener that writes nothing for a while waits for what dead owners hold.
 async fn random_moment(dice: &mut Dice, listener: &Listener, messages: u64) {
@@ -140,7 +121,7 @@ async fn kill_and_restart(home: Home, replicas: usize) {
     let settings = home.settings(&chain);
     // Somewhat less than an equal share of all messages, so that the last kill comes before the catch-up ends.
     let share = chain.transfers(1, blocks).await.len() / 2 / kills / replicas;
-    let (mut dice, mut ledger) = (Dice::new(), Ledger::default());
+    let (mut dice, mut ledger) = (Dice::told(), Ledger::default());
     let begun = Instant::now();
     let mut running: Vec<Listener> = (0..replicas).map(|_| settings.start()).collect();
     let (mut head, mut midway) = (blocks, 0);
@@ -204,7 +185,7 @@ async fn r19_a_stop_in_the_middle_of_a_catch_up_leaves_nothing_behind_and_the_ne
     let home = Home::redis().await;
     let chain = Devchain::start(Options { logs_per_block: 4, ..still(2_000) }).await;
     let settings = home.settings(&chain);
-    let (mut dice, mut ledger) = (Dice::new(), Ledger::default());
+    let (mut dice, mut ledger) = (Dice::told(), Ledger::default());
     for round in 0..4 {
         let begun = Instant::now();
         let mut listener = settings.start();

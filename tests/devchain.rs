@@ -68,7 +68,9 @@ impl Node {
 
     async fn reorganise(&self, depth: u64) {
         match self {
-            Self::Devchain(devchain) => drop(devchain.rpc().call("devchain_reorg", json!([U64::from(depth)])).await),
+            Self::Devchain(devchain) => {
+                devchain.rpc().call("devchain_reorg", json!([{ "depth": U64::from(depth), "deep": true }])).await;
+            }
             Self::Anvil(anvil, _) => anvil.reorg(depth).await,
         }
     }

@@ -159,6 +159,79 @@ async fn orphans_are_forgotten_where_that_is_asked_for() {
     assert_eq!(rpc.code("devchain_reorg", json!(["0x0"])).await, -32602);
 }
 
+async fn hashes(rpc: &Rpc, numbers: std::ops::RangeInclusive<u64>) -> Vec<B256> {
+    let mut hashes = Vec::new();
+    for number in numbers {
+        hashes.push(hash_of(rpc, number).await);
+    }
+    hashes
+}
+
+#[tokio::test]
+async fn a_flip_goes_back_to_the_branch_that_was_left_and_further_and_the_next_one_returns() {
+    let node = Devchain::start(still(20)).await;
+    let rpc = node.rpc();
+    let a = hashes(&rpc, 18..=20).await;
+    assert_eq!(rpc.call("devchain_reorg", json!([{ "depth": 3, "length": 5 }])).await, "0x16");
+    node.mine(1).await;
+    let b = hashes(&rpc, 18..=23).await;
+    assert!(a.iter().all(|hash| !b.contains(hash)));
+    let mut socket = Socket::connect(&rpc).await;
+    socket.call("eth_subscribe", json!(["newHeads"])).await;
+
+    assert_eq!(rpc.call("devchain_flip", json!([])).await, "0x18");
+    let back = hashes(&rpc, 18..=24).await;
+    assert_eq!(back[..3], a, "the same blocks");
+    for hash in &back {
+        assert_eq!(parse::<B256>(socket.notified().await.1["hash"].take()), *hash);
+    }
+    assert_eq!(rpc.call("devchain_flip", json!([2])).await, "0x1a");
+    assert_eq!(hashes(&rpc, 18..=23).await, b);
+    let mut parent = hash_of(&rpc, 17).await;
+    for number in 18..=26 {
+        let block = rpc.call("eth_getBlockByNumber", json!([format!("{number:#x}"), false])).await;
+        assert_eq!(parse::<B256>(block["parentHash"].clone()), parent, "parent of {number}");
+        parent = parse(block["hash"].clone());
+    }
+    assert!(!logs_of(&rpc, back[6]).await.is_empty(), "what left is still known by its hash");
+}
+
+#[tokio::test]
+async fn a_head_that_goes_back_comes_back_the_same_and_what_is_finalized_stays_so() {
+    let node = Devchain::start(Options { finalized_depth: 8, ..still(100) }).await;
+    let rpc = node.rpc();
+    let finalized = async || rpc.call("eth_getBlockByNumber", json!(["finalized", false])).await["number"].take();
+    let before = hashes(&rpc, 90..=100).await;
+    assert_eq!(rpc.call("devchain_reorg", json!([{ "depth": 5, "length": 0 }])).await, "0x5f");
+    assert_eq!((head(&rpc).await, finalized().await), (95, json!("0x5c")));
+    assert_eq!(rpc.call("eth_getBlockByNumber", json!(["0x60", false])).await, Value::Null);
+    // Of the eight blocks that are not final five are gone.
+    assert_eq!(rpc.code("devchain_reorg", json!([4])).await, -32602);
+    assert_eq!(rpc.call("devchain_flip", json!([0])).await, "0x64");
+    assert_eq!(hashes(&rpc, 90..=100).await, before);
+    assert_eq!(rpc.call("devchain_reorg", json!([{ "depth": 8, "length": 2 }])).await, "0x5e");
+    assert_eq!(finalized().await, "0x5c");
+}
+
+#[tokio::test]
+async fn finalized_blocks_are_replaced_only_where_that_is_said() {
+    let node = Devchain::start(Options { finalized_depth: 4, ..still(50) }).await;
+    let rpc = node.rpc();
+    let finalized = hash_of(&rpc, 46).await;
+    let refused = rpc.try_call("devchain_reorg", json!([6])).await.unwrap_err();
+    let words = "a reorganisation of 6 blocks takes back block 46, which is finalized: ask for it with \"deep\": true";
+    assert_eq!(refused["message"], words);
+    assert_eq!(rpc.call("devchain_reorg", json!([{ "depth": 6, "deep": true }])).await, "0x32");
+    let now = rpc.call("eth_getBlockByNumber", json!(["finalized", false])).await;
+    assert_eq!(now["number"], "0x2e");
+    assert_ne!(parse::<B256>(now["hash"].clone()), finalized);
+    assert_eq!(rpc.code("devchain_reorg", json!([{ "depth": 3, "depht": 4 }])).await, -32602);
+    assert_eq!(rpc.code("devchain_reorg", json!([{ "depth": 3, "length": 513 }])).await, -32602);
+    let still_one = Devchain::start(still(5)).await;
+    let nothing = still_one.rpc().try_call("devchain_flip", json!([])).await.unwrap_err();
+    assert_eq!(nothing["message"], "no reorganisation has left a branch to go back to");
+}
+
 #[tokio::test]
 async fn too_large_questions_are_refused_in_the_words_of_providers() {
     let limits = Limits { range: 50, results: 100, batch: 3, request_bytes: 2_000, ..Limits::default() };

@@ -1,6 +1,6 @@
 //! What events are filtered with is one thing for all replicas: tokens that join or leave while blocks pass, deployments
 //! that listen to other contracts, and a provider that leaves out what a second one has.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "what fails here fails the test")]
+#![allow(clippy::panic, clippy::unwrap_used, clippy::indexing_slicing, reason = "what fails here fails the test")]
 
 mod support;
 
@@ -77,7 +77,6 @@ fn replica(chain: &Devchain, redis: &RedisServer, tokens: &TokenFile) -> Setting
         .set("REDIS_URL", redis.url(DB))
         .set("TOKENS_FILE", tokens.path.display())
         .set("TOKEN_REFRESH", "5s")
-        .set("LOG_LEVEL", "info,chaintap=debug")
 }
 
 /// The ids of all transfers and retractions that these listeners sent.

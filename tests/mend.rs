@@ -181,7 +181,7 @@ async fn a_reorganisation_of_final_blocks_freezes_until_an_operator_accepts_it()
     let listener = deployment.caught_up().await;
     let was = deployment.transfers(FIRST, HEAD).await;
     let closed = deployment.transfers(111, FINAL).await;
-    deployment.chain.rpc().call("devchain_reorg", json!([20])).await;
+    deployment.chain.rpc().call("devchain_reorg", json!([{ "depth": "0x14", "deep": true }])).await;
     deployment.chain.mine(1).await;
     let head = deployment.chain.head().await;
     eventually("deliveries are frozen", SOON, || async { deployment.progress("frozen").await.is_some() }).await;
@@ -239,7 +239,7 @@ async fn the_embedded_store_is_mended_while_nothing_runs() {
     deployment.ends(0, &["audit", "--from", "101", "--to", "130"]).await;
     // Final blocks leave the chain.
     let closed = deployment.transfers(111, FINAL).await;
-    deployment.chain.rpc().call("devchain_reorg", json!([20])).await;
+    deployment.chain.rpc().call("devchain_reorg", json!([{ "depth": "0x14", "deep": true }])).await;
     deployment.chain.mine(1).await;
     let head = deployment.chain.head().await;
     let listener = deployment.settings.start();

@@ -652,3 +652,57 @@ async fn f11_another_chain_behind_the_same_address_is_not_listened_to() {
     listener.wait_watermark(108, SOON).await;
     assert_delivered(&listener.stop().await.1, &transfers(&chain.rpc(), 100, 108, None).await, 0);
 }
+
+/// A node whose answers may hold as many logs as twelve blocks have.
+#[tokio::test]
+async fn r11_a_range_that_is_too_large_is_halved_until_it_fits_and_grows_back() {
+    let limits = devchain::Limits { results: 150, ..devchain::Limits::default() };
+    let (chain, same) = tokio::join!(
+        Devchain::start(Options { logs_per_block: 10, limits, ..still(600) }),
+        Devchain::start(Options { logs_per_block: 10, ..still(600) }),
+    );
+    let listener = listener_of(&chain.ws_url()).set("START_BLOCK", 1).start();
+    listener.wait_watermark(600, SOON).await;
+    let refused = listener.log().matches("answer too large").count();
+    // From 100 blocks to 12 it takes three refusals, or four where other ranges are on their way; every further one
+    // means that it had grown.
+    assert!(refused > 4, "{refused} refusals");
+    let (_, messages, _) = listener.stop().await;
+    assert_delivered(&messages, &transfers(&same.rpc(), 1, 600, None).await, 0);
+}
+
+/// A node that has a block some time before it has the block's logs.
+#[tokio::test]
+async fn r12_an_empty_answer_is_not_taken_where_the_blocks_bloom_has_logs() {
+    let (chain, same) = tokio::join!(chain_of(110), chain_of(113));
+    assert!(!transfers(&same.rpc(), 113, 113, None).await.is_empty());
+    let node = FaultyNode::before(chain.rpc()).await;
+    let listener = listener_of(&node.url()).set("START_BLOCK", 101).start();
+    chain.mine(2).await;
+    listener.wait_watermark(112, SOON).await;
+    node.fail_times(2, Fault::Result("eth_getLogs", |logs| *logs = json!([])));
+    chain.mine(1).await;
+    listener.wait_watermark(113, SOON).await;
+    assert_eq!(node.spoilt(), 2);
+    let (_, metrics) = listener.get("/metrics").await.unwrap();
+    let counted = metrics.lines().find(|line| line.starts_with("chaintap_rpc_empty_with_bloom_total")).unwrap();
+    assert!(counted.ends_with(" 2"), "{counted}");
+    let (_, messages, _) = listener.stop().await;
+    assert_delivered(&messages, &transfers(&chain.rpc(), 101, 113, None).await, 0);
+}
+
+#[tokio::test]
+async fn r13_a_node_that_has_headers_but_no_logs_is_left_for_one_that_has_both() {
+    let chain = chain_of(110).await;
+    let (headers_only, good) = (FaultyNode::before(chain.rpc()).await, FaultyNode::before(chain.rpc()).await);
+    headers_only.fail(Fault::Result("eth_getLogs", |result| *result = Value::Null));
+    let providers = format!("{},{}", headers_only.url(), good.url());
+    let listener = listener_of(&providers).set("START_BLOCK", 101).start();
+    listener.wait_watermark(110, SOON).await;
+    chain.mine(3).await;
+    listener.wait_watermark(113, SOON).await;
+    let tried = headers_only.spoilt();
+    assert!((1..=13).contains(&tried), "asked in vain {tried} times for 13 blocks");
+    let (_, messages, _) = listener.stop().await;
+    assert_delivered(&messages, &transfers(&chain.rpc(), 101, 113, None).await, 0);
+}

@@ -10,9 +10,9 @@ use std::{cell::Cell, time::Duration};
 use chaintap::{
     config::{Durability, SecretUrl},
     devchain::Options,
-    domain::{BlockRef, Digest},
+    domain::{BlockRange, BlockRef, Digest},
     store::{
-        Intent, IntentReply, Progress, Start, StateStore as _,
+        ClaimReply, Intent, IntentReply, Progress, Start, StateStore as _,
         redis::{Identity, RedisStore},
     },
 };
@@ -148,9 +148,9 @@ async fn two_replicas_fill_one_queue_with_each_transfer_once() {
     ledger.assert_exactly(&chain.transfers(101, 210).await);
 }
 
-/// R06 and R07: the queue has taken the block's messages, the process dies before it can say so.
+/// The queue has taken the block's messages, the process dies before it can say so.
 #[tokio::test]
-async fn a_block_whose_replica_was_killed_in_the_middle_is_delivered_by_the_other() {
+async fn r07_a_block_whose_replica_was_killed_in_the_middle_is_delivered_by_the_other() {
     let chain = Devchain::start(Options { logs_per_block: 20, ..still(100) }).await;
     let (redis, queues) = (RedisServer::start().await, SqsServer::stub().await);
     let url = queues.create_queue("transfers", 256 << 10).await;
@@ -185,6 +185,43 @@ async fn a_block_whose_replica_was_killed_in_the_middle_is_delivered_by_the_othe
     assert!(!again.is_empty());
     let of_the_block = format!("\"blockNumber\":{number},");
     assert!(again.iter().all(|body| body.contains(&of_the_block)), "only that block came twice");
+}
+
+/// A replica that claimed a block and died before anything was journaled.
+#[tokio::test]
+async fn r06_a_claim_of_a_dead_replica_holds_up_its_block_alone_and_not_for_long() {
+    let chain = Devchain::start(Options { logs_per_block: 10, ..still(101) }).await;
+    let redis = RedisServer::start().await;
+    let dead = RedisStore::connect(
+        &SecretUrl::parse(&redis.url(DB)).unwrap(),
+        Identity { chain_id: 31_337, redis_db: DB, service: "development".into(), owner: "dead".into() },
+        Durability::None,
+    )
+    .await
+    .unwrap();
+    dead.init(Start::At(101)).await.unwrap();
+    dead.heartbeat().await.unwrap();
+    assert!(matches!(dead.claim(BlockRange::single(101)).await.unwrap(), ClaimReply::Granted(_)));
+    let killed = Instant::now();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let listener = replica_of(&chain, &redis).start();
+    chain.mine(3).await;
+    let seen = Cell::new(false);
+    eventually("later blocks are not held up", SOON, || async {
+        let state = redis.hash(DB, "chain:31337:progress").await;
+        let numbers = ["watermark", "tip"].map(|name| state[name].parse::<u64>().unwrap());
+        seen.set(seen.get() || numbers == [100, 104]);
+        assert!(numbers[0] == 100 || numbers[0] == 104, "the watermark passes nothing: {numbers:?}");
+        numbers[1] == 104
+    })
+    .await;
+    assert!(seen.get(), "the block was not held");
+    listener.wait_watermark(104, TAKEOVER).await;
+    assert!(killed.elapsed() < TAKEOVER, "{:?}", killed.elapsed());
+    let mut ledger = Ledger::default();
+    stop_all([listener], &mut ledger).await;
+    ledger.assert_exactly(&chain.transfers(101, 104).await);
+    ledger.assert_once();
 }
 
 /// Some blocks above `number` are empty or small; mines until one hangs in the listener's sink.

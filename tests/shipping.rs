@@ -109,6 +109,16 @@ mod kubernetes {
     }
 
     #[test]
+    fn the_released_binary_ends_where_a_number_overflows_instead_of_going_on_with_another() {
+        for manifest in ["Cargo.toml", "fuzz/Cargo.toml"] {
+            let manifest: toml::Table = read(manifest).parse().unwrap();
+            let profile = manifest["profile"]["release"].as_table().unwrap();
+            assert_eq!(profile.get("overflow-checks"), Some(&toml::Value::Boolean(true)), "{profile:?}");
+        }
+        assert!(read("Dockerfile").contains("cargo build --locked --release"), "the image is built by another profile");
+    }
+
+    #[test]
     fn the_four_chains_have_an_overlay_with_the_profile_s_id_and_name() {
         let profiles: toml::Table = read("config/chains.toml").parse().unwrap();
         let profiles = profiles["chain"].as_array().unwrap();

@@ -387,7 +387,7 @@ async fn an_entry_that_the_answer_does_not_mention_is_sent_again() {
 }
 
 #[tokio::test]
-async fn twenty_five_large_messages_take_13_batches_of_256_kib_and_3_of_1_mib() {
+async fn r10_twenty_five_large_messages_take_13_batches_of_256_kib_and_3_of_1_mib() {
     let server = SqsServer::stub().await;
     let messages: Vec<_> = (0..25).map(|index| large(index, 110 * KIB)).collect();
     for (name, limit, calls, most) in [("r10-256k", 256 * KIB, 13, 2), ("r10-1m", 1024 * KIB, 3, 9)] {

@@ -12,9 +12,9 @@ use chaintap::{
     config::{Durability, SecretUrl},
     domain::{BlockRange, BlockRef, Digest, IntervalSet, Track},
     store::{
-        Amend, AmendReply, BlockCommit, ClaimReply, CommitReply, DeadKind, DeadLetter, Duty, FinalCommit, Grant,
-        Intent, IntentReply, Member, Orphan, Progress, Publication, PublishReply, Published, ReplayReply, RewindReply,
-        SealReply, Start, StateStore, StoreError,
+        Amend, AmendReply, BlockCommit, Checked, ClaimReply, CommitReply, DeadKind, DeadLetter, Duty, FinalCommit,
+        Grant, Intent, IntentReply, Member, Orphan, Progress, Publication, PublishReply, Published, ReplayReply,
+        RewindReply, SealReply, Start, StateStore, StoreError,
         embedded::Embedded,
         redis::{Identity, RedisStore},
     },
@@ -222,7 +222,9 @@ impl Home {
     async fn publish(&self, version: u64, added: &[(&str, Option<u64>)], removed: &[&str]) -> PublishReply {
         let added: Vec<_> = added.iter().map(|(key, from)| Member { key: (*key).into(), from: *from }).collect();
         let removed: Vec<_> = removed.iter().map(ToString::to_string).collect();
-        self.store.publish(Publication { version, added: &added, removed: &removed }).await.unwrap()
+        let Progress { tip, epoch, .. } = self.progress().await;
+        let checked = Some(Checked { tip, epoch });
+        self.store.publish(Publication { version, added: &added, removed: &removed, checked }).await.unwrap()
     }
 
     async fn duty(&self) -> Option<(u64, u64, Vec<String>)> {
@@ -350,7 +352,7 @@ async fn an_empty_store_has_no_progress(home: Home) {
         store.amend(Amend { block: at, filter_version: 0, digest: Digest::default(), events: &[] }).await.map(drop),
         store.resume(at, 1).await.map(drop),
         store.published().await.map(drop),
-        store.publish(Publication { version: 0, added: &[], removed: &[] }).await.map(drop),
+        store.publish(Publication { version: 0, added: &[], removed: &[], checked: None }).await.map(drop),
         store.duty().await.map(drop),
         store.scanned(1, 1).await,
     ];
@@ -839,11 +841,21 @@ async fn invalid_numbers_are_refused(home: Home) {
         home.store.resume(BlockRef { number: huge, hash: B256::ZERO }, 1).await.map(drop),
         home.store.scanned(1, huge).await,
         home.store
-            .publish(Publication { version: 0, added: &[Member { key: "a".into(), from: Some(huge) }], removed: &[] })
+            .publish(Publication {
+                version: 0,
+                added: &[Member { key: "a".into(), from: Some(huge) }],
+                removed: &[],
+                checked: None,
+            })
             .await
             .map(drop),
         home.store
-            .publish(Publication { version: 0, added: &[Member { key: "a".repeat(201), from: None }], removed: &[] })
+            .publish(Publication {
+                version: 0,
+                added: &[Member { key: "a".repeat(201), from: None }],
+                removed: &[],
+                checked: None,
+            })
             .await
             .map(drop),
     ];

@@ -773,8 +773,9 @@ async fn a_halt_is_seen_by_every_replica_and_outlives_a_start() {
 /// Delivers 101 to 105, publishes the first filter and lets three members join with starts of their own.
 async fn three_duties(store: &RedisStore) {
     fill(store, 101, 105).await;
-    let publish =
-        async |version, added: &[Member]| store.publish(Publication { version, added, removed: &[] }).await.unwrap();
+    let publish = async |version, added: &[Member]| {
+        store.publish(Publication { version, added, removed: &[], checked: None }).await.unwrap()
+    };
     assert_eq!(publish(0, &[]).await, PublishReply::Published(1));
     let members =
         ["c", "a", "b"].map(|key| Member { key: key.into(), from: Some(101 + u64::from(key.as_bytes()[0] - b'a')) });
@@ -824,7 +825,7 @@ async fn of_two_replicas_that_publish_one_wins() {
     let second = store(&server, "host-2").await;
     let publish = async |store: &RedisStore, key: &str| {
         let added = [Member { key: key.into(), from: None }];
-        store.publish(Publication { version: 0, added: &added, removed: &[] }).await.unwrap()
+        store.publish(Publication { version: 0, added: &added, removed: &[], checked: None }).await.unwrap()
     };
     let (one, other) = tokio::join!(publish(&first, "a"), publish(&second, "b"));
     let winner = if one == PublishReply::Stale { "b" } else { "a" };

@@ -87,25 +87,30 @@ const RULES: &[Rule] = &[
     },
 ];
 
-/// What each part of `src/` may use of the others. `main`, `lib`, `app` and `cli` stand above all of them.
+/// What each part of `src/` may use of the others. `main`, `lib`, `app`, `cli` and `fuzzing`
+/// stand above all of them.
 const LAYERS: &[(&str, &[&str])] = &[
     ("domain", &[]),
     ("crypto", &[]),
     ("shutdown", &[]),
     ("failure", &[]),
+    ("mutants", &[]),
     ("backoff", &["domain"]),
     ("config", &["domain", "crypto", "telemetry"]),
     ("telemetry", &["domain", "config", "crypto"]),
     ("rpc", &["domain", "config", "crypto", "telemetry", "backoff"]),
     ("store", &["domain", "config", "crypto", "telemetry", "backoff"]),
     ("tokens", &["domain", "config", "crypto", "telemetry", "backoff"]),
-    ("sinks", &["domain", "config", "crypto", "telemetry", "backoff"]),
-    ("pipeline", &["domain", "config", "telemetry", "backoff", "shutdown", "rpc", "store", "tokens", "sinks"]),
+    ("sinks", &["domain", "config", "crypto", "telemetry", "backoff", "mutants"]),
+    (
+        "pipeline",
+        &["domain", "config", "telemetry", "backoff", "shutdown", "rpc", "store", "tokens", "sinks", "mutants"],
+    ),
     ("api", &["domain", "config", "telemetry", "shutdown"]),
     // A chain of its own, for demo and tests: it shares words with the listener, and nothing else.
     ("devchain", &["domain", "telemetry", "shutdown"]),
 ];
-const TOP: [&str; 4] = ["main", "lib", "app", "cli"];
+const TOP: [&str; 5] = ["main", "lib", "app", "cli", "fuzzing"];
 const EDGES: [&str; 4] = ["rpc", "store", "tokens", "sinks"];
 /// Files of an edge that are pure and belong to everybody: the wire format, the names of keys.
 const PURE: [(&str, &str); 2] = [("sinks", "message"), ("store", "keys")];

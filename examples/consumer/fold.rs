@@ -2,6 +2,7 @@
 //!
 //! It makes the order of arrival, duplicates, late messages and reorganisations harmless at once, on one condition: a
 //! retraction is remembered, also one of an id that was never seen. The transfer that it takes back may still arrive.
+#![allow(clippy::indexing_slicing, reason = "a member that a JSON value lacks is null")]
 
 use std::collections::BTreeMap;
 

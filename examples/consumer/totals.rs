@@ -1,4 +1,5 @@
 //! What every address received and sent of every token, by the transfers that count.
+#![allow(clippy::indexing_slicing, reason = "a member that a JSON value lacks is null")]
 
 use std::{collections::BTreeMap, fmt};
 

@@ -144,7 +144,7 @@ fn print(text: &str) -> Result<(), Failure> {
 fn failure(error: &Error) -> Failure {
     let text = error.to_string();
     match error {
-        Error::Options(_) | Error::Depth { .. } | Error::Recorded => Failure::Usage(text),
+        Error::Options(_) | Error::Depth { .. } | Error::Refused(_) | Error::Recorded => Failure::Usage(text),
         Error::File { .. } => Failure::Data(text),
         Error::Listen { .. } => Failure::Unavailable(text),
         Error::Internal(_) => Failure::Internal(text),

@@ -271,7 +271,7 @@ pub(super) async fn resume(
     match args.from {
         Some(from) => say(out, &format!("blocks {from} to {tip} will be delivered again, as the chain has them now"))?,
         None => {
-            say(out, "the blocks that took their place are not delivered by this: --from N delivers from block N on")?
+            say(out, "the blocks that took their place are not delivered by this: --from N delivers from block N on")?;
         }
     }
     if !args.consent.given(out)? {

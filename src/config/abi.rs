@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use alloy::{
-    dyn_abi::Specifier as _,
+    dyn_abi::{DynSolType, Specifier as _},
     json_abi::{Event, EventParam, JsonAbi},
 };
 use serde::Deserialize;
@@ -13,6 +13,13 @@ use super::{
     files::Files,
     problem::{Problem, Source, closest},
 };
+
+/// Largest type, words of 32 bytes: 2 MiB, what 16 million gas pay for.
+const MOST_WORDS: usize = 1 << 16;
+/// Most brackets in a type as it is written.
+const MOST_BRACKETS: usize = 32;
+/// Deepest nesting of arrays and tuples; the decoder itself goes no deeper than 16.
+const MOST_LEVELS: usize = 12;
 
 /// A compiler's artifact; everything but the ABI is skipped.
 #[derive(Deserialize)]
@@ -51,7 +58,13 @@ impl<'f> Abis<'f> {
     }
 }
 
-fn parse(source: &Arc<Source>) -> Result<JsonAbi, Problem> {
+/// The ABI in a file.
+pub(super) fn parse(source: &Arc<Source>) -> Result<JsonAbi, Problem> {
+    if let Some(deep) = too_deep(&source.text) {
+        let byte = source.text.find(&*deep).unwrap_or_default();
+        return Err(Problem::at(source, byte..byte, format!("a type has more than {MOST_BRACKETS} brackets"))
+            .mend("mend the ABI file"));
+    }
     let text = source.text.trim_start_matches('\u{feff}').trim_start();
     let parsed = if text.starts_with('{') {
         serde_json::from_str::<Artifact>(&source.text).map(|artifact| artifact.abi)
@@ -66,6 +79,28 @@ fn parse(source: &Arc<Source>) -> Result<JsonAbi, Problem> {
         Problem::at(source, byte..byte, format!("not an ABI: {message}"))
             .mend("an ABI is a JSON array of items, or an object with that array under \"abi\"")
     })
+}
+
+/// A type that a parser of types, which calls itself for each bracket, could not survive.
+fn too_deep(text: &str) -> Option<String> {
+    /// What holds types: an artifact its ABI, an item its arguments, a tuple its components.
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Typed {
+        r#type: String,
+        abi: Vec<Typed>,
+        inputs: Vec<Typed>,
+        outputs: Vec<Typed>,
+        components: Vec<Typed>,
+    }
+    fn deepest(typed: Typed) -> Option<String> {
+        if typed.r#type.matches(['[', '(']).count() > MOST_BRACKETS {
+            return Some(typed.r#type);
+        }
+        [typed.abi, typed.inputs, typed.outputs, typed.components].into_iter().flatten().find_map(deepest)
+    }
+    let items = serde_json::from_str::<Vec<Typed>>(text).or_else(|_| serde_json::from_str(text).map(|one| vec![one]));
+    items.ok()?.into_iter().find_map(deepest)
 }
 
 /// The ABI with `anonymous: false` where an event does not say; compilers always do, people who write ABIs by hand do not.
@@ -125,14 +160,22 @@ pub(super) fn event(abi: &JsonAbi, name: &str) -> Result<Event, (String, String)
 /// The type that does not exist.
 pub fn canonical_types(event: &Event) -> Result<Vec<String>, String> {
     let name = |input: &EventParam| match input.resolve() {
-        Ok(resolved) => Ok(resolved.sol_type_name().into_owned()),
+        // As Rust writes a tuple of one; Solidity has no comma there.
+        Ok(resolved) => Ok(resolved.sol_type_name().replace(",)", ")")),
         Err(_) => Err(input.ty.clone()),
     };
     event.inputs.iter().map(name).collect()
 }
 
-/// Whether each type of the event is one, in its full form: `uint` hashes to another topic than `uint256`.
+/// Whether each type of the event is one that a log can hold, in its full form: `uint` hashes to another topic than
+/// `uint256`.
 pub(super) fn check_types(event: &Event) -> Result<(), (String, String)> {
+    for input in &event.inputs {
+        if let Some(wrong) = input.resolve().ok().and_then(|of| impossible(&of, 0)) {
+            let text = format!("the ABI's '{}' has the type '{}', which {wrong}", event.name, input.selector_type());
+            return Err((text, "mend the ABI file".to_owned()));
+        }
+    }
     let types = canonical_types(event).map_err(|unknown| {
         (format!("the ABI's '{}' has the unknown type '{unknown}'", event.name), "mend the ABI file".to_owned())
     })?;
@@ -140,6 +183,24 @@ pub(super) fn check_types(event: &Event) -> Result<(), (String, String)> {
     short.map_or(Ok(()), |(given, full)| {
         Err((format!("the ABI's '{}' has the type '{given}'", event.name), format!("write '{full}' in the ABI file")))
     })
+}
+
+/// What keeps a type from standing in a log. Solidity has no empty arrays and tuples; and a decoder makes room for a
+/// fixed array before it looks at the data.
+fn impossible(of: &DynSolType, depth: usize) -> Option<&'static str> {
+    let inside: &[DynSolType] = match of {
+        DynSolType::Array(inner) | DynSolType::FixedArray(inner, 1..) => std::slice::from_ref(inner),
+        DynSolType::Tuple(types) if !types.is_empty() => types,
+        DynSolType::FixedArray(..) | DynSolType::Tuple(_) => return Some("holds nothing"),
+        _ => return None,
+    };
+    if of.minimum_words() > MOST_WORDS {
+        return Some("is larger than a log can be");
+    }
+    if depth == MOST_LEVELS {
+        return Some("is nested too deeply");
+    }
+    inside.iter().find_map(|inner| impossible(inner, depth + 1))
 }
 
 fn layout(event: &Event) -> Vec<bool> {
@@ -159,4 +220,62 @@ fn missing(abi: &JsonAbi, name: &str) -> (String, String) {
         (None, _) => format!("the ABI has: {}", names.join(", ")),
     };
     (format!("event '{name}' is not in the ABI"), mend)
+}
+
+#[cfg(test)]
+mod tests {
+    use alloy::json_abi::Param;
+
+    use super::*;
+
+    fn wrong(of: &str) -> String {
+        let mut event = Event::parse("event It(uint256 value)").unwrap();
+        event.inputs[0].ty = of.to_owned();
+        check_types(&event).err().map(|(text, _)| text).unwrap_or_default()
+    }
+
+    #[test]
+    fn a_type_that_no_log_can_hold_is_refused() {
+        for of in [DynSolType::Tuple(Vec::new()), DynSolType::FixedArray(Box::new(DynSolType::String), 0)] {
+            assert_eq!(impossible(&DynSolType::Array(Box::new(of)), 0), Some("holds nothing"));
+        }
+        for (of, why) in [
+            ("uint256[0]", "unknown type"),
+            ("uint256[65537]", "larger than a log"),
+            ("uint256[4294967295][]", "larger than a log"),
+            ("bool[65536][65536][65536][65536]", "larger than a log"),
+            ("uint8[][][][][][][][][][][][][]", "nested too deeply"),
+            ("uint", "has the type 'uint'"),
+            ("uint257", "unknown type"),
+        ] {
+            assert!(wrong(of).contains(why), "{of}: {}", wrong(of));
+        }
+        for right in ["uint256[65536]", "bytes[3][][]", "string", "uint8[][][][][][][][][][][][]"] {
+            assert_eq!(wrong(right), "");
+        }
+    }
+
+    #[test]
+    fn a_struct_of_one_member_is_a_type() {
+        let mut event = Event::parse("event It(uint256 items)").unwrap();
+        event.inputs[0].ty = "tuple[]".to_owned();
+        event.inputs[0].components = vec![Param::parse("address who").unwrap()];
+        assert_eq!(check_types(&event), Ok(()));
+        assert_eq!(canonical_types(&event).unwrap(), ["(address)[]"]);
+        event.inputs[0].components[0].ty = "uint".to_owned();
+        assert_eq!(check_types(&event).unwrap_err().1, "write '(uint256)[]' in the ABI file");
+    }
+
+    #[test]
+    fn a_type_of_a_hundred_thousand_levels_ends_in_an_error() {
+        for of in
+            [format!("uint8{}", "[]".repeat(100_000)), format!("{}uint8{}", "(".repeat(100_000), ")".repeat(100_000))]
+        {
+            let text = format!(
+                r#"[{{"type":"event","name":"T","anonymous":false,"inputs":[{{"name":"a","type":"{of}","indexed":false}}]}}]"#
+            );
+            let refused = parse(&Source::new("abi/it.json", text)).unwrap_err();
+            assert_eq!(refused.line(), "abi/it.json:1:77: a type has more than 32 brackets; mend the ABI file");
+        }
+    }
 }

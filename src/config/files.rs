@@ -27,8 +27,11 @@ pub(super) struct Files {
     pub(super) defaults: Option<Arc<Source>>,
     pub(super) chains: Arc<Source>,
     pub(super) contracts: Arc<Source>,
-    /// The directory that paths of ABIs start from: the one that holds the configuration directory.
-    root: PathBuf,
+    /// The directory that paths of ABIs start from: the one that holds the configuration directory. `None` where no file
+    /// may be read.
+    root: Option<PathBuf>,
+    /// ABIs that are held in memory, by their path in `contracts.toml`; a file of that path stands over them.
+    held: Vec<(String, Arc<Source>)>,
 }
 
 impl Files {
@@ -58,7 +61,8 @@ impl Files {
             defaults: open("default.toml", None).map(|source| Source::undrawable(&source.path, &source.text)),
             chains: open("chains.toml", Some(BUILT_IN_CHAINS)).unwrap_or_else(empty),
             contracts: open("contracts.toml", Some(BUILT_IN_CONTRACTS)).unwrap_or_else(empty),
-            root: dir.as_ref().and_then(|dir| dir.parent()).map(Path::to_owned).unwrap_or_default(),
+            root: Some(dir.as_ref().and_then(|dir| dir.parent()).map(Path::to_owned).unwrap_or_default()),
+            held: built_in_abis(),
         };
         if let Some(dir) = &dir {
             warn_of_strangers(dir, warnings);
@@ -66,15 +70,22 @@ impl Files {
         files
     }
 
+    /// The built-in files, but this `contracts.toml` and this ABI beside the built-in ones; no file is ever read.
+    pub(super) fn in_memory(contracts: Arc<Source>, abi: (&str, &str)) -> Self {
+        let mut held = built_in_abis();
+        held.push((abi.0.to_owned(), Source::new(abi.0, abi.1)));
+        let chains = Source::new("built-in config/chains.toml", BUILT_IN_CHAINS);
+        Self { defaults: None, chains, contracts, root: None, held }
+    }
+
     /// An ABI by its path in `contracts.toml`.
     pub(super) fn abi(&self, path: &str) -> Result<Arc<Source>, String> {
-        let full = self.root.join(path);
-        if full.exists() {
-            return read(&full).map_err(|problem| problem.line());
+        let full = self.root.as_ref().map(|root| root.join(path));
+        if let Some(full) = full.as_ref().filter(|full| full.exists()) {
+            return read(full).map_err(|problem| problem.line());
         }
-        let built_in = BUILT_IN_ABIS.iter().find(|(name, _)| *name == path);
-        let missing = || format!("there is no file {}", full.display());
-        built_in.map(|(name, text)| Source::new(format!("built-in {name}"), *text)).ok_or_else(missing)
+        let missing = || format!("there is no file {}", full.as_deref().unwrap_or(Path::new(path)).display());
+        self.held.iter().find(|(name, _)| name == path).map(|(_, abi)| Arc::clone(abi)).ok_or_else(missing)
     }
 
     /// The names that `contracts.toml` takes from the environment.
@@ -85,6 +96,13 @@ impl Files {
         };
         self.contracts.text.split("${").skip(1).map(name_at_start).filter(|name| !name.is_empty())
     }
+}
+
+fn built_in_abis() -> Vec<(String, Arc<Source>)> {
+    BUILT_IN_ABIS
+        .iter()
+        .map(|(name, text)| ((*name).to_owned(), Source::new(format!("built-in {name}"), *text)))
+        .collect()
 }
 
 fn read(path: &Path) -> Result<Arc<Source>, Problem> {

@@ -18,6 +18,7 @@ mod endpoints;
 mod entries;
 mod environment;
 mod files;
+pub(crate) mod fuzzing;
 mod handlers;
 mod interpolation;
 mod layers;

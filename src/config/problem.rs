@@ -142,7 +142,7 @@ impl Problem {
             place => place + ": ",
         };
         let mend = self.mend.as_ref().map(|mend| format!("; {mend}")).unwrap_or_default();
-        format!("{place}{}{mend}", self.text)
+        one_line(&format!("{place}{}{mend}", self.text))
     }
 
     fn draw(&self, renderer: &Renderer) -> String {
@@ -166,6 +166,19 @@ impl Problem {
         };
         renderer.render(&[group])
     }
+}
+
+/// The text with its control characters spelled out: a key or a name of a file may hold line breaks.
+fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for sign in text.chars() {
+        if sign.is_control() {
+            line.extend(sign.escape_default());
+        } else {
+            line.push(sign);
+        }
+    }
+    line
 }
 
 /// The span moved onto character boundaries inside the text: drawing must not fail where the parser's span is odd.
@@ -225,4 +238,16 @@ pub(super) fn closest<'a>(given: &str, names: &[&'a str]) -> Option<&'a str> {
         .filter(|(score, _)| *score > 0.8)
         .max_by(|(one, _), (other, _)| one.total_cmp(other))
         .map(|(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_with_a_line_break_is_told_in_one_line() {
+        let source = Source::new("contracts.toml", "\"a\\nb\" = 1");
+        let problem = Problem::at(&source, 0..6, "unknown key 'a\nb\u{1b}[31m'").mend("use\tanother");
+        assert_eq!(problem.line(), "contracts.toml:1:1: unknown key 'a\\nb\\u{1b}[31m'; use\\tanother");
+    }
 }

@@ -10,8 +10,9 @@ use std::{
 
 use alloy::{
     consensus::{Header, Sealed},
-    primitives::B256,
+    primitives::{B256, U64},
 };
+use serde::Deserialize;
 use tokio::sync::broadcast;
 
 use super::{
@@ -27,6 +28,8 @@ use super::{
 /// Blocks that stay reorganisable at least.
 const TIP: usize = 1_024;
 const _: () = assert!(TIP as u64 > MAX_REORG_DEPTH, "what can be reorganised must be in the tip");
+/// Most blocks of a new branch, or beyond the old head.
+const MAX_BRANCH: u64 = MAX_REORG_DEPTH;
 /// Notices that a subscriber may lag behind before it is dropped.
 const NOTICES: usize = 4096;
 
@@ -46,6 +49,19 @@ pub(super) enum Notice {
     Added(Arc<Block>),
     /// A block left the chain. Newest first, before the blocks that replace it.
     Removed(Arc<Block>),
+}
+
+/// A reorganisation that is asked for.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Reorganisation {
+    /// How many of the newest blocks leave the chain.
+    pub(super) depth: U64,
+    /// How many take their place, as many by default; with fewer the head goes back.
+    pub(super) length: Option<U64>,
+    /// Whether finalized blocks may be among those that leave.
+    #[serde(default)]
+    pub(super) deep: bool,
 }
 
 /// Makes any block from its number, fork and parent.
@@ -87,6 +103,7 @@ pub(super) struct Chain {
     state: RwLock<State>,
     notices: broadcast::Sender<Notice>,
     keep_orphans: usize,
+    finalized_depth: u64,
 }
 
 #[derive(Debug, Default)]
@@ -98,7 +115,11 @@ struct State {
     /// Tip and orphans by hash.
     by_hash: HashMap<B256, Arc<Block>>,
     orphans: VecDeque<B256>,
-    /// Reorganisations asked for so far.
+    /// The branch that the last reorganisation left, ascending. Its first block stands on one that is still canonical.
+    left: Vec<Arc<Block>>,
+    /// The highest head so far: what is finalized stays so when the head goes back.
+    highest: u64,
+    /// Branches asked for so far.
     asked: u32,
 }
 
@@ -108,8 +129,19 @@ impl State {
     }
 
     fn push(&mut self, block: Arc<Block>) {
-        self.by_hash.insert(block.header.hash(), Arc::clone(&block));
+        self.highest = self.highest.max(block.header.number);
+        let hash = block.header.hash();
+        if self.by_hash.insert(hash, Arc::clone(&block)).is_some() {
+            // It comes back.
+            self.orphans.retain(|orphan| *orphan != hash);
+        }
         self.tip.push_back(block);
+    }
+
+    /// The fork number of a branch that is asked for.
+    fn next_fork(&mut self) -> u32 {
+        self.asked += 1;
+        1 + self.asked
     }
 
     fn get(&self, number: u64) -> Option<Arc<Block>> {
@@ -138,7 +170,13 @@ impl Chain {
 
     fn of(source: Source, state: State, options: &Options) -> Self {
         let (notices, _) = broadcast::channel(NOTICES);
-        Self { source, state: RwLock::new(state), notices, keep_orphans: options.limits.orphans }
+        Self {
+            source,
+            state: RwLock::new(state),
+            notices,
+            keep_orphans: options.limits.orphans,
+            finalized_depth: options.finalized_depth,
+        }
     }
 
     fn read(&self) -> RwLockReadGuard<'_, State> {
@@ -152,6 +190,16 @@ impl Chain {
     /// Height of the head.
     pub(super) fn head(&self) -> u64 {
         self.read().head()
+    }
+
+    /// Height of the finalized block, which never falls; `None` on a chain that is too short to have one.
+    pub(super) fn finalized(&self) -> Option<u64> {
+        let state = self.read();
+        self.final_height(&state).map(|height| height.min(state.head()))
+    }
+
+    fn final_height(&self, state: &State) -> Option<u64> {
+        state.highest.checked_sub(self.finalized_depth)
     }
 
     /// Height of the lowest block that this node has.
@@ -215,51 +263,101 @@ impl Chain {
             let mut state = self.write();
             let next = state.head() + 1;
             if let Some(reorgs) = maker.reorgs.filter(|reorgs| reorgs.before(next)) {
-                self.replace(&mut state, reorgs.depth, 1)?;
+                self.replace(&mut state, reorgs.depth, reorgs.depth, 1)?;
             }
             self.add(&mut state, next, 0);
         }
         Ok(())
     }
 
-    /// Replaces the newest `depth` blocks by as many others.
-    pub(super) fn reorganise(&self, depth: u64) -> Result<(), Error> {
+    /// Replaces the newest blocks by those of a new branch.
+    pub(super) fn reorganise(&self, wanted: Reorganisation) -> Result<(), Error> {
+        let depth = wanted.depth.to();
+        let length = wanted.length.map_or(depth, |length| length.to());
+        if length > MAX_BRANCH {
+            return Err(Error::Refused(format!("a new branch of {length} blocks: at most {MAX_BRANCH}")));
+        }
         let mut state = self.write();
-        let fork = 2 + state.asked;
-        self.replace(&mut state, depth, fork)?;
-        state.asked += 1;
+        self.check_depth(&state, depth, wanted.deep)?;
+        let fork = state.next_fork();
+        self.replace(&mut state, depth, length, fork)
+    }
+
+    /// Back to the branch that the last reorganisation left: its blocks, and new ones on top until the head is higher
+    /// by `further`.
+    pub(super) fn flip(&self, further: u64) -> Result<(), Error> {
+        if further > MAX_BRANCH {
+            return Err(Error::Refused(format!("a branch that is longer by {further} blocks: at most {MAX_BRANCH}")));
+        }
+        let mut state = self.write();
+        let (head, back) = (state.head(), state.left.clone());
+        let Some(first) = back.first().map(|block| block.header.number) else {
+            return Err(Error::Refused("no reorganisation has left a branch to go back to".to_owned()));
+        };
+        let depth = (head + 1).saturating_sub(first);
+        if depth > 0 {
+            self.check_depth(&state, depth, false)?;
+        }
+        self.take_back(&mut state, depth);
+        for block in back {
+            self.put(&mut state, block);
+        }
+        let fork = state.next_fork();
+        (state.head() + 1..=head + further).for_each(|number| self.add(&mut state, number, fork));
         Ok(())
     }
 
-    fn replace(&self, state: &mut State, depth: u64, fork: u32) -> Result<(), Error> {
+    fn check_depth(&self, state: &State, depth: u64, deep: bool) -> Result<(), Error> {
         let head = state.head();
         let most = MAX_REORG_DEPTH.min(head);
         if !(1..=most).contains(&depth) {
             return Err(Error::Depth { depth, most });
         }
+        match self.final_height(state) {
+            Some(height) if !deep && head - depth < height => Err(Error::Refused(format!(
+                "a reorganisation of {depth} blocks takes back block {height}, which is finalized: ask for it with \"deep\": true"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    fn replace(&self, state: &mut State, depth: u64, length: u64, fork: u32) -> Result<(), Error> {
         if matches!(self.source, Source::Recorded(_)) {
             return Err(Error::Recorded);
         }
+        self.take_back(state, depth);
+        let first = state.head() + 1;
+        (first..first + length).for_each(|number| self.add(state, number, fork));
+        Ok(())
+    }
+
+    /// The newest `depth` blocks leave the chain.
+    fn take_back(&self, state: &mut State, depth: u64) {
+        let mut left = Vec::new();
         for _ in 0..depth {
             let Some(orphan) = state.tip.pop_back() else { break };
             state.orphans.push_back(orphan.header.hash());
+            left.push(Arc::clone(&orphan));
             self.tell(Notice::Removed(orphan));
         }
+        left.reverse();
+        state.left = left;
         while state.orphans.len() > self.keep_orphans {
             state.orphans.pop_front().map(|hash| state.by_hash.remove(&hash));
         }
-        (head - depth + 1..=head).for_each(|number| self.add(state, number, fork));
-        Ok(())
     }
 
     /// Adds one block on top and moves what has become immutable into the archive.
     fn add(&self, state: &mut State, number: u64, fork: u32) {
         let Source::Generated(maker, archive) = &self.source else { return };
         let parent = state.tip.back().map_or(B256::ZERO, |block| block.header.hash());
-        let block = Arc::new(maker.block(number, fork, parent));
+        self.put(state, Arc::new(maker.block(number, fork, parent)));
+        archive_oldest(state, maker, archive);
+    }
+
+    fn put(&self, state: &mut State, block: Arc<Block>) {
         state.push(Arc::clone(&block));
         self.tell(Notice::Added(block));
-        archive_oldest(state, maker, archive);
     }
 
     /// The chain as the schedule leaves it at `head`, without telling anybody: all of this is history.

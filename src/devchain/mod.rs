@@ -5,8 +5,12 @@
 //!
 //! * **generated**: `head = start height + whole block times since the genesis time`, so that a node started again has
 //!   the same chain, further on. Blocks hold ERC-20 transfers of a listed set of tokens among other logs. The chain is
-//!   reorganised on a schedule, or on request (`devchain_reorg`); what was done on request is forgotten at the end of
-//!   the process.
+//!   reorganised on a schedule or on request, and what was done on request is forgotten at the end of the process:
+//!   * `devchain_mine [n]` mines n blocks, one if nothing is said;
+//!   * `devchain_reorg [depth]` replaces the newest blocks by as many others, `[{"depth": d, "length": n}]` by n; where n
+//!     is less than d the head goes back until more is mined. Finalized blocks stay, unless `"deep": true` is said;
+//!   * `devchain_flip [n]` goes back to the branch that was left last, n blocks further than the head, one if nothing is
+//!     said. With 0 after a reorganisation to length 0 the node seems to have been behind for a while.
 //! * **recorded**: real blocks from files, linked by empty ones; it stands still.
 //!
 //! Blocks that a reorganisation took away stay known by their hash for a while, as on real nodes
@@ -213,6 +217,9 @@ pub enum Error {
         /// The deepest possible.
         most: u64,
     },
+    /// A branch that is asked for cannot be had.
+    #[error("{0}")]
+    Refused(String),
     /// Recorded chains stand still.
     #[error("a chain of recorded blocks stands still")]
     Recorded,

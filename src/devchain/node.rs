@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::{
     Limits, Options,
-    chain::{Block, Chain},
+    chain::{Block, Chain, Reorganisation},
     jsonrpc::{Answer, Fault, Params, answer},
     render,
 };
@@ -29,16 +29,15 @@ pub(super) struct Node {
     pub(super) chain: Arc<Chain>,
     /// The chain id that is stated.
     pub(super) chain_id: u64,
-    /// Depths of the `safe` and the `finalized` tag.
-    depths: (u64, u64),
+    /// Depth of the `safe` tag.
+    safe_depth: u64,
     pub(super) limits: Limits,
 }
 
 impl Node {
     /// A node that serves this chain.
     pub(super) fn new(chain: Arc<Chain>, chain_id: u64, options: &Options) -> Self {
-        let depths = (options.safe_depth, options.finalized_depth);
-        Self { chain, chain_id, depths, limits: options.limits.clone() }
+        Self { chain, chain_id, safe_depth: options.safe_depth, limits: options.limits.clone() }
     }
 
     /// Answers one call.
@@ -64,6 +63,7 @@ impl Node {
             "eth_subscribe" | "eth_unsubscribe" => Err(Fault::new(-32601, "notifications not supported over HTTP")),
             "devchain_mine" => self.mine(params.optional::<U64>(0)?),
             "devchain_reorg" => self.reorganise(params.required(0)?),
+            "devchain_flip" => self.flip(params.optional::<U64>(0)?),
             _ => Err(Fault::method(method)),
         }
     }
@@ -73,8 +73,8 @@ impl Node {
         let head = self.chain.head();
         let number = match tag {
             BlockNumberOrTag::Latest | BlockNumberOrTag::Pending => Some(head),
-            BlockNumberOrTag::Safe => head.checked_sub(self.depths.0),
-            BlockNumberOrTag::Finalized => head.checked_sub(self.depths.1),
+            BlockNumberOrTag::Safe => head.checked_sub(self.safe_depth),
+            BlockNumberOrTag::Finalized => self.chain.finalized(),
             BlockNumberOrTag::Earliest => Some(self.chain.lowest()),
             BlockNumberOrTag::Number(number) => Some(number),
         };
@@ -182,11 +182,19 @@ impl Node {
         answer(&U64::from(self.chain.head()))
     }
 
-    /// Replaces the newest blocks: `{"depth": n}` or `n`.
-    fn reorganise(&self, depth: Value) -> Answer {
-        let depth = depth.get("depth").cloned().unwrap_or(depth);
-        let depth: U64 = serde_json::from_value(depth).map_err(|error| Fault::params(error.to_string()))?;
-        self.chain.reorganise(depth.to()).map_err(|error| Fault::params(error.to_string()))?;
+    /// Replaces the newest blocks by those of a new branch: a [`Reorganisation`], or its depth alone.
+    fn reorganise(&self, wanted: Value) -> Answer {
+        let wanted = if wanted.is_object() { wanted } else { json!({ "depth": wanted }) };
+        let wanted: Reorganisation =
+            serde_json::from_value(wanted).map_err(|error| Fault::params(error.to_string()))?;
+        self.chain.reorganise(wanted).map_err(|error| Fault::params(error.to_string()))?;
+        answer(&U64::from(self.chain.head()))
+    }
+
+    /// Goes back to the branch that was left last, further than the head by so many blocks, by one if nothing is said.
+    fn flip(&self, further: Option<U64>) -> Answer {
+        let further = further.map_or(1, |further| further.to());
+        self.chain.flip(further).map_err(|error| Fault::params(error.to_string()))?;
         answer(&U64::from(self.chain.head()))
     }
 }

@@ -6,8 +6,13 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use alloy::{sol, sol_types::SolEvent};
+use alloy::{
+    dyn_abi::{DecodedEvent, DynSolEvent},
+    sol,
+    sol_types::SolEvent,
+};
 
+use super::extent;
 use crate::{
     config::{Listener, Registry, Shape},
     domain::{Args, Event, RawLog},
@@ -103,12 +108,19 @@ mod reject {
 fn arguments(listener: &Listener, log: &RawLog) -> Result<Args, &'static str> {
     match &listener.shape {
         Shape::Erc20Transfer => transfer(log),
-        Shape::Other(event) => {
-            let decoded =
-                event.decode_log_parts(log.topics.iter().copied(), &log.data).map_err(|_| reject::MALFORMED)?;
-            Ok(Args::Json(args_json(&listener.event, &decoded).into()))
-        }
+        Shape::Other(event) => Ok(Args::Json(args_json(&listener.event, &by_abi(event, log)?).into())),
     }
+}
+
+/// The values that the log has by its ABI. A log is refused where it says more than its data has room for, or a number
+/// that its type does not have.
+pub(super) fn by_abi(event: &DynSolEvent, log: &RawLog) -> Result<DecodedEvent, &'static str> {
+    if !extent::is_bounded(event.body(), &log.data) {
+        return Err(reject::MALFORMED);
+    }
+    let decoded = event.decode_log_parts(log.topics.iter().copied(), &log.data).map_err(|_| reject::MALFORMED)?;
+    let exact = decoded.indexed.iter().chain(&decoded.body).all(extent::is_exact);
+    if exact { Ok(decoded) } else { Err(reject::MALFORMED) }
 }
 
 fn transfer(log: &RawLog) -> Result<Args, &'static str> {
@@ -143,6 +155,7 @@ fn candidate(listener: &Listener, log: &RawLog, args: Args) -> Candidate {
 #[cfg(test)]
 mod tests {
     use alloy::{
+        dyn_abi::Specifier as _,
         json_abi::Event as AbiEvent,
         primitives::{Address, B256, Bytes, U256},
     };
@@ -227,6 +240,27 @@ mod tests {
         let broken = events(&erc20(), vec![log(&[from, to], Bytes::from(vec![0; 31]))]).undecodable;
         assert_eq!((broken.len(), broken[0].reason, broken[0].by_address), (1, "malformed", false));
         assert!(events(&erc20(), vec![log(&[from, to, from], Bytes::new())]).undecodable.is_empty());
+    }
+
+    #[test]
+    fn a_log_that_says_more_than_it_has_room_for_is_refused() {
+        let event = AbiEvent::parse("event Said(string[] lines)").unwrap();
+        let other = Listener {
+            topic0: event.selector(),
+            shape: Shape::Other(event.resolve().unwrap()),
+            event,
+            ..listener("Said", Shape::Erc20Transfer, None)
+        };
+        let said = |lines: u64| {
+            let head = [32, lines].into_iter().chain((0..lines).map(|_| lines * 32)).chain([4096]);
+            let mut data: Vec<u8> = head.flat_map(|word| U256::from(word).to_be_bytes::<32>()).collect();
+            data.resize(data.len() + 4096, b'x');
+            RawLog { topics: vec![other.topic0], ..log(&[], data.into()) }
+        };
+        let (one, many) = (said(1), said(2_000));
+        let registry = Registry::new(vec![other]);
+        assert_eq!(events(&registry, vec![one]).candidates.len(), 1);
+        assert_eq!(events(&registry, vec![many]).rejected, [("malformed", 1)].into());
     }
 
     #[test]

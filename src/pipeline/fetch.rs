@@ -11,7 +11,6 @@ use tracing::debug;
 use super::{Context, StageError};
 use crate::{
     domain::{BlockRange, BlockRef, Header, RawLog},
-    mutants::{Mutant, planted},
     rpc::{At, LogFilter, RangeLogs, RpcError},
 };
 
@@ -106,9 +105,6 @@ async fn single(ctx: &Context, filter: &LogFilter, number: u64) -> Result<RangeL
 
 /// The canonical blocks at the heights of `live`: those that a final range must agree with.
 pub(super) async fn confirm(ctx: &Context, live: &[BlockRef]) -> Result<Vec<BlockRef>, StageError> {
-    if planted(Mutant::FinalUnconfirmed) {
-        return Ok(live.to_vec());
-    }
     let mut confirmed = Vec::with_capacity(live.len());
     for entry in live {
         confirmed.push(canonical(ctx, entry.number).await?.block());

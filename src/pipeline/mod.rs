@@ -28,9 +28,11 @@ mod claim;
 mod commit;
 mod decode;
 mod deliver;
+mod extent;
 mod fetch;
 mod filter;
 mod follow;
+pub(crate) mod fuzzing;
 pub mod inspect;
 mod pauses;
 mod plan;
@@ -49,7 +51,7 @@ use filter::{Filter, Wanted};
 pub use filter::{Filters, Reading, Tokens, keep_fresh};
 pub use follow::View;
 use plan::{Situation, plan};
-pub use tracks::{Ended, run};
+pub use start::{Ended, run};
 use unwind::{Doubt, Look};
 
 /// What the stages work with: the edges, and what is true for this run.

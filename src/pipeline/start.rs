@@ -1,13 +1,17 @@
-//! The start of a run, and the sign that it goes on: the state is opened once the node proved to be of the right chain,
-//! and the heartbeat says every few seconds that this process lives.
+//! A run, from its start to its end: the state is opened once the node proved to be of the right chain, the keepers of
+//! head, filter and heartbeat go on beside the loop, and what is in flight at the end is finished or given back.
+
+use std::sync::Arc;
 
 use tokio::{
     sync::watch,
+    task::JoinSet,
     time::{Instant, sleep},
 };
-use tracing::{info, warn};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
 
-use super::{Context, Ended, View, follow, pauses};
+use super::{Context, View, filter, follow, pauses, tracks::Tracks};
 use crate::{
     backoff::Backoff,
     config::StartBlock,
@@ -16,12 +20,68 @@ use crate::{
     telemetry::{Edge, metrics},
 };
 
+/// Why the loop ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// It was asked to, and nothing is left in flight.
+    Stopped,
+    /// The watermark reached the block that was asked for.
+    Reached,
+    /// The state is not usable; the reason.
+    Unusable(StoreError),
+    /// An endpoint belongs to another chain.
+    WrongChain(RpcError),
+    /// A task panicked: the process must not go on with a part missing (F69).
+    Broken(String),
+}
+
+/// Follows the chain until `stop`, or until the watermark is at `until`.
+pub async fn run(ctx: Arc<Context>, start: StartBlock, until: Option<u64>, stop: CancellationToken) -> Ended {
+    let (publish, views) = watch::channel(None);
+    let mut keepers = JoinSet::new();
+    let (head_ctx, beat_ctx, filter_ctx) = (ctx.clone(), ctx.clone(), ctx.clone());
+    keepers.spawn(async move { follow::heads(&head_ctx, &publish).await });
+    let filter_views = views.clone();
+    let beginning = async {
+        begin(&ctx, start, &views).await?;
+        keepers.spawn(async move { beat(&beat_ctx).await });
+        keepers.spawn(async move { filter::keep_published(&filter_ctx, filter_views).await });
+        ctx.filters.ready().await;
+        Ok(())
+    };
+    let begun = tokio::select! {
+        biased;
+        () = stop.cancelled() => Err(Ended::Stopped),
+        begun = beginning => begun,
+        never = ctx.vitals.beat_on() => match never {},
+    };
+    if let Err(ended) = begun {
+        keepers.shutdown().await;
+        return ended;
+    }
+    ctx.vitals.started();
+    let mut tracks = Tracks::new(ctx.clone(), views, until);
+    let ended = tokio::select! {
+        biased;
+        ended = tracks.turn(stop) => ended,
+        Some(died) = keepers.join_next() => Ended::Broken(format!("a keeper ended: {died:?}")),
+    };
+    if let Ended::Unusable(StoreError::Vanished(reason)) = &ended {
+        let (chain, watermark) = (ctx.chain.id, tracks.watermark);
+        error!(
+            reason,
+            watermark,
+            "the state is gone, and the next start begins at the chain's head; to go on where this one ended, first \
+             set `block` of chain:{chain}:progress to this watermark"
+        );
+    }
+    tracks.drain().await;
+    keepers.shutdown().await;
+    ended
+}
+
 /// Opens the state; waits for the store and, where the start depends on it, for the node.
-pub(super) async fn begin(
-    ctx: &Context,
-    start: StartBlock,
-    views: &watch::Receiver<Option<View>>,
-) -> Result<(), Ended> {
+async fn begin(ctx: &Context, start: StartBlock, views: &watch::Receiver<Option<View>>) -> Result<(), Ended> {
     let mut backoff = Backoff::new(pauses::LONGEST);
     loop {
         let asked = Instant::now();
@@ -69,7 +129,7 @@ pub(super) async fn begin(
 
 /// Says every few seconds that this process lives, so that its claims are taken over soon after it died. It tells of the
 /// store, because it writes: a store that is full answers questions and takes nothing.
-pub(super) async fn beat(ctx: &Context) {
+async fn beat(ctx: &Context) {
     loop {
         let asked = Instant::now();
         match ctx.store.heartbeat().await {

@@ -15,15 +15,15 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::{
-    Context, Look, Processed, Situation, StageError, View, filter, follow,
+    Context, Ended, Look, Processed, Situation, StageError, View,
     pauses::{self, Pauses},
-    persist, plan, process, rescan, seal, settle, start,
+    persist, plan, process, rescan, seal, settle,
     unwind::Footing,
 };
 use crate::{
     backoff::Pace,
-    config::StartBlock,
     domain::{BlockRange, IntervalSet, Track},
+    mutants::{Mutant, planted},
     rpc::RpcError,
     store::{MAX_DONE_INTERVALS, Progress, Snapshot, StoreError},
     telemetry::{Edge, metrics},
@@ -37,69 +37,8 @@ const CLOSING: Duration = Duration::from_secs(3);
 const RETIRE_WITHIN: Duration = Duration::from_secs(1);
 /// What became final is sealed at most this often.
 const SEAL_EVERY: Duration = Duration::from_secs(2);
-
 /// Without an open duty the store is asked for one this often.
 const RESCAN_EVERY: Duration = Duration::from_secs(3);
-
-/// Why the loop ended.
-#[derive(Debug)]
-pub enum Ended {
-    /// It was asked to, and nothing is left in flight.
-    Stopped,
-    /// The watermark reached the block that was asked for.
-    Reached,
-    /// The state is not usable; the reason.
-    Unusable(StoreError),
-    /// An endpoint belongs to another chain.
-    WrongChain(RpcError),
-    /// A task panicked: the process must not go on with a part missing (F69).
-    Broken(String),
-}
-
-/// Follows the chain until `stop`, or until the watermark is at `until`.
-pub async fn run(ctx: Arc<Context>, start: StartBlock, until: Option<u64>, stop: CancellationToken) -> Ended {
-    let (publish, views) = watch::channel(None);
-    let mut keepers = JoinSet::new();
-    let (head_ctx, beat_ctx, filter_ctx) = (ctx.clone(), ctx.clone(), ctx.clone());
-    keepers.spawn(async move { follow::heads(&head_ctx, &publish).await });
-    let filter_views = views.clone();
-    let beginning = async {
-        start::begin(&ctx, start, &views).await?;
-        keepers.spawn(async move { start::beat(&beat_ctx).await });
-        keepers.spawn(async move { filter::keep_published(&filter_ctx, filter_views).await });
-        ctx.filters.ready().await;
-        Ok(())
-    };
-    let begun = tokio::select! {
-        biased;
-        () = stop.cancelled() => Err(Ended::Stopped),
-        begun = beginning => begun,
-        never = ctx.vitals.beat_on() => match never {},
-    };
-    if let Err(ended) = begun {
-        keepers.shutdown().await;
-        return ended;
-    }
-    ctx.vitals.started();
-    let mut tracks = Tracks::new(ctx.clone(), views, until);
-    let ended = tokio::select! {
-        biased;
-        ended = tracks.turn(stop) => ended,
-        Some(died) = keepers.join_next() => Ended::Broken(format!("a keeper ended: {died:?}")),
-    };
-    if let Ended::Unusable(StoreError::Vanished(reason)) = &ended {
-        let (chain, watermark) = (ctx.chain.id, tracks.watermark);
-        error!(
-            reason,
-            watermark,
-            "the state is gone, and the next start begins at the chain's head; to go on where this one ended, first \
-             set `block` of chain:{chain}:progress to this watermark"
-        );
-    }
-    tracks.drain().await;
-    keepers.shutdown().await;
-    ended
-}
 
 /// One unit of work in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +58,7 @@ enum Finished {
     Rescanned(bool),
 }
 
-struct Tracks {
+pub(super) struct Tracks {
     ctx: Arc<Context>,
     views: watch::Receiver<Option<View>>,
     until: Option<u64>,
@@ -129,7 +68,7 @@ struct Tracks {
     footing: Footing,
     next_seal: Instant,
     next_rescan: Instant,
-    watermark: i64,
+    pub(super) watermark: i64,
     /// Nothing more is delivered by this process.
     halted: bool,
     /// Nothing more is delivered by anyone, until an operator says so.
@@ -137,7 +76,7 @@ struct Tracks {
 }
 
 impl Tracks {
-    fn new(ctx: Arc<Context>, views: watch::Receiver<Option<View>>, until: Option<u64>) -> Self {
+    pub(super) fn new(ctx: Arc<Context>, views: watch::Receiver<Option<View>>, until: Option<u64>) -> Self {
         let pace = Pace::new(ctx.chain.parallel, ctx.chain.spacing);
         Self {
             ctx,
@@ -155,7 +94,7 @@ impl Tracks {
         }
     }
 
-    async fn turn(&mut self, stop: CancellationToken) -> Ended {
+    pub(super) async fn turn(&mut self, stop: CancellationToken) -> Ended {
         loop {
             self.ctx.vitals.beat();
             let ended = tokio::select! {
@@ -216,11 +155,11 @@ impl Tracks {
         if self.is_frozen(snapshot.progress.frozen.as_deref()).await {
             return None;
         }
-        // Nothing new is begun before it is known what it stands on.
-        if !self.stands(&view, &snapshot.progress) {
-            return None;
+        if planted(Mutant::SealBlind) {
+            self.begin_seal(view.clone(), &snapshot);
         }
-        if self.ctx.filters.now().is_err() {
+        // Nothing new is begun before it is known what it stands on, and what to filter with.
+        if !self.stands(&view, &snapshot.progress) || self.ctx.filters.now().is_err() {
             return None;
         }
         self.begin_ranges(&view, &snapshot);
@@ -305,7 +244,9 @@ impl Tracks {
             Err(aborted) if aborted.is_cancelled() && (self.halted || self.frozen) => return None,
             Err(died) => return Some(Ended::Broken(format!("a task died: {died}"))),
         };
-        self.in_flight.retain(|other| *other != work);
+        let is_historical = matches!(work, Work::Range(Track::Historical, _));
+        let is_forgotten = planted(Mutant::FailureForgotten) && is_historical && outcome.is_err();
+        self.in_flight.retain(|other| *other != work || is_forgotten);
         match outcome {
             Ok(finished) => {
                 self.succeeded(work, &finished);
@@ -429,7 +370,7 @@ impl Tracks {
     }
 
     /// Lets what is in flight finish within the grace period, then gives back every claim.
-    async fn drain(&mut self) {
+    pub(super) async fn drain(&mut self) {
         self.ctx.vitals.draining();
         let grace = self.ctx.limits.grace;
         let patience = grace.saturating_sub(CLOSING.min(grace / 2));

@@ -168,7 +168,9 @@ async fn orphans(ctx: &Context, head: &Header) -> Result<Vec<(BlockRef, u64)>, S
             }
             stands -= 1;
         }
-        if stands < below.len() {
+        // The block right above the head tells by its parent, though the chain has none at its height yet.
+        let is_foreign = |first: &JournalEntry| first.block.number == head.number + 1 && first.parent != head.hash;
+        if stands < below.len() || run.first().is_some_and(is_foreign) {
             left.extend(below.iter().skip(stands).chain(above).map(name));
         }
     }
@@ -242,8 +244,9 @@ async fn foreign(ctx: &Context, sealed: BlockRef, epoch: u64, believed: Option<D
         ctx.vitals.note("chain", Some(text));
         return Ok(Look::Doubt(Doubt::Foreign));
     }
-    if self::sealed(&ctx.store.snapshot().await?.progress) != Some(sealed) {
-        return Err(StageError::Again("another block was sealed meanwhile"));
+    let now = persist(ctx, "snapshot", PATIENCE, || ctx.store.snapshot()).await?.progress;
+    if self::sealed(&now) != Some(sealed) {
+        return Err(StageError::Again("what is sealed has changed since it was compared"));
     }
     match persist(ctx, "rewind", PATIENCE, || ctx.store.rewind(&[], Some(hash), epoch)).await? {
         RewindReply::Deep(reason) => error!(reason, "frozen"),

@@ -18,6 +18,7 @@ use tokio::time::timeout;
 
 use super::{
     At, LogFilter, RangeLogs, RpcError,
+    blooms::Blooms,
     error::{classify, tag_is_unknown},
     transport::Capped,
     wire::{self, WireHeader, WireLog},
@@ -38,13 +39,19 @@ pub(super) struct Node {
     pub(super) name: String,
     rpc: RpcClient,
     timeout: Duration,
+    blooms: Blooms,
 }
 
 impl Node {
+    /// A node behind any transport.
+    pub(super) fn new(name: String, rpc: RpcClient, timeout: Duration) -> Self {
+        Self { name, rpc, timeout, blooms: Blooms::default() }
+    }
+
     /// A node behind an HTTP URL. Nothing is sent yet.
     pub(super) fn http(url: SecretUrl, name: String, limits: &Limits) -> Result<Self, RpcError> {
         let transport = Capped::new(url, limits.rpc_timeout, limits.rpc_max_bytes).map_err(RpcError::Fatal)?;
-        Ok(Self { name, rpc: RpcClient::new(transport, false), timeout: limits.rpc_timeout })
+        Ok(Self::new(name, RpcClient::new(transport, false), limits.rpc_timeout))
     }
 
     /// A node that only has a WebSocket. Frames are allowed up to the size limit of answers: above alloy's default of
@@ -59,7 +66,7 @@ impl Node {
             .with_retry_interval(SOCKET_RETRY);
         let connected = timeout(limits.rpc_timeout, RpcClient::connect_pubsub(connect)).await;
         let rpc = connected.map_err(|_| not_open_in_time())?.map_err(classify)?;
-        Ok(Self { name, rpc, timeout: limits.rpc_timeout })
+        Ok(Self::new(name, rpc, limits.rpc_timeout))
     }
 
     pub(super) async fn chain_id(&self) -> Result<u64, RpcError> {
@@ -83,6 +90,9 @@ impl Node {
             Err(RpcError::Behind(_)) if !asks_tag => None,
             other => other?,
         };
+        if let Some((hash, bloom)) = found.as_ref().and_then(WireHeader::bloom) {
+            self.blooms.remember(hash, bloom);
+        }
         found.map(|wire| check_header(wire, at)).transpose()
     }
 
@@ -94,6 +104,11 @@ impl Node {
     ) -> Result<Vec<RawLog>, RpcError> {
         let params = json!([log_query(filter, &json!({ "blockHash": block.hash }))]);
         let logs: Vec<WireLog> = self.one("eth_getLogs", params).await?;
+        if logs.is_empty() && self.blooms.contradict_none(block.hash, filter) {
+            metrics::empty_with_bloom(&self.name);
+            let text = format!("the node has no logs of block {block}, and its header says that there may be some");
+            return Err(RpcError::Behind(text));
+        }
         wire::block_logs(logs, block, timestamp, filter)
     }
 

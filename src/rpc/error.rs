@@ -154,9 +154,10 @@ fn of_class(class: Class, message: &str, retry_after: Option<Duration>) -> RpcEr
     }
 }
 
-/// Control characters and length come from outside and end here.
+/// Control characters and length come from outside and end here; what was hidden behind one is then no secret either.
 fn shorten(message: &str) -> String {
-    crate::telemetry::scrub(message).chars().filter(|c| !c.is_control()).take(MESSAGE_CHARS).collect()
+    let line: String = message.chars().filter(|c| !c.is_control()).collect();
+    crate::telemetry::scrub(&line).chars().take(MESSAGE_CHARS).collect()
 }
 
 #[cfg(test)]
@@ -206,6 +207,13 @@ mod tests {
         let error = TransportErrorKind::custom_str(&"x\n".repeat(1_000));
         let RpcError::Transient(text) = classify(error) else { panic!("not transient") };
         assert_eq!(text.len(), MESSAGE_CHARS);
+    }
+
+    #[test]
+    fn a_secret_behind_a_control_character_is_still_one() {
+        let error = TransportErrorKind::custom_str("at https:/\u{7}/host.example/v2/KEY, api\u{7}Key=KEY");
+        let RpcError::Transient(text) = classify(error) else { panic!("not transient") };
+        assert_eq!(text, "at https://host.example, apiKey=***");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use alloy::{
     providers::{Provider, ProviderBuilder},
+    pubsub::PubSubConnect,
     rpc::client::RpcClient,
     transports::ws::WsConnect,
 };
@@ -21,8 +22,12 @@ use crate::config::SecretUrl;
 /// A new socket with a subscription to `newHeads`. The stream ends when the socket does; the caller decides when to
 /// connect again (alloy's own reconnection would hide the outage).
 pub(super) async fn subscribe(url: &SecretUrl, limit: Duration) -> Result<BoxStream<'static, ()>, RpcError> {
+    signs(WsConnect::new(url.expose()).with_max_retries(0), limit).await
+}
+
+/// The same over any connection.
+pub(super) async fn signs(connect: impl PubSubConnect, limit: Duration) -> Result<BoxStream<'static, ()>, RpcError> {
     let connecting = async {
-        let connect = WsConnect::new(url.expose()).with_max_retries(0);
         let client = RpcClient::connect_pubsub(connect).await?;
         let provider = ProviderBuilder::new().disable_recommended_fillers().connect_client(client);
         let signs = provider.subscribe::<_, IgnoredAny>(("newHeads",)).await?;

@@ -9,9 +9,11 @@ use futures_util::stream::BoxStream;
 
 use crate::domain::{BlockRange, BlockRef, Header, RawLog};
 
+mod blooms;
 mod client;
 mod endpoints;
 mod error;
+pub(crate) mod fuzzing;
 mod heads;
 mod transport;
 mod wire;

@@ -13,10 +13,7 @@ use alloy::{
     rpc::json_rpc::{Id, RequestPacket, ResponsePacket},
     transports::{TransportError, TransportErrorKind, TransportFut},
 };
-use reqwest::{
-    StatusCode,
-    header::{HeaderMap, RETRY_AFTER},
-};
+use reqwest::header::{HeaderValue, RETRY_AFTER};
 use tower_service::Service;
 
 use super::error::NoAnswerInTime;
@@ -67,17 +64,28 @@ impl Capped {
             }
             body.extend_from_slice(&chunk);
         }
-        // What these three mean is sure, and their headers say how long to wait; a body says less.
-        if matches!(status.as_u16(), 402 | 413 | 429) {
-            return Err(http_error(status, response.headers(), &body));
-        }
-        // Some nodes put a JSON-RPC error into an answer of status 4xx or 5xx; it says more than the status.
-        match serde_json::from_slice(&body) {
-            Ok(answer) if is_batch => refused(answer),
-            Ok(answer) => Ok(answer),
-            Err(_) if !status.is_success() => Err(http_error(status, response.headers(), &body)),
-            Err(error) => Err(TransportErrorKind::custom_str(&format!("invalid JSON in the answer: {error}"))),
-        }
+        let retry_after = response.headers().get(RETRY_AFTER).map(HeaderValue::as_bytes);
+        read(status.as_u16(), retry_after, &body, is_batch)
+    }
+}
+
+/// The JSON-RPC answer that an HTTP answer holds, or the error that it is.
+pub(super) fn read(
+    status: u16,
+    retry_after: Option<&[u8]>,
+    body: &[u8],
+    is_batch: bool,
+) -> Result<ResponsePacket, TransportError> {
+    // What these three mean is sure, and their headers say how long to wait; a body says less.
+    if matches!(status, 402 | 413 | 429) {
+        return Err(http_error(status, retry_after, body));
+    }
+    // Some nodes put a JSON-RPC error into an answer of status 4xx or 5xx; it says more than the status.
+    match serde_json::from_slice(body) {
+        Ok(answer) if is_batch => refused(answer),
+        Ok(answer) => Ok(answer),
+        Err(_) if !(200..300).contains(&status) => Err(http_error(status, retry_after, body)),
+        Err(error) => Err(TransportErrorKind::custom_str(&format!("invalid JSON in the answer: {error}"))),
     }
 }
 
@@ -124,26 +132,24 @@ fn without_url(error: reqwest::Error) -> TransportError {
     TransportErrorKind::custom_str(&format!("{error}: {cause}"))
 }
 
-fn http_error(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> TransportError {
+fn http_error(status: u16, retry_after: Option<&[u8]>, body: &[u8]) -> TransportError {
     let text = String::from_utf8_lossy(body.get(..ERROR_TEXT).unwrap_or(body)).into_owned();
-    TransportErrorKind::http_error_with_retry_after(status.as_u16(), text, wait(headers))
+    TransportErrorKind::http_error_with_retry_after(status, text, retry_after.and_then(wait))
 }
 
 /// `Retry-After`, at most [`MAX_WAIT`]. The form with a date is not read: it needs two clocks that agree.
-fn wait(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+fn wait(header: &[u8]) -> Option<Duration> {
+    let seconds = str::from_utf8(header).ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds).min(MAX_WAIT))
 }
 
 #[cfg(test)]
 mod tests {
-    use reqwest::header::HeaderValue;
-
     use super::*;
 
     #[test]
     fn no_provider_can_ask_for_a_wait_beyond_a_minute() {
-        let asked = |text: &'static str| wait(&HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static(text))]));
+        let asked = |text: &str| wait(text.as_bytes());
         assert_eq!(asked("7"), Some(Duration::from_secs(7)));
         assert_eq!(asked("18446744073709551615"), Some(MAX_WAIT));
         for unreadable in ["18446744073709551616", "-1", "soon", ""] {

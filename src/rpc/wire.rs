@@ -3,8 +3,8 @@
 //! Every field is hostile until checked: a block number may be missing, beyond 2^53, or another than was asked for.
 //! Unknown fields are ignored, for hard forks add some (F35).
 
-use alloy::primitives::{Address, B256, Bytes, U64};
-use serde::Deserialize;
+use alloy::primitives::{Address, B256, Bloom, Bytes, U64};
+use serde::{Deserialize, Deserializer};
 
 use super::{LogFilter, RpcError};
 use crate::domain::{BlockRange, BlockRef, Header, MAX_BLOCK_NUMBER, RawLog};
@@ -20,9 +20,22 @@ pub(super) struct WireHeader {
     hash: Option<B256>,
     parent_hash: B256,
     timestamp: U64,
+    /// Left out, or of another length, by chains that have none.
+    #[serde(default, deserialize_with = "bloom")]
+    logs_bloom: Option<Bloom>,
+}
+
+fn bloom<'de, D: Deserializer<'de>>(source: D) -> Result<Option<Bloom>, D::Error> {
+    let bytes = Option::<Bytes>::deserialize(source)?;
+    Ok(bytes.and_then(|bytes| Bloom::try_from(bytes.as_ref()).ok()))
 }
 
 impl WireHeader {
+    /// What the header says of its block's logs, under the block's hash.
+    pub(super) fn bloom(&self) -> Option<(B256, Bloom)> {
+        Some((self.hash?, self.logs_bloom?))
+    }
+
     pub(super) fn check(self) -> Result<Header, RpcError> {
         let number = self.number.ok_or_else(|| invalid("a header without a number"))?.to::<u64>();
         let hash = self.hash.ok_or_else(|| invalid("a header without a hash"))?;

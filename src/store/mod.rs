@@ -343,6 +343,18 @@ pub struct Publication<'a> {
     pub added: &'a [Member],
     /// Keys of what leaves.
     pub removed: &'a [String],
+    /// A moment before the reading that this publication rests on began; `None` where no such moment is known.
+    pub checked: Option<Checked>,
+}
+
+/// What was delivered at a moment. A member that a later reading lacks was not wanted when blocks up to that tip were
+/// filtered, unless some of them were delivered anew since, which raises the epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// The tip.
+    pub tip: i64,
+    /// The epoch.
+    pub epoch: u64,
 }
 
 /// Answer of `PUBLISH_FILTER`.
@@ -498,8 +510,9 @@ pub trait StateStore: Send + Sync {
     /// What events are filtered with, as it was last published.
     async fn published(&self) -> Result<Published, StoreError>;
 
-    /// `PUBLISH_FILTER`: for what joins, a duty to scan [its own start, or above the tip of the last check, .. tip]. The
-    /// first publication on a store makes no duties: nothing was filtered without it.
+    /// `PUBLISH_FILTER` with its barrier, so that no two filters ever have one version: for what joins, a duty to scan [its
+    /// own start, or above the tip of the last check, .. tip]. The first publication on a store makes no duties: nothing
+    /// was filtered without it.
     async fn publish(&self, publication: Publication<'_>) -> Result<PublishReply, StoreError>;
 
     /// Takes a re-scan duty, of which every replica has at most one at a time: its own again, one that nobody has, or one
@@ -528,8 +541,8 @@ pub trait StateStore: Send + Sync {
     /// SKIP: the operator knows that blocks up to `to` will not be delivered by this store.
     async fn skip(&self, to: u64, epoch: u64) -> Result<ReplayReply, StoreError>;
 
-    /// Keeps dead letters durably. `false` where there is no room for more refused messages: the block stays missing.
-    /// Of undecodable logs the oldest make room.
+    /// BURY with its barrier: keeps dead letters, for their block is committed once they are kept. `false` where there is
+    /// no room for more refused messages: the block stays missing. Of undecodable logs the oldest make room.
     async fn bury(&self, letters: &[DeadLetter]) -> Result<bool, StoreError>;
 
     /// Number of dead letters.

@@ -106,6 +106,8 @@ declare! {
     RPC_REQUESTS = Kind::Counter, "rpc_requests_total", ["provider", "method", "outcome"], "JSON-RPC requests.";
     RPC_SECONDS = Kind::Histogram(REQUEST_SECONDS), "rpc_request_duration_seconds", ["provider", "method"],
         "Duration of one JSON-RPC request, to the last byte of the answer.";
+    EMPTY_WITH_BLOOM = Kind::Counter, "rpc_empty_with_bloom_total", ["provider"],
+        "Answers without logs that were not taken, because the block's bloom has some.";
     RPC_HEALTHY = Kind::Gauge, "rpc_provider_healthy", ["provider"], "1 while the provider answers, else 0.";
     RPC_HEAD = Kind::Gauge, "rpc_head_block_number", ["provider"], "The newest block that this provider tells of.";
 
@@ -205,6 +207,11 @@ pub fn store_request(operation: &'static str, outcome: &'static str, seconds: f6
 pub fn rpc_request(provider: &str, method: &'static str, outcome: &'static str, seconds: f64) {
     count(&RPC_REQUESTS, [label(provider), method.into(), outcome.into()], 1);
     observe(&RPC_SECONDS, [label(provider), method.into()], seconds);
+}
+
+/// An answer without logs was not taken.
+pub fn empty_with_bloom(provider: &str) {
+    count(&EMPTY_WITH_BLOOM, [label(provider)], 1);
 }
 
 /// A sink decided on messages: `acknowledged`, `retry`, `throttled`, `refused`.

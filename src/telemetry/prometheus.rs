@@ -108,6 +108,7 @@ mod tests {
         metrics::reorganised(3);
         metrics::events_retracted(6);
         metrics::audit_missing(1);
+        metrics::empty_with_bloom("node.example");
         metrics::audit_extra(1);
         metrics::token_refresh_failed();
         metrics::tokens(150);

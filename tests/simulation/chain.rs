@@ -91,6 +91,11 @@ impl Tree {
         self.at(block.number).is_some_and(|at| at.header.hash == block.hash)
     }
 
+    /// How many blocks the chain has to grow to be as long as it was at its longest.
+    pub fn is_short_of(&self) -> u64 {
+        self.highest - self.height()
+    }
+
     /// Nothing at or below it will ever leave the chain.
     pub fn floor(&self) -> u64 {
         self.highest.saturating_sub(self.making.finality)

@@ -202,7 +202,7 @@ impl Gate {
         let mut strike = self.world.strike(self, op, key);
         match strike.kind {
             Some(Kind::Slow) => sleep(strike.draw.millis(10, 4_000)).await,
-            Some(Kind::CrashBefore) => self.crash().await,
+            Some(Kind::CrashBefore) => self.crash(op).await,
             Some(Kind::Pause) => self.world.pause(self.replica, strike.draw.seconds(1, 1_200)),
             _ if op.edge() == 0 => {}
             _ => sleep(strike.draw.millis(1, 30)).await,
@@ -212,9 +212,9 @@ impl Gate {
     }
 
     /// After the effect: waits as long as the answer takes to get back.
-    pub async fn leave(&self, strike: &mut Strike) {
+    pub async fn leave(&self, op: Op, strike: &mut Strike) {
         if strike.is(Kind::CrashAfter) {
-            self.crash().await;
+            self.crash(op).await;
         }
         if strike.draw.chance(0.3) {
             sleep(strike.draw.millis(1, 3)).await;
@@ -242,7 +242,10 @@ impl Gate {
         }
     }
 
-    async fn crash(&self) {
+    async fn crash(&self, op: Op) {
+        if matches!(op, Op::Send | Op::Commit | Op::CommitFinal) {
+            self.world.saw("crash between acknowledgement and commit");
+        }
         self.die();
         self.world.crashed(self.replica, self.life);
         pending::<()>().await;

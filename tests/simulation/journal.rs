@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use alloy::primitives::B256;
 use async_trait::async_trait;
 use chaintap::{
-    domain::{BlockRange, BlockRef, Digest, Event, Track},
+    domain::{BlockRange, BlockRef, Digest, Event, MAX_BLOCK_NUMBER, Track},
     store::{
         Amend, AmendReply, BlockCommit, ClaimReply, CommitReply, DeadLetter, Duty, FinalCommit, Grant, Initialised,
         Intent, IntentReply, JournalEntry, Orphan, Publication, PublishReply, Published, ReplayReply, RewindReply,
@@ -17,6 +17,7 @@ use tokio::time::sleep;
 
 use crate::{
     faults::{Gate, Kind, Op, Strike},
+    storage::Storage,
     world::World,
 };
 
@@ -34,6 +35,7 @@ pub struct Journal {
 pub struct Witnessed {
     pub world: Arc<World>,
     pub inner: Arc<dyn StateStore>,
+    pub storage: Storage,
 }
 
 /// An intent that outlives its caller.
@@ -114,9 +116,11 @@ impl Witnessed {
         sealed: Option<B256>,
         epoch: u64,
     ) -> Result<RewindReply, StoreError> {
+        let before = self.look_before(entries).await;
         let reply = self.inner.rewind(entries, sealed, epoch).await;
         match &reply {
             Ok(RewindReply::Rewound(progress)) => {
+                before.into_iter().for_each(|what| self.world.saw(what));
                 self.world.oracle().rewound(entries, progress.epoch, progress.watermark);
                 self.world.saw("REWIND");
             }
@@ -125,6 +129,26 @@ impl Witnessed {
             Err(_) => {}
         }
         reply
+    }
+
+    /// What is particular about blocks that are to be taken back.
+    async fn look_before(&self, entries: &[(BlockRef, u64)]) -> Vec<&'static str> {
+        let (Ok(snapshot), Ok(journal)) = (self.inner.snapshot().await, self.inner.journal(MAX_BLOCK_NUMBER).await)
+        else {
+            return vec![];
+        };
+        let is_sending = |entry: &JournalEntry| !entry.done && entries.contains(&(entry.block, entry.epoch));
+        let gap = snapshot.progress.watermark + 1;
+        let is_above_gap = |(block, _): &(BlockRef, u64)| {
+            block.number.cast_signed() > gap && !snapshot.done.contains(gap.cast_unsigned())
+        };
+        [
+            (journal.iter().any(is_sending), "orphan of a block that was never committed"),
+            (entries.iter().any(is_above_gap), "orphan above an open gap"),
+        ]
+        .into_iter()
+        .filter_map(|(is_so, what)| is_so.then_some(what))
+        .collect()
     }
 
     async fn seal(&self, at: BlockRef, tops: &[BlockRef]) -> Result<SealReply, StoreError> {
@@ -182,11 +206,12 @@ impl Journal {
         effect: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
         let mut strike = self.gate.enter(op, key).await;
-        self.answer(&mut strike, effect).await
+        self.answer(op, &mut strike, effect).await
     }
 
     async fn answer<T>(
         &self,
+        op: Op,
         strike: &mut Strike,
         effect: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
@@ -196,9 +221,8 @@ impl Journal {
             _ => true,
         };
         let answer = if has_effect { effect.await } else { lost("connection refused") };
-        self.gate.leave(strike).await;
+        self.gate.leave(op, strike).await;
         match strike.kind {
-            Some(Kind::Fails) => answer,
             Some(Kind::Lost) => lost("connection reset"),
             Some(Kind::Hangs | Kind::Late) => {
                 self.gate.time_out(LIMIT).await;
@@ -217,7 +241,7 @@ impl Journal {
         let mut strike = self.gate.enter(op, key).await;
         let effect = effect(self.store.clone());
         if !strike.is(Kind::Late) {
-            return self.answer(&mut strike, effect).await;
+            return self.answer(op, &mut strike, effect).await;
         }
         let (delay, world) = (strike.draw.seconds(1, 120), self.gate.world.clone());
         tokio::spawn(async move {
@@ -225,7 +249,7 @@ impl Journal {
             let done = effect.await.is_ok();
             world.note([98, op as u64, key, u64::from(done)], || format!("late {op:?} {key}"));
         });
-        self.answer(&mut strike, async { lost("late") }).await
+        self.answer(op, &mut strike, async { lost("late") }).await
     }
 }
 
@@ -238,13 +262,21 @@ impl StateStore for Journal {
         self.store.inner.peek().await
     }
     async fn snapshot(&self) -> Result<Snapshot, StoreError> {
-        self.ask(Op::Snapshot, 0, self.store.inner.snapshot()).await
+        let snapshot = self.ask(Op::Snapshot, 0, self.store.inner.snapshot()).await;
+        if snapshot.as_ref().is_ok_and(|snapshot| snapshot.done.len() > 1) {
+            self.gate.world.saw("two gaps at once");
+        }
+        snapshot
     }
     async fn heartbeat(&self) -> Result<(), StoreError> {
         self.ask(Op::Heartbeat, 0, self.store.inner.heartbeat()).await
     }
     async fn claim(&self, range: BlockRange) -> Result<ClaimReply, StoreError> {
+        let held = self.store.storage.is_claimed(range);
         let reply = self.ask(Op::Claim, range.from, self.store.inner.claim(range)).await;
+        if held && matches!(reply, Ok(ClaimReply::Granted(_))) {
+            self.gate.world.saw("a claim taken over");
+        }
         match &reply {
             Ok(ClaimReply::Held { .. }) => self.gate.world.saw("CLAIM held"),
             Ok(ClaimReply::Done) => self.gate.world.saw("CLAIM done"),

@@ -5,14 +5,20 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "what fails here fails the test")]
 #![allow(unreachable_pub, missing_docs, reason = "nobody imports a test")]
 #![allow(clippy::indexing_slicing, reason = "what fails here fails the test")]
+#![allow(clippy::print_stdout, reason = "tells what was simulated")]
+#![allow(clippy::cast_possible_truncation, reason = "dice are small numbers")]
 
 mod chain;
 mod faults;
 mod journal;
+#[cfg(feature = "mutants")]
+mod mutants;
 mod node;
 mod oracle;
 mod random;
 mod replica;
+#[cfg(feature = "mutants")]
+mod rules;
 mod run;
 mod scenarios;
 mod seeds;
@@ -25,5 +31,6 @@ mod world;
 #[path = "../support"]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod support {
+    pub mod chain;
     pub mod model_store;
 }

@@ -47,10 +47,10 @@ impl Node {
     ) -> Result<T, RpcError> {
         let answer = {
             let tree = self.gate.world.tree();
-            let tip = self.tip(&tree, strike);
+            let tip = Self::tip(&tree, strike);
             answer(&tree, &tip)
         };
-        self.gate.leave(strike).await;
+        self.gate.leave(op, strike).await;
         match strike.kind {
             Some(Kind::Fails) => Err(RpcError::Transient("connection reset".into())),
             Some(Kind::Hangs) => {
@@ -71,7 +71,7 @@ impl Node {
     }
 
     /// The newest block that the node knows.
-    fn tip(&self, tree: &Tree, strike: &mut Strike) -> B256 {
+    fn tip(tree: &Tree, strike: &mut Strike) -> B256 {
         let head = tree.head().header;
         match strike.kind {
             Some(Kind::Lags) => {
@@ -123,7 +123,9 @@ impl ChainSource for Node {
             At::Hash(_) => 4 << 60,
         };
         let mut strike = self.gate.enter(Op::Header, key).await;
-        if strike.is(Kind::Null) {
+        // A chain that has a tag does not lose it.
+        let is_tag = matches!(at, At::Safe | At::Finalized);
+        if strike.is(Kind::Null) && !is_tag {
             return Ok(None);
         }
         self.answer(Op::Header, &mut strike, |tree, tip| Ok(header(tree, tip, at))).await
@@ -134,7 +136,7 @@ impl ChainSource for Node {
             let found = tree.block(&block.hash).ok_or_else(|| RpcError::Invalid("no such block".into()))?;
             let is_there = tree.on_branch(tip, block.number).is_some_and(|at| at.header.hash == block.hash);
             // Some nodes still know what left the chain.
-            if !is_there && block.hash.0[0] % 2 == 0 {
+            if !is_there && block.hash.0[0].is_multiple_of(2) {
                 return Err(RpcError::Orphaned(block.to_string()));
             }
             Ok(matching(found, filter))

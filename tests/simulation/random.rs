@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use alloy::primitives::B256;
 
-/// A stream of numbers: SplitMix64 (Steele, Lea, Flood 2014).
+/// A stream of numbers: `SplitMix64` (Steele, Lea, Flood 2014).
 #[derive(Clone, Debug)]
 pub struct Draw(u64);
 
@@ -55,16 +55,9 @@ impl Draw {
         }
         B256::from(bytes)
     }
-
-    pub fn shuffle<T>(&mut self, items: &mut [T]) {
-        for index in (1..items.len()).rev() {
-            let other = usize::try_from(self.below(index as u64 + 1)).unwrap_or(0);
-            items.swap(index, other);
-        }
-    }
 }
 
-/// The finaliser of SplitMix64.
+/// The finaliser of `SplitMix64`.
 pub fn mix(mut state: u64) -> u64 {
     state = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     state = (state ^ (state >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);

@@ -119,12 +119,12 @@ impl TokenDirectory for Directory {
     async fn load(&self) -> Result<Loaded, TokenError> {
         let mut strike = self.gate.enter(Op::Tokens, 0).await;
         let tracked: BTreeSet<Address> = self.gate.world.directory.borrow().clone();
-        self.gate.leave(&mut strike).await;
+        self.gate.leave(Op::Tokens, &mut strike).await;
         match strike.kind {
             Some(Kind::Fails | Kind::Lost | Kind::Hangs | Kind::Late) => Err(TokenError::Transient("away".into())),
             _ => Ok(Loaded {
-                from: BTreeMap::new(),
                 tokens: tokens().into_values().filter(|token| tracked.contains(&token.address)).collect(),
+                from: BTreeMap::new(),
                 skipped: vec![],
             }),
         }

@@ -25,6 +25,8 @@ use crate::{
 
 /// In calm, everything must be delivered within this.
 const CONVERGES_WITHIN: Duration = Duration::from_mins(15);
+/// The grace period, and a little more.
+const STOPS_WITHIN: Duration = Duration::from_secs(30);
 /// So many calls without an end are a loop.
 const MOST_CALLS: u64 = 150_000;
 
@@ -33,6 +35,8 @@ const MOST_CALLS: u64 = 150_000;
 pub struct Report {
     pub hash: u64,
     pub calls: u64,
+    /// Calls until everything of the story was delivered.
+    pub story: u64,
     pub virtual_time: Duration,
     pub violations: Vec<String>,
     pub struck: Vec<Name>,
@@ -63,16 +67,20 @@ struct Run {
     crashed: mpsc::UnboundedReceiver<(usize, u64)>,
     deaths: JoinSet<Death>,
     failure: Option<String>,
+    stopping: bool,
+    story: u64,
+    /// Who stopped when asked.
+    stopped: Vec<String>,
 }
 
 impl Run {
     fn new(world: Arc<World>, crashed: mpsc::UnboundedReceiver<(usize, u64)>) -> Self {
         let fails_over = world.swarm.script.iter().any(|(_, act)| *act == Act::FailOver);
-        let storage = Storage::new(fails_over);
-        if fails_over && world.swarm.seed % 3 > 0 {
+        let storage = Storage::new(fails_over, world.options.mutant);
+        if fails_over && !world.swarm.seed.is_multiple_of(3) {
             storage.set_barrier_delay(Duration::from_millis(world.swarm.seed % 3 * 20));
         }
-        let store = Witnessed { world: world.clone(), inner: storage.open("observer") };
+        let store = Witnessed { world: world.clone(), inner: storage.open("observer"), storage: storage.clone() };
         let replicas = world.swarm.replicas;
         Self {
             world,
@@ -84,6 +92,9 @@ impl Run {
             crashed,
             deaths: JoinSet::new(),
             failure: None,
+            stopping: false,
+            story: 0,
+            stopped: vec![],
         }
     }
 
@@ -92,6 +103,9 @@ impl Run {
         if self.failure.is_none() {
             self.calm().await;
         }
+        if !self.is_over() {
+            self.stop().await;
+        }
         let world = self.world.clone();
         let mut oracle = world.oracle();
         let mut record = world.record.lock().unwrap();
@@ -99,6 +113,7 @@ impl Run {
         Report {
             hash: record.hash ^ oracle.fingerprint(),
             calls: record.calls,
+            story: self.story,
             virtual_time: world.elapsed(),
             violations,
             struck: std::mem::take(&mut record.struck),
@@ -165,9 +180,9 @@ impl Run {
     }
 
     fn start(&mut self, replica: usize) {
-        if self.lives[replica].is_none() {
+        if self.lives[replica].is_none() && !self.stopping {
             self.born[replica] += 1;
-            let owner = format!("{replica}-{}", self.born[replica]);
+            let owner = owner(replica, self.born[replica]);
             self.world.note([95, replica as u64, self.born[replica], 0], || format!("start of {owner}"));
             let store = Witnessed { inner: self.storage.open(&owner), ..self.store.clone() };
             self.lives[replica] = Some(replica::start(store, replica, self.born[replica], &mut self.deaths));
@@ -190,6 +205,11 @@ impl Run {
         if self.lives[replica].as_ref().is_none_or(|known| known.gate.life != life) {
             return;
         }
+        if self.stopping && matches!(ended, Ended::Stopped) {
+            self.lives[replica] = None;
+            self.stopped.push(owner(replica, life));
+            return;
+        }
         self.failure = Some(format!("replica {replica} ended: {ended:?}"));
     }
 
@@ -204,7 +224,7 @@ impl Run {
             }
             Act::Reorg { depth, mined } => {
                 let left = self.world.tree().leave(depth);
-                let mined = (mined + left).saturating_sub(depth);
+                let mined = (mined + left).saturating_sub(depth).max(1);
                 (0..mined).for_each(|_| self.world.tree().mine(seconds, None));
                 if left > 0 {
                     self.world.saw("reorganisation");
@@ -223,7 +243,11 @@ impl Run {
             }
             Act::Pause { replica, for_ } => self.world.pause(replica, for_),
             Act::FailOver => {
+                let before = self.storage.entries();
                 let lost = self.storage.fail_over(&mut self.world.draw(seconds));
+                if !before.is_subset(&self.storage.entries()) {
+                    self.world.saw("fail-over that loses an intent");
+                }
                 self.world.note([92, lost, 0, 0], || format!("fail-over, {lost} writes are gone"));
                 if lost > 0 {
                     self.world.saw("fail-over that loses writes");
@@ -234,6 +258,12 @@ impl Run {
             Act::Token => self.change_tokens(),
             Act::Outage { edge, for_ } => self.world.outage(edge, for_),
         }
+        self.world.new_head();
+    }
+
+    fn mine(&self, blocks: u64) {
+        let seconds = self.world.elapsed().as_secs();
+        (0..blocks).for_each(|_| self.world.tree().mine(seconds, Some(2)));
         self.world.new_head();
     }
 
@@ -261,13 +291,32 @@ impl Run {
         let now = Instant::now();
         self.starts.iter_mut().for_each(|(when, _)| *when = now);
         self.converge("chaos").await;
+        self.story = self.world.calls();
         // The newest list is read, published, and what joined looked for.
         self.until(Instant::now() + self.world.swarm.token_refresh + Duration::from_mins(1)).await;
         self.converge("the newest list").await;
-        let seconds = self.world.elapsed().as_secs();
-        self.world.tree().mine(seconds, Some(2));
-        self.world.new_head();
+        // No new head gave it away: what left the chain at the same height was noticed all the same.
+        if self.world.tree().is_short_of() == 0 {
+            self.judge().await;
+        }
+        self.mine(1);
         self.converge("a fresh block").await;
+        // What was delivered of a longer chain is known to have left it once this one is as long.
+        let short = self.world.tree().is_short_of();
+        if short > 0 {
+            self.mine(short);
+            self.converge("the chain became the longest").await;
+        }
+        self.judge().await;
+        let oracle = &mut self.world.oracle();
+        if self.world.swarm.is_calm() && self.world.options.crash_at.is_none() && oracle.duplicates > 0 {
+            let text = format!("{} duplicates without a fault", oracle.duplicates);
+            oracle.violations.push(text);
+        }
+    }
+
+    /// Holds what the queue has against the chain.
+    async fn judge(&self) {
         if self.is_over() {
             return;
         }
@@ -276,9 +325,19 @@ impl Run {
         let (tree, mut oracle) = (self.world.tree(), self.world.oracle());
         oracle.holds(&letters);
         oracle.judge(&tree, watermark);
-        if self.world.swarm.is_calm() && self.world.options.crash_at.is_none() && oracle.duplicates > 0 {
-            let text = format!("{} duplicates without a fault", oracle.duplicates);
-            oracle.violations.push(text);
+    }
+
+    /// Everyone is asked to stop, does so soon, and keeps nobody from going on.
+    async fn stop(&mut self) {
+        self.stopping = true;
+        self.lives.iter().flatten().for_each(|life| life.stop.cancel());
+        self.until(Instant::now() + STOPS_WITHIN).await;
+        let left = self.lives.iter().flatten().count();
+        if left > 0 && !self.is_over() {
+            self.failure = Some(format!("{left} replicas do not stop within {STOPS_WITHIN:?}"));
+        }
+        if let Some(owner) = self.stopped.iter().find(|owner| self.storage.has_claims(owner)) {
+            self.failure = Some(format!("{owner} stopped and keeps its claims"));
         }
     }
 
@@ -299,9 +358,9 @@ impl Run {
 
     /// What is not yet as it should be.
     async fn left_over(&self) -> Option<String> {
-        let (height, finalized) = {
+        let (height, finalized, short) = {
             let tree = self.world.tree();
-            (tree.height(), tree.finalized(tree.height()))
+            (tree.height(), tree.finalized(tree.height()), tree.is_short_of())
         };
         let head = deliverable(&self.world.swarm, height, finalized)?;
         if head < self.world.swarm.start {
@@ -324,9 +383,15 @@ impl Run {
         if self.storage.has_duties() {
             return Some("a duty to scan for tokens that joined".into());
         }
-        let is_right = is_there && at.tip == at.watermark && at.retracting == 0;
+        let is_whole = at.tip == at.watermark || short > 0 && at.tip > height.cast_signed();
+        let is_right = is_there && is_whole && at.retracting == 0;
         (!is_right).then(|| format!("head {head}, {at:?}, done {:?}", snapshot.done))
     }
+}
+
+/// The name of a life in the store.
+fn owner(replica: usize, life: u64) -> String {
+    format!("{replica}-{life}")
 }
 
 fn deliverable(swarm: &Swarm, head: u64, finalized: Option<u64>) -> Option<u64> {

@@ -21,7 +21,33 @@ const FEW: u64 = 60;
 /// So many seeds have seen everything of [`SOMETIMES`].
 const MANY: u64 = 5_000;
 /// What a long run must have seen, or it tests less than it says.
-const SOMETIMES: &[&str] = &[];
+const SOMETIMES: &[&str] = &[
+    "A to B to A",
+    "AMEND",
+    "CLAIM held",
+    "COMMIT fenced",
+    "COMMIT old list",
+    "COMMIT_FINAL stale",
+    "INTENT conflicts",
+    "INTENT more",
+    "INTENT old list",
+    "INTENT sealed",
+    "INTENT stale",
+    "REWIND stale",
+    "SEAL refused",
+    "a batch taken in part",
+    "a claim ran out while working",
+    "a claim taken over",
+    "a token joins",
+    "barrier refused",
+    "crash between acknowledgement and commit",
+    "fail-over that loses an intent",
+    "messages that arrive late",
+    "orphan above an open gap",
+    "orphan of a block that was never committed",
+    "poison",
+    "two gaps at once",
+];
 
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;

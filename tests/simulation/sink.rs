@@ -106,7 +106,7 @@ impl Sink for Queue {
             Some(Kind::Hangs) if strike.draw.chance(0.5) => vec![],
             _ => self.take(&mut strike, pending),
         };
-        self.gate.leave(&mut strike).await;
+        self.gate.leave(Op::Send, &mut strike).await;
         if strike.is(Kind::Hangs) || strike.is(Kind::Late) {
             self.gate.time_out(NEVER).await;
         }

@@ -1,20 +1,26 @@
 //! The store behind all replicas: the model of the protocol, which may fail over.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
-use chaintap::store::StateStore;
+use chaintap::{domain::BlockRange, store::StateStore};
+use tokio::time::Instant;
 
-use crate::{random::Draw, support::model_store::Model};
+use crate::{
+    random::Draw,
+    support::model_store::{Key, Model, State, StoreMutant},
+};
 
 /// The store behind all replicas.
+#[derive(Clone)]
 pub struct Storage {
     model: Model,
 }
 
 impl Storage {
-    /// An empty store; `fails_over` costs time.
-    pub fn new(fails_over: bool) -> Self {
+    /// An empty store, perhaps with a fault; `fails_over` costs time.
+    pub fn new(fails_over: bool, mutant: Option<StoreMutant>) -> Self {
         let model = Model::new();
+        model.plant(mutant);
         if fails_over {
             model.enable_fail_over();
         }
@@ -32,6 +38,24 @@ impl Storage {
         let recent = choices.saturating_sub(draw.between(1, 40).min(choices));
         let choice = if draw.chance(0.3) { draw.below(choices) } else { recent };
         self.model.fail_over(usize::try_from(choice).unwrap())
+    }
+
+    /// Whether someone has a claim on some of these blocks.
+    pub fn is_claimed(&self, range: BlockRange) -> bool {
+        let now = Instant::now();
+        let is_held = |state: &State| state.claims.range(range.from..=range.to).any(|(_, claim)| claim.until > now);
+        self.model.look(|state| state.is_some_and(is_held))
+    }
+
+    /// Whether this process has claims.
+    pub fn has_claims(&self, owner: &str) -> bool {
+        let is_of = |state: &State| state.claims.values().any(|claim| &*claim.owner == owner);
+        self.model.look(|state| state.is_some_and(is_of))
+    }
+
+    /// Names of the journal's entries.
+    pub fn entries(&self) -> BTreeSet<Key> {
+        self.model.look(|state| state.map(|state| state.live.keys().copied().collect()).unwrap_or_default())
     }
 
     /// Whether blocks are still to be scanned for tokens that joined.

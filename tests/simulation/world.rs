@@ -21,6 +21,7 @@ use crate::{
     faults::{Gate, Kind, Name, Op, Strike, strike},
     oracle::Oracle,
     random::{Draw, mix},
+    support::model_store::StoreMutant,
     swarm::Swarm,
 };
 
@@ -33,6 +34,8 @@ pub struct Options {
     pub only: Option<BTreeSet<Name>>,
     /// The process that makes this call dies at it, with or without effect.
     pub crash_at: Option<(u64, bool)>,
+    /// The store has this fault.
+    pub mutant: Option<StoreMutant>,
 }
 
 /// What happened in a run.
@@ -75,7 +78,7 @@ pub fn tokens() -> BTreeMap<Address, Token> {
 impl World {
     /// A world at its beginning; crashes of replicas are told to the receiver.
     pub fn new(swarm: Swarm, options: Options) -> (Self, mpsc::UnboundedReceiver<(usize, u64)>) {
-        let (crashes, crashed) = mpsc::unbounded_channel();
+        let (crashes, told) = mpsc::unbounded_channel();
         let now = Instant::now();
         let tracked: BTreeSet<Address> = (0..TOKENS * 2 / 3).map(address).collect();
         let mut tree = Tree::new(swarm.making.clone(), swarm.length.min(swarm.start + 1).max(1));
@@ -97,7 +100,7 @@ impl World {
             swarm,
             options,
         };
-        (world, crashed)
+        (world, told)
     }
 
     pub fn tree(&self) -> MutexGuard<'_, Tree> {

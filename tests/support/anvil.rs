@@ -103,4 +103,28 @@ impl Anvil {
     pub async fn reorg(&self, depth: u64) {
         self.rpc.call("anvil_reorg", json!([depth, []])).await;
     }
+
+    /// Replaces the newest blocks by as many others, each with a burst of transfers.
+    pub async fn reorg_with_bursts(&self, depth: u64, token: Address, to: Address, counts: &[u64]) {
+        let bursts = (0..depth).zip(counts).map(|(place, &count)| {
+            let data = alloy::primitives::hex::encode_prefixed(burstCall { to, count: U256::from(count) }.abi_encode());
+            json!([{ "from": OWNER, "to": token, "data": data, "gas": "0x1c9c380" }, place])
+        });
+        self.rpc.call("anvil_reorg", json!([depth, bursts.collect::<Vec<_>>()])).await;
+    }
+
+    /// Takes the newest blocks back: the head is lower after it.
+    pub async fn rollback(&self, depth: u64) {
+        self.rpc.call("anvil_rollback", json!([depth])).await;
+    }
+
+    /// Remembers the chain as it is now.
+    pub async fn snapshot(&self) -> Value {
+        self.rpc.call("evm_snapshot", json!([])).await
+    }
+
+    /// Goes back to a remembered chain: the head is lower after it.
+    pub async fn revert(&self, snapshot: Value) {
+        assert_eq!(self.rpc.call("evm_revert", json!([snapshot])).await, true);
+    }
 }

@@ -104,9 +104,10 @@ impl Settings {
         self
     }
 
-    /// The command that starts it; also for other commands than `run`.
+    /// The command that starts it; also for other commands than `run`. `CHAINTAP_BINARY` names another build of it.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_chaintap"));
+        let binary = std::env::var_os("CHAINTAP_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_chaintap").into());
+        let mut command = Command::new(binary);
         command.args(arguments).env_clear().envs(&self.environment).current_dir(self.home.path()).kill_on_drop(true);
         command
     }
@@ -209,6 +210,16 @@ impl Listener {
     pub fn whole_lines(&self) -> Vec<String> {
         let whole = |line: &&String| serde_json::from_str::<Value>(line).is_ok();
         self.lines.lock().unwrap().iter().filter(whole).cloned().collect()
+    }
+
+    /// The lines on standard output since the last time that they were taken, as far as they are whole.
+    pub fn take_lines(&self) -> Vec<String> {
+        std::mem::take(&mut *self.lines.lock().unwrap())
+    }
+
+    /// The log since the last time that it was taken.
+    pub fn take_log(&self) -> Vec<String> {
+        std::mem::take(&mut *self.log.lock().unwrap())
     }
 
     /// The messages on standard output so far.

@@ -52,6 +52,8 @@ struct Node {
     faults: Mutex<(usize, Vec<Fault>)>,
     requests: AtomicUsize,
     spoilt: AtomicUsize,
+    /// How many answers are still to be spoilt.
+    left: AtomicUsize,
 }
 
 impl FaultyNode {
@@ -64,6 +66,7 @@ impl FaultyNode {
             faults: Mutex::default(),
             requests: AtomicUsize::new(0),
             spoilt: AtomicUsize::new(0),
+            left: AtomicUsize::new(usize::MAX),
         });
         let router = Router::new().fallback(answer).with_state(Arc::clone(&state));
         let task = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
@@ -81,7 +84,14 @@ impl FaultyNode {
 
     /// One answer of so many has one of these faults, one fault after the other.
     pub fn fail_every(&self, every: usize, faults: Vec<Fault>) {
+        self.state.left.store(usize::MAX, Ordering::Relaxed);
         *self.state.faults.lock().unwrap() = (every, faults);
+    }
+
+    /// So many answers have this fault, and the others none.
+    pub fn fail_times(&self, times: usize, fault: Fault) {
+        self.fail(fault);
+        self.state.left.store(times, Ordering::Relaxed);
     }
 
     /// Behaves from now on.
@@ -112,13 +122,17 @@ impl Node {
         let method = request.get(0).unwrap_or(request)["method"].as_str().unwrap_or_default();
         let count = self.requests.load(Ordering::Relaxed);
         let concerns = |fault: &Fault| !matches!(fault, Fault::Result(of, _) if *of != method);
-        if faults.is_empty() || !scattered(count).is_multiple_of(*every as u64) {
+        if faults.is_empty()
+            || self.left.load(Ordering::Relaxed) == 0
+            || !scattered(count).is_multiple_of(*every as u64)
+        {
             return None;
         }
         let turn = self.spoilt.load(Ordering::Relaxed);
         let fault = faults.iter().cycle().skip(turn % faults.len()).take(faults.len()).find(|fault| concerns(fault));
         fault.inspect(|_| {
             self.spoilt.fetch_add(1, Ordering::Relaxed);
+            self.left.fetch_sub(1, Ordering::Relaxed);
         });
         fault.cloned()
     }

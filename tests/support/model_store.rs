@@ -22,10 +22,12 @@ use chaintap::{
 };
 use tokio::time::Instant;
 
+mod mutants;
 mod operators;
 mod reorganisations;
 mod rules;
 
+pub use mutants::StoreMutant;
 pub use rules::{Entry, Key, State};
 
 /// Writes that a fail-over may take back at most: replication is never further behind.
@@ -44,6 +46,7 @@ struct World {
     writes: u64,
     /// The state after the last write that a barrier vouched for, and after every later one, by number.
     history: Option<VecDeque<(u64, Option<State>)>>,
+    mutant: Option<StoreMutant>,
 }
 
 impl World {
@@ -98,6 +101,7 @@ impl Model {
             generation: 0,
             writes: 0,
             history: None,
+            mutant: None,
         };
         Self { world: Arc::new(Mutex::new(world)) }
     }
@@ -105,6 +109,11 @@ impl Model {
     /// The store as one replica has it; of one owner there may be several handles.
     pub fn replica(&self, owner: &str) -> ModelStore {
         ModelStore { world: Arc::clone(&self.world), owner: owner.into() }
+    }
+
+    /// Plants a fault, before the first INIT.
+    pub fn plant(&self, mutant: Option<StoreMutant>) {
+        self.lock().mutant = mutant;
     }
 
     /// Sets the store's clock: seconds since the Unix epoch, from which epochs are taken.
@@ -203,17 +212,23 @@ impl ModelStore {
 
     /// A write, then the wait for the replicas: it vouches for the write unless a fail-over came between.
     async fn barrier<T>(&self, work: impl FnOnce(&mut State) -> (T, bool)) -> Result<T, StoreError> {
-        let ((value, vouches), write, generation, delay) = {
+        let ((value, vouches), write, generation, delay, mutant) = {
             let mut world = self.world.lock().unwrap();
             let value = work(world.state()?);
             world.record();
-            (value, world.writes, world.generation, world.barrier_delay)
+            (value, world.writes, world.generation, world.barrier_delay, world.mutant)
         };
+        if mutant == Some(StoreMutant::NoBarrier) {
+            return Ok(value);
+        }
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
         let mut world = self.world.lock().unwrap();
         if world.generation != generation {
+            if mutant == Some(StoreMutant::BarrierAnywhere) {
+                return Ok(value);
+            }
             return Err(StoreError::Transient("the primary was lost before its replicas answered".into()));
         }
         if vouches {
@@ -234,7 +249,7 @@ impl StateStore for ModelStore {
             return Err(StoreError::Fatal("EXPECT_STATE is set, but the store is empty".into()));
         };
         check(first)?;
-        let state = State::begin(first, world.clock());
+        let state = State { mutant: world.mutant, ..State::begin(first, world.clock()) };
         let progress = state.progress(SERVICE);
         world.state = Some(state);
         // A store that forgets its beginning is an empty one, which is another matter than a fail-over.
@@ -325,7 +340,7 @@ impl StateStore for ModelStore {
     }
 
     async fn orphans(&self) -> Result<Vec<Orphan>, StoreError> {
-        self.barrier(|state| (state.orphans(), true)).await
+        self.barrier(|state| (state.orphans(), !state.has(StoreMutant::RetractionsWithoutBarrier))).await
     }
 
     async fn rewind(
@@ -378,7 +393,7 @@ impl StateStore for ModelStore {
                 return Err(StoreError::Fatal(format!("a key of {} bytes", member.key.len())));
             }
         }
-        self.write(|state, _, _| state.publish(&publication))
+        self.barrier(|state| (state.publish(&publication), true)).await
     }
 
     async fn duty(&self) -> Result<Option<Duty>, StoreError> {
@@ -403,7 +418,7 @@ impl StateStore for ModelStore {
     }
 
     async fn bury(&self, letters: &[DeadLetter]) -> Result<bool, StoreError> {
-        self.write(|state, _, _| state.bury(letters))
+        self.barrier(|state| (state.bury(letters), true)).await
     }
 
     async fn dead_letters_len(&self) -> Result<u64, StoreError> {

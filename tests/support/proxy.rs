@@ -18,6 +18,7 @@ pub struct Proxy {
     pub address: SocketAddr,
     mode: watch::Sender<Mode>,
     open: watch::Receiver<usize>,
+    server: watch::Sender<String>,
     #[expect(dead_code, reason = "ends the task when it is dropped")]
     task: AbortOnDropHandle<()>,
 }
@@ -41,14 +42,19 @@ impl Proxy {
     }
 
     async fn start(server: &str, sockets_only: bool) -> Self {
-        let authority = server.split_once("://").map_or(server, |(_, rest)| rest);
-        let target = Target { address: authority.split(['/', '?']).next().unwrap().to_owned(), sockets_only };
+        let (server, servers) = watch::channel(authority(server));
+        let target = Target { server: servers, sockets_only };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (mode, modes) = watch::channel(Mode::Pass);
         let (count, open) = watch::channel(0);
         let task = AbortOnDropHandle::new(tokio::spawn(accept(listener, target, modes, count)));
-        Self { address, mode, open, task }
+        Self { address, mode, open, server, task }
+    }
+
+    /// New lines lead to another server; those that are open stay.
+    pub fn lead_to(&self, server: &str) {
+        self.server.send_replace(authority(server));
     }
 
     /// Cuts every line; until [`restore`](Self::restore), who calls is hung up on at once.
@@ -74,9 +80,15 @@ impl Proxy {
     }
 }
 
+/// Host and port of a URL, or of just that.
+fn authority(server: &str) -> String {
+    let rest = server.split_once("://").map_or(server, |(_, rest)| rest);
+    rest.split(['/', '?']).next().unwrap().to_owned()
+}
+
 #[derive(Clone)]
 struct Target {
-    address: String,
+    server: watch::Receiver<String>,
     sockets_only: bool,
 }
 
@@ -106,7 +118,8 @@ async fn connect_through(caller: TcpStream, target: Target, mode: watch::Receive
     if target.sockets_only && (caller.peek(&mut first).await.is_err() || first == *b"POST") {
         return;
     }
-    let Ok(server) = TcpStream::connect(target.address).await else { return };
+    let address = target.server.borrow().clone();
+    let Ok(server) = TcpStream::connect(address).await else { return };
     // Small messages must not wait for each other's acknowledgement.
     caller.set_nodelay(true).unwrap();
     server.set_nodelay(true).unwrap();

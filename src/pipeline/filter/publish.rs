@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     backoff::Backoff,
-    store::{Member, Publication, PublishReply, Published, Snapshot},
+    store::{Checked, Member, Publication, PublishReply, Published, Snapshot},
 };
 
 /// A superseded process looks this often whether it still is.
@@ -41,8 +41,7 @@ const ROUNDS: usize = 5;
 
 /// Keeps the filter in use the published one; never returns.
 pub(in crate::pipeline) async fn keep_published(ctx: &Context, views: watch::Receiver<Option<View>>) {
-    let mut publisher =
-        Publisher { ctx, views, adopted: None, version: 0, checked: None, tip: None, floor: None, idle: None };
+    let mut publisher = Publisher::new(ctx, views);
     let mut tokens = ctx.filters.tokens();
     let mut backoff = Backoff::new(LONGEST);
     let mut is_outage = false;
@@ -86,16 +85,17 @@ struct Publisher<'a> {
     version: u64,
     /// The reading that was last held against what is published.
     checked: Option<Instant>,
-    /// The tip at a moment.
-    tip: Option<(Instant, i64)>,
-    /// A tip of before the adopted reading began: what it does not hold was not in the directory when blocks up to that
-    /// one were delivered.
-    floor: Option<i64>,
+    /// What was delivered at a moment; readings that begin later are held against it.
+    before: Option<(Instant, Checked)>,
     /// While superseded: since when nobody delivers, and the state meanwhile.
     idle: Option<(Snapshot, Instant)>,
 }
 
-impl Publisher<'_> {
+impl<'a> Publisher<'a> {
+    fn new(ctx: &'a Context, views: watch::Receiver<Option<View>>) -> Self {
+        Self { ctx, views, adopted: None, version: 0, checked: None, before: None, idle: None }
+    }
+
     /// Holds what is wanted against what is published; answers why this process is superseded, where it is.
     async fn turn(&mut self) -> Result<Option<&'static str>, String> {
         for _ in 0..ROUNDS {
@@ -103,6 +103,9 @@ impl Publisher<'_> {
             let asked = Instant::now();
             let mut reading = self.reading()?;
             let mut wanted = members::wanted(&self.ctx.registry, reading.as_deref());
+            if let Some(reason) = self.other_contracts(&wanted, &published) {
+                return Ok(Some(reason));
+            }
             let is_older = reading.as_ref().is_some_and(|reading| reading.begun < asked);
             // Before the first publication there is nothing that a newer list than ours may have been published in.
             if !is_same(&wanted, &published) && is_older && published.version > 0 {
@@ -110,7 +113,7 @@ impl Publisher<'_> {
                 wanted = members::wanted(&self.ctx.registry, reading.as_deref());
             }
             if !is_same(&wanted, &published)
-                && let Some(reason) = self.is_superseded(&wanted, &published)
+                && let Some(reason) = self.other_tokens(&wanted, &published)
             {
                 return Ok(Some(reason));
             }
@@ -142,17 +145,22 @@ impl Publisher<'_> {
         }
     }
 
-    /// Why someone else's word counts more than ours.
-    fn is_superseded(&self, wanted: &Members, published: &Published) -> Option<&'static str> {
-        let adopted = self.adopted.as_ref()?;
-        if published.version < self.version {
-            // The store went back to an older state: what was published since is published again.
-            return None;
-        }
-        if !members::contracts(wanted.keys()).eq(members::contracts(&published.members)) {
-            return Some("another deployment listens to other contracts");
-        }
-        adopted.keys().eq(wanted.keys()).then_some("another process tracks other tokens than this one's directory has")
+    /// What this process published or found published, where that still counts: not at its start, and not where the
+    /// store went back to an older state, for then it is published again.
+    fn settled(&self, published: &Published) -> Option<&Members> {
+        self.adopted.as_ref().filter(|_| published.version >= self.version)
+    }
+
+    fn other_contracts(&self, wanted: &Members, published: &Published) -> Option<&'static str> {
+        self.settled(published)?;
+        let are_ours = members::contracts(wanted.keys()).eq(members::contracts(&published.members));
+        (!are_ours).then_some("another deployment listens to other contracts")
+    }
+
+    /// Our own directory did not change, and has something else than what is published.
+    fn other_tokens(&self, wanted: &Members, published: &Published) -> Option<&'static str> {
+        let is_unchanged = self.settled(published)?.keys().eq(wanted.keys());
+        is_unchanged.then_some("another process tracks other tokens than this one's directory has")
     }
 
     /// Publishes what is wanted, or that nothing changed, and uses it; `false` where someone else was first.
@@ -169,37 +177,34 @@ impl Publisher<'_> {
         let added: Vec<Member> = wanted
             .iter()
             .filter(|(key, _)| !published.members.contains(*key))
-            .map(|(key, from)| Member { key: key.clone(), from: from.or_else(|| self.from()) })
+            .map(|(key, from)| Member { key: key.clone(), from: *from })
             .collect();
         let removed: Vec<String> = published.members.iter().filter(|key| !wanted.contains_key(*key)).cloned().collect();
-        let publication = Publication { version: published.version, added: &added, removed: &removed };
+        let publication =
+            Publication { version: published.version, added: &added, removed: &removed, checked: self.before(reading) };
         let PublishReply::Published(version) = self.ctx.store.publish(publication).await.map_err(text)? else {
             return Ok(false);
         };
         if !added.is_empty() || !removed.is_empty() {
             info!(version, added = added.len(), removed = removed.len(), "filter published");
         }
-        let tip = self.ctx.store.snapshot().await.map_err(text)?.progress.tip;
+        let progress = self.ctx.store.snapshot().await.map_err(text)?.progress;
         self.version = version;
-        self.use_from(tip, reading);
+        self.before = Some((Instant::now(), Checked { tip: progress.tip, epoch: progress.epoch }));
+        self.use_from(progress.tip, reading);
         Ok(true)
     }
 
-    /// The first block that is wanted of a token which was not in the adopted reading; the store knows where there is
-    /// none: at the start.
-    fn from(&self) -> Option<u64> {
-        self.floor.and_then(|tip| u64::try_from(tip + 1).ok())
+    /// What was delivered before the reading began, where that is known. What is not read from the directory does not
+    /// change while this process lives.
+    fn before(&self, reading: Option<&Reading>) -> Option<Checked> {
+        let (at, checked) = self.before?;
+        reading.is_none_or(|reading| reading.begun >= at).then_some(checked)
     }
 
     /// Filters with what was just published.
     fn use_from(&mut self, tip: i64, reading: Option<&Reading>) {
-        let begun = reading.map(|reading| reading.begun);
-        if let (Some(begun), Some((at, before))) = (begun, self.tip)
-            && at <= begun
-        {
-            self.floor = Some(before);
-        }
-        (self.tip, self.checked) = (Some((Instant::now(), tip)), begun);
+        self.checked = reading.map(|reading| reading.begun);
         let (version, tokens) = (self.version, reading.map(|reading| Arc::clone(&reading.tokens)));
         let before = self.ctx.filters.now().ok().filter(|before| before.version == version);
         let is_same = before.as_ref().is_some_and(|before| before.tokens == tokens);
@@ -243,4 +248,133 @@ fn is_same(wanted: &Members, published: &Published) -> bool {
 
 fn text(error: impl Display) -> String {
     error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use alloy::primitives::Address;
+    use tokio::sync::Notify;
+
+    use super::*;
+    use crate::{
+        config::{Limits, Registry, Sources, load_offline},
+        domain::{DeliveryMode, Token},
+        pipeline::{Audit, Filters, Span},
+        rpc::{Endpoints, LogFilter},
+        store::{Start, StateStore as _, embedded::Embedded},
+        telemetry::Vitals,
+    };
+
+    /// A process: what it works with, and the directory that it reads.
+    struct Process {
+        context: Context,
+        directory: watch::Sender<Tokens>,
+        reload: Arc<Notify>,
+    }
+
+    fn reading(tokens: impl IntoIterator<Item = u8>) -> Tokens {
+        let token = |n| Token { address: Address::repeat_byte(n), symbol: "T".into(), name: "T".into(), decimals: 18 };
+        let tokens = Arc::new(tokens.into_iter().map(token).collect());
+        Tokens::Tracked(Arc::new(Reading { tokens, from: BTreeMap::new(), begun: Instant::now() }))
+    }
+
+    /// A process on this store that reads these tokens, and listens to no contract where it is of another deployment.
+    fn process(store: &Embedded, tokens: Tokens, is_other: bool) -> Process {
+        let environment = [("CHAIN_ID", "31337"), ("WEB3_PROVIDER", "http://127.0.0.1:1")];
+        let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned())).into_iter().collect();
+        let settings = load_offline(&Sources { environment, ..Sources::default() }).unwrap();
+        let (directory, lists) = watch::channel(tokens);
+        let reload = Arc::new(Notify::new());
+        let context = Context {
+            chain: settings.chain.clone(),
+            deliver: DeliveryMode::Instant,
+            filter: LogFilter::default(),
+            registry: if is_other { Arc::new(Registry::default()) } else { settings.registry.clone() },
+            source: Arc::new(Endpoints::new(settings.chain.id, settings.providers.clone(), Limits::default())),
+            store: Arc::new(store.clone()),
+            sinks: BTreeMap::new(),
+            filters: Filters::new(lists, reload.clone()),
+            audit: Audit::new(false),
+            vitals: Arc::new(Vitals::default()),
+            span: Span::new(1),
+            limits: Limits::default(),
+        };
+        Process { context, directory, reload }
+    }
+
+    impl Process {
+        fn publisher(&self) -> Publisher<'_> {
+            Publisher::new(&self.context, watch::channel(None).1)
+        }
+
+        /// One look, while the directory holds these tokens whenever it is read anew.
+        async fn looks(&self, publisher: &mut Publisher<'_>, tokens: &[u8]) -> Option<&'static str> {
+            let answering = async {
+                loop {
+                    self.reload.notified().await;
+                    self.directory.send_replace(reading(tokens.iter().copied()));
+                }
+            };
+            tokio::select! {
+                turned = publisher.turn() => turned.unwrap(),
+                () = answering => unreachable!(),
+            }
+        }
+
+        fn version(&self) -> Option<u64> {
+            self.context.filters.now().ok().map(|filter| filter.version)
+        }
+    }
+
+    async fn store() -> Embedded {
+        let store = Embedded::in_memory(31_337, "development").unwrap();
+        store.init(Start::At(1)).await.unwrap();
+        store
+    }
+
+    #[tokio::test]
+    async fn a_change_that_one_process_saw_is_taken_over_by_the_other_and_published_once() {
+        let store = store().await;
+        let (one, other) = (process(&store, reading([1]), false), process(&store, reading([1]), false));
+        let (mut first, mut second) = (one.publisher(), other.publisher());
+        assert!(one.version().is_none(), "nothing is filtered with before it is published");
+        assert_eq!(one.looks(&mut first, &[1]).await, None);
+        assert_eq!(other.looks(&mut second, &[1]).await, None);
+        assert_eq!((one.version(), other.version()), (Some(1), Some(1)));
+        one.directory.send_replace(reading([1, 2]));
+        assert_eq!(one.looks(&mut first, &[1, 2]).await, None);
+        assert_eq!(other.looks(&mut second, &[1, 2]).await, None, "its directory has it by now, too");
+        assert_eq!((one.version(), other.version()), (Some(2), Some(2)));
+        assert_eq!(store.published().await.unwrap().version, 2);
+    }
+
+    #[tokio::test]
+    async fn a_process_with_other_contracts_takes_over_and_the_older_one_never_fights() {
+        let store = store().await;
+        let (older, newer) = (process(&store, reading([1]), false), process(&store, reading([1]), true));
+        let (mut first, mut second) = (older.publisher(), newer.publisher());
+        older.looks(&mut first, &[1]).await;
+        assert_eq!(newer.looks(&mut second, &[1]).await, None);
+        for _ in 0..3 {
+            older.directory.send_replace(reading([1, 2]));
+            let reason = older.looks(&mut first, &[1, 2]).await.expect("it is superseded");
+            first.superseded(reason).await;
+        }
+        assert_eq!((older.version(), store.published().await.unwrap().version), (None, 2));
+        assert!(older.context.vitals.health().reasons.iter().any(|reason| reason.contains("other contracts")));
+    }
+
+    #[tokio::test]
+    async fn processes_with_different_directories_do_not_publish_in_turns() {
+        let store = store().await;
+        let (one, other) = (process(&store, reading([1]), false), process(&store, reading([2]), false));
+        let (mut first, mut second) = (one.publisher(), other.publisher());
+        one.looks(&mut first, &[1]).await;
+        assert_eq!(other.looks(&mut second, &[2]).await, None, "its start counts");
+        assert!(one.looks(&mut first, &[1]).await.unwrap().contains("other tokens"));
+        assert_eq!(one.looks(&mut first, &[2]).await, None, "once its directory has the same, it goes on");
+        assert_eq!((one.version(), other.version()), (Some(2), Some(2)));
+    }
 }

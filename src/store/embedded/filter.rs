@@ -8,17 +8,16 @@ use super::{
 };
 use crate::{
     domain::BlockRange,
-    store::{Duty, Member, PublishReply, StoreError},
+    store::{Duty, Publication, PublishReply, StoreError},
 };
 
 /// `PUBLISH_FILTER`.
 pub(super) fn publish(
     books: &mut Books<'_>,
     truth: &mut Truth,
-    version: u64,
-    added: &[Member],
-    removed: &[String],
+    publication: &Publication<'_>,
 ) -> Result<PublishReply, StoreError> {
+    let Publication { version, added, removed, checked } = *publication;
     if version != truth.filter_version {
         return Ok(PublishReply::Stale);
     }
@@ -42,7 +41,13 @@ pub(super) fn publish(
         }
     }
     truth.filter_version += u64::from(is_changed);
-    truth.filter_checked = truth.tip;
+    if is_first {
+        truth.filter_checked = truth.tip;
+    }
+    // Not the tip of now: what was delivered since the list was read may lack what joined it since.
+    if let Some(checked) = checked.filter(|checked| checked.epoch == truth.epoch) {
+        truth.filter_checked = truth.filter_checked.max(checked.tip.min(truth.tip));
+    }
     Ok(PublishReply::Published(truth.filter_version))
 }
 

@@ -164,8 +164,15 @@ impl Home {
                 Rewound::Deep(reason) => (RewindReply::Deep(reason), Vec::new()),
             })
         })?;
-        missing.into_iter().for_each(|number| self.claims().forget(number));
+        for number in missing {
+            self.claims().forget(number);
+        }
         Ok(reply)
+    }
+
+    #[expect(clippy::redundant_closure_for_method_calls, reason = "a method of books that borrow is no such closure")]
+    pub(super) fn wipe(&self) -> Result<(), StoreError> {
+        self.transact(|books| books.wipe())
     }
 
     pub(super) fn claims(&self) -> MutexGuard<'_, Claims> {

@@ -240,6 +240,7 @@ impl StateStore for Embedded {
         sealed: Option<B256>,
         epoch: u64,
     ) -> Result<RewindReply, StoreError> {
+        entries.iter().try_for_each(|(block, _)| check_number(block.number))?;
         let claimed = Claimed { entries: entries.to_vec(), sealed, epoch };
         self.run(move |home| home.rewind(&claimed)).await
     }
@@ -271,9 +272,13 @@ impl StateStore for Embedded {
 
     async fn publish(&self, publication: Publication<'_>) -> Result<PublishReply, StoreError> {
         check_publication(&publication)?;
-        let Publication { version, added, removed } = publication;
+        let Publication { version, added, removed, checked } = publication;
         let (added, removed) = (added.to_vec(), removed.to_vec());
-        self.operate(move |books, truth| filter::publish(books, truth, version, &added, &removed)).await
+        self.operate(move |books, truth| {
+            let publication = Publication { version, added: &added, removed: &removed, checked };
+            filter::publish(books, truth, &publication)
+        })
+        .await
     }
 
     async fn duty(&self) -> Result<Option<Duty>, StoreError> {
@@ -286,7 +291,7 @@ impl StateStore for Embedded {
     }
 
     async fn wipe(&self) -> Result<(), StoreError> {
-        self.run(|home| home.transact(|books| books.wipe())).await?;
+        self.run(Home::wipe).await?;
         self.retire().await
     }
 

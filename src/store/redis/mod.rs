@@ -338,13 +338,19 @@ impl StateStore for RedisStore {
 
     async fn publish(&self, publication: Publication<'_>) -> Result<PublishReply, StoreError> {
         super::check_publication(&publication)?;
-        let args = self.args().text(&publication.version).text(&publication.added.len());
+        let checked = publication.checked;
+        let args = self
+            .args()
+            .text(&publication.version)
+            .optional(checked.map(|checked| checked.tip).as_ref())
+            .optional(checked.map(|checked| checked.epoch).as_ref())
+            .text(&publication.added.len());
         let args = publication
             .added
             .iter()
             .fold(args, |args, member| args.text(&member.key).optional(member.from.as_ref()))
             .texts(publication.removed);
-        self.run(&self.scripts.publish, args).await?.publication()
+        self.behind_barrier(&self.scripts.publish, args).await?.publication()
     }
 
     async fn duty(&self) -> Result<Option<Duty>, StoreError> {
@@ -401,7 +407,7 @@ impl StateStore for RedisStore {
             };
             args = args.text(&letter.key).text(kind).text(&letter.buried_at).bytes(super::write_letter(letter)?);
         }
-        Ok(self.run(&self.scripts.bury, args).await?.status() == "OK")
+        Ok(self.behind_barrier(&self.scripts.bury, args).await?.status() == "OK")
     }
 
     async fn dead_letters_len(&self) -> Result<u64, StoreError> {

@@ -1,5 +1,6 @@
 -- BURY(most refused, most undecodable, key, kind, buried at, letter…): all of them, or none where there is no room.
 if not truth() then return { 'VANISHED' } end
+count_barrier()
 local most_refused, most_undecodable = num(1), num(2)
 local refused = call('HLEN', DEAD) - call('ZCARD', DEAD_AGE)
 for i = 3, #ARGV - FIXED, 4 do

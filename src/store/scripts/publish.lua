@@ -1,15 +1,16 @@
--- PUBLISH_FILTER(version, number of what joins, key and own start or nothing…, keys of what leaves…): compare-and-set.
+-- PUBLISH_FILTER(version, checked tip and epoch or nothing, number of what joins, key and own start or nothing…, keys of what leaves…): compare-and-set.
 local p = truth()
 if not p then return { 'VANISHED' } end
+count_barrier()
 if p.filter_version ~= num(1) then return { 'STALE' } end
-local leaves = 3 + 2 * num(2)
+local checked, leaves = num(2), 5 + 2 * num(4)
 -- Nothing was filtered without the first publication, so it makes no duties, and it counts although it may be empty.
 local is_first = p.filter_version == 0
 local is_changed, starts, joined = is_first, {}, {}
 for i = leaves, #ARGV - FIXED do
   if call('SREM', FILTER, arg(i)) == 1 then is_changed = true end
 end
-for i = 3, leaves - 1, 2 do
+for i = 5, leaves - 1, 2 do
   if call('SADD', FILTER, arg(i)) == 1 then
     is_changed = true
     local from = num(i + 1) or p.filter_checked + 1
@@ -29,6 +30,10 @@ for _, from in ipairs(starts) do
   end
 end
 if is_changed then p.filter_version = p.filter_version + 1 end
-p.filter_checked = p.tip
+if is_first then p.filter_checked = p.tip end
+-- Not the tip of now: what was delivered since the list was read may lack what joined it since.
+if checked and num(3) == p.epoch then
+  p.filter_checked = math.max(p.filter_checked, math.min(checked, p.tip))
+end
 save(p)
 return { 'OK', str(p.filter_version) }

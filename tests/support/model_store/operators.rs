@@ -13,7 +13,7 @@ use chaintap::{
 };
 
 use super::{
-    Instant,
+    Instant, StoreMutant,
     rules::{State, signed, unsigned},
 };
 
@@ -94,7 +94,7 @@ impl State {
             self.filter_version += 1;
         }
         for (from, mut members) in joined {
-            if from <= self.tip && !is_first {
+            if from <= self.tip && !is_first && !self.has(StoreMutant::DutyForgotten) {
                 self.duties_made += 1;
                 members.sort();
                 let range = BlockRange { from: unsigned(from), to: unsigned(self.tip) };
@@ -102,7 +102,12 @@ impl State {
                 Arc::make_mut(&mut self.duties).insert(duty.id, duty);
             }
         }
-        self.filter_checked = self.tip;
+        if is_first {
+            self.filter_checked = self.tip;
+        }
+        if let Some(checked) = publication.checked.filter(|checked| checked.epoch == self.epoch) {
+            self.filter_checked = self.filter_checked.max(checked.tip.min(self.tip));
+        }
         PublishReply::Published(self.filter_version)
     }
 

@@ -8,7 +8,10 @@ use chaintap::{
     store::{Amend, AmendReply, MAX_ORPHANS, Orphan, RewindReply},
 };
 
-use super::rules::{EVENT_BYTES, Entry, Key, State, block_of, heights, key, signed};
+use super::{
+    StoreMutant,
+    rules::{EVENT_BYTES, Entry, Key, State, block_of, heights, key, signed},
+};
 
 impl State {
     pub fn orphans(&self) -> Vec<Orphan> {
@@ -23,6 +26,7 @@ impl State {
         self.retracting.iter().take(MAX_ORPHANS).map(orphan).collect()
     }
 
+    #[allow(clippy::result_large_err, reason = "an early end, not an error")]
     pub fn rewind(
         &mut self,
         entries: &[(BlockRef, u64)],
@@ -30,7 +34,7 @@ impl State {
         epoch: u64,
         clock: u64,
     ) -> Result<(), RewindReply> {
-        if epoch != self.epoch {
+        if epoch != self.epoch && !self.has(StoreMutant::RewindUnchecked) {
             return Err(RewindReply::Stale);
         }
         if let Some(reason) = &self.frozen {
@@ -51,13 +55,18 @@ impl State {
         for name in &orphans {
             if let Some(mut entry) = Arc::make_mut(&mut self.live).remove(name) {
                 entry.retract_epoch = Some(self.epoch);
-                Arc::make_mut(&mut self.retracting).insert(*name, entry);
+                if !self.has(StoreMutant::RewindForgets) {
+                    Arc::make_mut(&mut self.retracting).insert(*name, entry);
+                }
             }
         }
         let hashes: BTreeSet<B256> = orphans.iter().map(|name| name.1).collect();
         let is_replaced =
             |state: &Self, n: u64| state.live_at(n, n).any(|(key, entry)| entry.done && !hashes.contains(&key.1));
-        let gone: BTreeSet<u64> = orphans.iter().map(|name| name.0).filter(|n| !is_replaced(self, *n)).collect();
+        let mut gone: BTreeSet<u64> = orphans.iter().map(|name| name.0).filter(|n| !is_replaced(self, *n)).collect();
+        if self.has(StoreMutant::OrphanStaysDone) {
+            gone.clear();
+        }
         if let Some(&lowest) = gone.first() {
             self.sink(signed(lowest) - 1);
         }
@@ -84,7 +93,7 @@ impl State {
         if self.frozen.is_some() {
             return AmendReply::Frozen;
         }
-        if amend.filter_version < self.filter_version {
+        if self.is_old(amend.filter_version) {
             return AmendReply::OldList;
         }
         let BlockRef { number, hash } = amend.block;

@@ -2,6 +2,7 @@
 //! sets of numbers, plain maps of entries. Slow where that is simpler and the state of a test is small.
 
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
@@ -15,7 +16,7 @@ use chaintap::{
     },
 };
 
-use super::{CLAIM_TTL, HEARTBEAT_TTL, Instant};
+use super::{CLAIM_TTL, HEARTBEAT_TTL, Instant, StoreMutant};
 
 /// An entry's name.
 pub type Key = (u64, B256, u64);
@@ -44,6 +45,8 @@ pub struct Claim {
 /// cheap.
 #[derive(Clone, Debug)]
 pub struct State {
+    /// The fault that is planted.
+    pub mutant: Option<StoreMutant>,
     pub watermark: i64,
     pub tip: i64,
     pub sealed: i64,
@@ -102,6 +105,7 @@ impl State {
     pub fn begin(first: u64, epoch: u64) -> Self {
         let last = signed(first) - 1;
         Self {
+            mutant: None,
             watermark: last,
             tip: last,
             sealed: -1,
@@ -140,6 +144,16 @@ impl State {
             retracting: self.retracting.len() as u64,
             service: service.to_owned(),
         }
+    }
+
+    /// Whether this fault is planted.
+    pub(super) fn has(&self, mutant: StoreMutant) -> bool {
+        self.mutant == Some(mutant)
+    }
+
+    /// Whether a caller's filter is older than the published one.
+    pub(super) fn is_old(&self, filter_version: u64) -> bool {
+        filter_version < self.filter_version && !self.has(StoreMutant::OldListAccepted)
     }
 
     /// Whether the block is delivered.
@@ -185,7 +199,9 @@ impl State {
 
     /// The watermark moves over what follows it without a hole.
     pub(super) fn advance(&mut self) {
-        while self.done.contains(&unsigned(self.watermark + 1)) {
+        let is_held =
+            |state: &Self, number: u64| state.has(StoreMutant::HeldIsDone) && state.claims.contains_key(&number);
+        while self.done.contains(&unsigned(self.watermark + 1)) || is_held(self, unsigned(self.watermark + 1)) {
             let next = unsigned(self.watermark + 1);
             self.remove(next);
             self.watermark = signed(next);
@@ -206,7 +222,9 @@ impl State {
     }
 
     pub(super) fn raise_epoch(&mut self, clock: u64) {
-        self.epoch = clock.max(self.epoch + 1);
+        if !self.has(StoreMutant::EpochNotRaised) {
+            self.epoch = clock.max(self.epoch + 1);
+        }
     }
 
     pub(super) fn live_at(&self, from: u64, to: u64) -> impl Iterator<Item = (&Key, &Entry)> {
@@ -293,10 +311,11 @@ impl State {
 
     pub fn intent(&mut self, intent: &Intent<'_>) -> IntentReply {
         let Intent { block, parent, epoch, .. } = *intent;
-        if epoch != self.epoch || self.frozen.is_some() {
+        let is_stale = epoch != self.epoch && !self.has(StoreMutant::EpochUnchecked);
+        if is_stale || self.frozen.is_some() {
             return IntentReply::Stale;
         }
-        if intent.filter_version < self.filter_version {
+        if self.is_old(intent.filter_version) {
             return IntentReply::OldList;
         }
         if self.is_done(block.number) {
@@ -310,14 +329,15 @@ impl State {
         if signed(block.number) <= self.sealed && !begun {
             return IntentReply::Sealed;
         }
-        let misfit = self.live_at(block.number.saturating_sub(1), block.number + 1).find(|(other, entry)| {
-            if other.0 == block.number {
-                other.1 != block.hash
-            } else if other.0 < block.number {
-                other.1 != parent
-            } else {
-                entry.parent != block.hash
-            }
+        let is_apart = self.has(StoreMutant::NeighboursUnchecked);
+        let misfit = self.live_at(block.number.saturating_sub(1), block.number + 1).find(|(other, entry)| match other
+            .0
+            .cmp(&block.number)
+        {
+            Ordering::Equal => other.1 != block.hash,
+            _ if is_apart => false,
+            Ordering::Less => other.1 != parent,
+            Ordering::Greater => entry.parent != block.hash,
         });
         if let Some((other, _)) = misfit {
             return IntentReply::Conflict(format!("{block} does not fit {}", block_of(other)));
@@ -362,10 +382,24 @@ impl State {
 
     fn committed(&mut self, range: BlockRange, token: &str) -> CommitReply {
         (range.from..=range.to).for_each(|number| self.add(number));
+        self.forget_gaps(range.to);
         self.advance();
         self.tip = self.tip.max(signed(range.to));
         self.release(range, token);
         CommitReply::Committed { watermark: self.watermark, tip: self.tip, edited: false }
+    }
+
+    /// With one of two mutants: what is missing below is not remembered.
+    fn forget_gaps(&mut self, committed: u64) {
+        let first = self.done.first().copied();
+        let up_to = match self.mutant {
+            Some(StoreMutant::WatermarkIsTip) => Some(committed),
+            Some(StoreMutant::OneGapOnly) => first.filter(|_| self.pieces > 1),
+            _ => None,
+        };
+        if let Some(up_to) = up_to {
+            (self.watermark + 1..=signed(up_to)).for_each(|number| self.add(unsigned(number)));
+        }
     }
 
     pub fn commit(&mut self, commit: BlockCommit, token: &str) -> CommitReply {
@@ -377,12 +411,13 @@ impl State {
         let name = key(commit.block, commit.epoch);
         let Some(entry) = self.live.get(&name) else {
             let is_known = self.retracting.contains_key(&name) || !is_sealed || !self.is_done(number);
-            return if is_known { CommitReply::Fenced } else { self.committed(BlockRange::single(number), token) };
+            let is_fenced = is_known && !self.has(StoreMutant::CommitUnfenced);
+            return if is_fenced { CommitReply::Fenced } else { self.committed(BlockRange::single(number), token) };
         };
-        if commit.filter_version < self.filter_version {
+        if self.is_old(commit.filter_version) {
             return CommitReply::OldList;
         }
-        if entry.digests.last() != Some(&commit.digest) {
+        if entry.digests.last() != Some(&commit.digest) && !self.has(StoreMutant::DigestUnchecked) {
             return CommitReply::More;
         }
         if is_sealed {
@@ -396,10 +431,11 @@ impl State {
     pub fn commit_final(&mut self, commit: &FinalCommit, token: &str) -> CommitReply {
         let range = commit.range;
         let was_sealed = signed(range.to) <= commit.sealed;
-        if self.frozen.is_some() || commit.epoch < self.replayed || commit.epoch != self.epoch && !was_sealed {
+        let is_stale = commit.epoch != self.epoch && !was_sealed && !self.has(StoreMutant::FinalWithoutEpoch);
+        if self.frozen.is_some() || commit.epoch < self.replayed || is_stale {
             return CommitReply::Stale;
         }
-        if commit.filter_version < self.filter_version {
+        if self.is_old(commit.filter_version) {
             return CommitReply::OldList;
         }
         let mut chain: BTreeMap<i64, B256> = commit.confirmed.iter().map(|at| (signed(at.number), at.hash)).collect();
@@ -414,7 +450,7 @@ impl State {
             } else {
                 chain.get(&signed(name.0)) == Some(&name.1)
             };
-            if !fits {
+            if !fits && !self.has(StoreMutant::FinalUnchecked) {
                 return CommitReply::Conflict(format!("{} is not the chain's", block_of(name)));
             }
         }
@@ -439,7 +475,8 @@ impl State {
             let is_top = |block: &BlockRef| !parents.contains(&(block.number + 1, block.hash));
             let expected: BTreeSet<BlockRef> = below.iter().map(|(key, _)| block_of(key)).filter(is_top).collect();
             let contradicted = below.iter().any(|(key, _)| key.0 == at.number && key.1 != at.hash);
-            if expected != tops.iter().copied().collect() || contradicted {
+            let is_wrong = expected != tops.iter().copied().collect() || contradicted;
+            if is_wrong && !self.has(StoreMutant::SealBlind) {
                 return SealReply::Refused;
             }
             (self.sealed, self.sealed_hash) = (height, Some(at.hash));
