@@ -112,10 +112,14 @@ impl State {
     }
 
     pub fn duty(&mut self, owner: &Arc<str>, now: Instant) -> Option<Duty> {
-        let mine = self.duty_owners.get(owner).and_then(|id| self.duties.get(id));
-        let taken: BTreeSet<u64> =
-            self.duty_owners.iter().filter(|(other, _)| self.is_alive(other, now)).map(|(_, id)| *id).collect();
-        let duty = mine.or_else(|| self.duties.values().find(|duty| !taken.contains(&duty.id)))?.clone();
+        let mine = self.duty_owners.get(owner).and_then(|id| self.duties.get(id)).cloned();
+        if mine.is_none() {
+            let heartbeats = Arc::clone(&self.heartbeats);
+            let is_alive = |other: &Arc<str>| heartbeats.get(other).is_some_and(|&until| until > now);
+            Arc::make_mut(&mut self.duty_owners).retain(|other, _| is_alive(other));
+        }
+        let taken: BTreeSet<u64> = self.duty_owners.values().copied().collect();
+        let duty = mine.or_else(|| self.duties.values().find(|duty| !taken.contains(&duty.id)).cloned())?;
         let owners = Arc::make_mut(&mut self.duty_owners);
         owners.retain(|_, id| *id != duty.id);
         owners.insert(Arc::clone(owner), duty.id);

@@ -305,7 +305,6 @@ impl State {
     pub fn retire(&mut self, owner: &Arc<str>) {
         Arc::make_mut(&mut self.claims).retain(|_, claim| claim.owner != *owner);
         Arc::make_mut(&mut self.heartbeats).remove(owner);
-        Arc::make_mut(&mut self.duty_owners).remove(owner);
     }
 
     // Delivering.
