@@ -26,14 +26,15 @@ pub(super) async fn work(ctx: &Context, view: &View) -> Result<bool, StageError>
     let Some(duty) = persist(ctx, "duty", PATIENCE, || ctx.store.duty()).await? else { return Ok(false) };
     let filter = ctx.filters.now()?;
     // Read after the duty, so the version that made it is not newer.
-    if ctx.store.snapshot().await?.progress.filter_version > filter.version {
+    let progress = ctx.store.snapshot().await?.progress;
+    if progress.filter_version > filter.version {
         return Err(ctx.filters.moved_on());
     }
     let to = duty.range.to.min(duty.range.from.saturating_add(MAX_CLAIM_BLOCKS - 1));
-    let up_to = match Joined::of(&duty.members, &ctx.registry, &filter) {
+    let joined = Joined::of(&duty.members, &ctx.registry, &filter);
+    let up_to = match joined.zip(delivered(BlockRange { from: duty.range.from, to }, progress.tip)) {
         None => duty.range.to,
-        Some(joined) => {
-            let range = BlockRange { from: duty.range.from, to };
+        Some((joined, range)) => {
             let scan = Scan { ctx, filter: &filter, joined: &joined };
             let (next, outcome) = scan.range(range, view).await;
             if outcome.is_err() && next > range.from {
@@ -42,12 +43,18 @@ pub(super) async fn work(ctx: &Context, view: &View) -> Result<bool, StageError>
             }
             let found = outcome?;
             debug!(duty = duty.id, %range, found, "looked again");
-            to
+            range.to
         }
     };
     persist(ctx, "scanned", PATIENCE, || ctx.store.scanned(duty.id, up_to)).await?;
     tell(&duty, up_to);
     Ok(true)
+}
+
+/// The blocks of a range up to the highest delivered one. A chain that became shorter may have left a duty above it; a
+/// node does not have those blocks, and whoever delivers them once they are there does it with the newest list.
+fn delivered(range: BlockRange, tip: i64) -> Option<BlockRange> {
+    BlockRange::new(range.from, range.to.min(u64::try_from(tip).ok()?))
 }
 
 fn tell(duty: &Duty, up_to: u64) {

@@ -250,6 +250,14 @@ impl Oracle {
                 live.remove(&id);
             }
         }
+        // Above it, what was delivered while more was deliverable may stay as long as its block does.
+        for block in (end..=tree.height()).filter_map(|number| tree.at(number)) {
+            for due in [Due::Always, Due::Must, Due::May] {
+                for id in self.due(block, due) {
+                    live.remove(&id);
+                }
+            }
+        }
         for text in lost.into_iter().take(5) {
             self.violation(format!("lost: {text}"));
         }

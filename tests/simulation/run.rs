@@ -358,9 +358,9 @@ impl Run {
 
     /// What is not yet as it should be.
     async fn left_over(&self) -> Option<String> {
-        let (height, finalized, short) = {
+        let (height, finalized) = {
             let tree = self.world.tree();
-            (tree.height(), tree.finalized(tree.height()), tree.is_short_of())
+            (tree.height(), tree.finalized(tree.height()))
         };
         let head = deliverable(&self.world.swarm, height, finalized)?;
         if head < self.world.swarm.start {
@@ -383,7 +383,8 @@ impl Run {
         if self.storage.has_duties() {
             return Some("a duty to scan for tokens that joined".into());
         }
-        let is_whole = at.tip == at.watermark || short > 0 && at.tip > height.cast_signed();
+        // What may be delivered became less: holes above it wait until it is more again.
+        let is_whole = at.tip == at.watermark || at.tip > head.cast_signed();
         let is_right = is_there && is_whole && at.retracting == 0;
         (!is_right).then(|| format!("head {head}, {at:?}, done {:?}", snapshot.done))
     }
