@@ -36,6 +36,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(super) struct Footing {
     /// The head above which everything journaled was last found to be canonical.
     firm: Option<BlockRef>,
+    /// Watermark and tip when the last look began.
+    looked_at: Option<(i64, i64)>,
     doubt: Option<(Doubt, Instant)>,
     /// Something contradicted it since the last look began.
     shaken: bool,
@@ -87,16 +89,25 @@ impl Footing {
         self.firm == Some(head.block())
     }
 
+    /// Whether something was delivered since the last look that nothing ties to the head: by number, and a node on a
+    /// stale branch may have answered. A chain that is closed up to the head is tied to it by the parents that INTENT
+    /// compared, so only what is delivered below the head is looked at again.
+    pub(super) fn is_outdated(&self, head: &Header, progress: &Progress) -> bool {
+        let is_tied = progress.watermark == progress.tip && progress.tip == signed(head.number);
+        !is_tied && self.looked_at != Some((progress.watermark, progress.tip)) && !planted(Mutant::NeverLook)
+    }
+
     /// Something contradicted it, perhaps while a look was going on.
     pub(super) fn shake(&mut self) {
         self.firm = None;
         self.shaken = true;
     }
 
-    /// A look begins; answers whether it has to be thorough, because nothing is firm.
-    pub(super) fn begin(&mut self) -> bool {
+    /// A look begins, and nothing is firm until it ends; answers whether it has to be thorough, because nothing was.
+    pub(super) fn begin(&mut self, progress: &Progress) -> bool {
         self.shaken = false;
-        self.firm.is_none()
+        self.looked_at = Some((progress.watermark, progress.tip));
+        self.firm.take().is_none()
     }
 
     /// The doubt that has lasted long enough to be believed.
@@ -291,10 +302,22 @@ mod tests {
         assert!(footing.holds(&header(8, 8, 7), &progress(7, 7)), "it is the firm one now");
         footing.shake();
         assert!(!footing.holds(&header(8, 8, 7), &progress(8, 8)));
-        assert!(footing.begin(), "after a contradiction the look is thorough");
+        assert!(footing.begin(&progress(7, 7)), "after a contradiction the look is thorough");
         footing.shake();
         footing.found(Look::Firm(header(8, 8, 7).block()));
         assert!(!footing.holds(&header(8, 8, 7), &progress(8, 8)), "it was contradicted during the look");
+    }
+
+    #[test]
+    fn what_was_delivered_below_the_head_is_looked_at_again() {
+        let mut footing = Footing::default();
+        footing.begin(&progress(5, 5));
+        footing.found(Look::Firm(header(7, 7, 6).block()));
+        let is_outdated = |watermark, tip| footing.is_outdated(&header(7, 7, 6), &progress(watermark, tip));
+        assert!(!is_outdated(5, 5), "nothing was delivered since");
+        assert!(is_outdated(6, 6), "a block below the head");
+        assert!(is_outdated(5, 7), "the head, above a gap");
+        assert!(!is_outdated(7, 7), "all of it up to the head");
     }
 
     #[test]

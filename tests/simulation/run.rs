@@ -372,8 +372,11 @@ impl Run {
         };
         let journal = self.store.inner.journal((1 << 53) - 1).await.unwrap_or_default();
         let at = &snapshot.progress;
-        // An entry of an earlier epoch stays until its block is sealed.
-        let is_left = |entry: &&JournalEntry| !entry.done && entry.block.number.cast_signed() > at.watermark;
+        // An entry of an earlier epoch stays until its block is sealed, and one above a chain that became shorter until
+        // there is a block at its height.
+        let is_left = |entry: &&JournalEntry| {
+            !entry.done && entry.block.number.cast_signed() > at.watermark && entry.block.number <= height
+        };
         if let Some(sending) = journal.iter().find(is_left) {
             return Some(format!("entry {} (epoch {}) is left, {at:?}", sending.block, sending.epoch));
         }
