@@ -21,7 +21,7 @@ use super::{
 use crate::{
     app,
     config::Settings,
-    domain::{BlockRef, MAX_BLOCK_NUMBER},
+    domain::{BlockRef, MAX_BLOCK_NUMBER, signed},
     pipeline,
     rpc::{At, ChainSource},
     store::{JournalEntry, Progress, ReplayReply, RewindReply, StateStore, StoreError},
@@ -214,7 +214,7 @@ pub(super) async fn reset(
             RewindReply::Deep(reason) => return Err(frozen(&reason)),
         }
         let source = app::nodes(settings, &settings.providers);
-        let ctx = equip::context(settings, (store.clone(), source), sinks);
+        let ctx = app::context(settings, (store.clone(), source), sinks);
         let events = pipeline::take_back(&ctx).await.map_err(|error| stage_failure(&error))?;
         say(notes, &format!("took back {events} events"))?;
     }
@@ -340,10 +340,6 @@ fn finished(reply: Result<ReplayReply, StoreError>, out: &mut (dyn Write + Send)
 
 fn changed() -> Failure {
     Failure::Temporary("the state changed meanwhile; look again and repeat".into())
-}
-
-fn signed(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

@@ -16,9 +16,9 @@ use std::{
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use super::{Context, StageError, decode, deliver, filter, persist, rescan, signed};
+use super::{Context, PATIENCE, StageError, decode, deliver, filter, persist};
 use crate::{
-    domain::{BlockRange, BlockRef, Event},
+    domain::{BlockRange, BlockRef, Event, signed},
     rpc::{RangeLogs, RpcError},
     store::{JournalEntry, MAX_CLAIM_BLOCKS},
     telemetry::metrics,
@@ -28,8 +28,6 @@ use filter::{Filter, Wanted};
 
 /// A second provider that does not answer is waited for this long.
 const ABSENCE: Duration = Duration::from_mins(10);
-/// One operation of the store is tried for this long.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// The note of `/health` that tells of it.
 const NOTE: &str = "audit";
 
@@ -114,7 +112,7 @@ async fn opinion(ctx: &Context, batch: &[JournalEntry]) -> Result<Option<RangeLo
     let mut ranges = vec![BlockRange { from: first.block.number, to: last.block.number }];
     let mut whole: Option<RangeLogs> = None;
     while let Some(range) = ranges.pop() {
-        match (ctx.source.second_opinion(range, &ctx.filter).await, range.halves()) {
+        match (ctx.source.second_opinion(range, &ctx.log_filter).await, range.halves()) {
             (Ok(None), _) => return Ok(None),
             (Ok(Some(part)), _) => match &mut whole {
                 None => whole = Some(part),
@@ -157,7 +155,7 @@ async fn compare(ctx: &Context, filter: &Filter, batch: &[JournalEntry], answer:
     // Whatever token it is of: the list may have changed since the block was delivered.
     let theirs: BTreeSet<(BlockRef, u64)> =
         decoded.candidates.iter().map(|found| (found.event.block, found.event.log_index)).collect();
-    let mut wanted = rescan::by_block(filter::by_token(filter, decoded));
+    let mut wanted = filter::by_token(filter, decoded).by_block();
     let mut epochs = Vec::new();
     for entry in batch {
         let read = || ctx.store.journaled(entry.block, entry.epoch);
@@ -173,7 +171,7 @@ async fn compare(ctx: &Context, filter: &Filter, batch: &[JournalEntry], answer:
             epochs.push(epoch);
         }
     }
-    rescan::still_of(ctx, &epochs).await
+    deliver::still_of(ctx, &epochs).await
 }
 
 fn tell_extra<'a>(block: BlockRef, extra: impl Iterator<Item = &'a Event>) {

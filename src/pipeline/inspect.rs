@@ -15,10 +15,10 @@ use std::{
 use alloy::primitives::B256;
 use serde::Serialize;
 
-use super::{Context, Filter, StageError, decode, fetch, filter, signed};
+use super::{Context, Filter, StageError, decode, fetch, filter};
 use crate::{
     backoff::Backoff,
-    domain::{BlockRange, BlockRef, Event, Header, Heights, RawLog, Tag, TokenList},
+    domain::{BlockRange, BlockRef, Event, Header, Heights, RawLog, Tag, TokenList, signed},
     rpc::{At, RpcError},
     store::{DeadKind, JournalEntry, MAX_CLAIM_BLOCKS, Snapshot, StateStore, StoreError},
 };
@@ -140,7 +140,7 @@ impl<'a> Inspection<'a> {
     pub async fn part(&mut self, from: u64, to: u64) -> Result<Part, StageError> {
         let ctx = self.ctx;
         let most = to.min(from.saturating_add(MAX_CLAIM_BLOCKS - 1));
-        let (range, answer) = patiently(|| fetch::part(ctx, &ctx.filter, from, most)).await?;
+        let (range, answer) = patiently(|| fetch::part(ctx, &ctx.log_filter, from, most)).await?;
         if self.before.is_some_and(|before| before.number + 1 == from && before.hash != answer.first.parent) {
             return Err(StageError::Again("the chain was reorganised while it was read"));
         }
@@ -297,7 +297,7 @@ impl Journaled<'_> {
     fn compare(&self, wanted: &[Event], findings: &mut Vec<Finding>) {
         let (nothing, mut ours) = (BTreeSet::new(), BTreeMap::<u64, BTreeSet<_>>::new());
         for event in wanted {
-            ours.entry(event.block.number).or_default().insert(delivery(event));
+            ours.entry(event.block.number).or_default().insert(event.delivery());
         }
         // A block may have entries of several epochs: what was sent is what all of them hold.
         let done =
@@ -311,7 +311,7 @@ impl Journaled<'_> {
                 continue;
             }
             let held = self.held.get(&number).into_iter().flatten().filter(|event| event.block.hash == hash);
-            let held: BTreeSet<_> = held.map(delivery).collect();
+            let held: BTreeSet<_> = held.map(Event::delivery).collect();
             let ours = ours.get(&number).unwrap_or(&nothing);
             let (missing, extra) = (ours.difference(&held).count(), held.difference(ours).count());
             if missing > 0 {
@@ -337,16 +337,11 @@ fn name(log: &RawLog) -> (u64, u64, B256) {
     (log.block.number, log.log_index, log.block.hash)
 }
 
-/// What tells one delivery of a block from another.
-fn delivery(event: &Event) -> (u64, Arc<str>) {
-    (event.log_index, event.handler.clone())
-}
-
 /// The logs of a range, in parts as large as the provider bears.
 async fn whole(ctx: &Context, range: BlockRange) -> Result<Vec<RawLog>, StageError> {
     let (mut logs, mut next) = (Vec::new(), range.from);
     loop {
-        let (part, answer) = fetch::part(ctx, &ctx.filter, next, range.to).await?;
+        let (part, answer) = fetch::part(ctx, &ctx.log_filter, next, range.to).await?;
         logs.extend(answer.logs);
         if part.to >= range.to {
             return Ok(logs);

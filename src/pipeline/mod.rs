@@ -5,6 +5,14 @@
 //! is a pure function of what is done, what is busy and where the head is. *Concurrency by range, not by stage*: one
 //! claimed range is one task that runs the stages as straight-line code.
 //!
+//! This file is the story: `process` takes a range through the stages, `unwind` takes back what left the chain, and
+//! `seal` closes what became final. Each verb is a file or a folder; beside them stand
+//!
+//! * `start`, a run from its beginning to its end, `tracks`, the loop, which decides when, and `pauses`, what waits;
+//! * `rescan` and `audit`, a second look at what was delivered: for what joined the filter, and at what another provider
+//!   has; `inspect`, the same for an operator, without any effect;
+//! * `extent`, how much data of a log is decoded at all, and `fuzzing`, what a hostile contract can emit.
+//!
 //! What it does not do: name a server or a vendor (that is `app`), or keep anything in memory that would be missed
 //! after a crash.
 
@@ -16,7 +24,7 @@ use tracing::{Instrument, debug, info, info_span};
 use crate::{
     backoff::Backoff,
     config::{ChainProfile, Limits, Registry},
-    domain::{BlockRange, DeliveryMode, Header, RawLog, Track},
+    domain::{BlockRange, DeliveryMode, Header, RawLog, Track, signed},
     rpc::{ChainSource, LogFilter, RpcError},
     sinks::Sink,
     store::{Progress, StateStore, StoreError},
@@ -63,7 +71,7 @@ pub struct Context {
     /// What is listened to.
     pub registry: Arc<Registry>,
     /// What nodes are asked for; follows from the registry.
-    pub filter: LogFilter,
+    pub log_filter: LogFilter,
     /// The nodes.
     pub source: Arc<dyn ChainSource>,
     /// The state.
@@ -149,8 +157,60 @@ async fn process(ctx: &Context, track: Track, range: BlockRange, view: &View) ->
     outcome.map(|()| Processed::Committed)
 }
 
+/// A block that may still leave the chain: by hash, journaled before it is sent.
+async fn one_block(ctx: &Context, track: Track, claim: &Claim, filter: &Filter, view: &View) -> Result<(), StageError> {
+    let number = claim.grant.range.from;
+    // The head's header is at hand; for another block it is asked for.
+    let header = Some(view.head).filter(|head| head.number == number);
+    let (header, logs) = timed("fetch", fetch::block(ctx, &ctx.log_filter, number, header)).await?;
+    let wanted = wanted(ctx, filter, logs);
+    let mut delivered = timed("deliver", deliver::journaled(ctx, claim, &header, &wanted)).await?;
+    while timed("commit", commit::advance(ctx, track, claim, delivered)).await? == Advanced::More {
+        delivered = timed("deliver", deliver::merged(ctx, claim, &header, &wanted)).await?;
+    }
+    Ok(())
+}
+
+/// Blocks that are final: by number, in parts as large as the provider bears, committed as one.
+async fn final_range(ctx: &Context, track: Track, claim: &Claim, filter: &Filter) -> Result<(), StageError> {
+    let BlockRange { from, to } = claim.grant.range;
+    let confirmed = fetch::confirm(ctx, &claim.grant.live).await?;
+    let (mut next, mut events) = (from, 0);
+    let (mut first, mut before): (Option<Header>, Option<Header>) = (None, None);
+    loop {
+        let (part, answer) = timed("fetch", fetch::part(ctx, &ctx.log_filter, next, to)).await?;
+        let first = *first.get_or_insert(answer.first);
+        if before.replace(answer.last).is_some_and(|before| before.hash != answer.first.parent) {
+            return Err(RpcError::Invalid("two parts of a final range that are not one chain".into()).into());
+        }
+        let wanted = wanted(ctx, filter, answer.logs);
+        events += timed("deliver", deliver::part(ctx, claim, &wanted)).await?;
+        if part.to >= to {
+            let delivered = deliver::finished(claim, (&first, &answer.last), confirmed, events, filter.version);
+            timed("commit", commit::advance(ctx, track, claim, delivered)).await?;
+            return Ok(());
+        }
+        next = part.to + 1;
+    }
+}
+
+/// Decodes and filters.
+fn wanted(ctx: &Context, filter: &Filter, logs: Vec<RawLog>) -> Wanted {
+    metrics::logs_received(logs.len() as u64);
+    let begun = Instant::now();
+    let decoded = decode::events(&ctx.registry, logs);
+    metrics::stage_seconds("decode", begun.elapsed().as_secs_f64());
+    for (reason, count) in &decoded.rejected {
+        metrics::logs_rejected(reason, *count);
+    }
+    let begun = Instant::now();
+    let wanted = filter::by_token(filter, decoded);
+    metrics::stage_seconds("filter", begun.elapsed().as_secs_f64());
+    wanted
+}
+
 /// Holds what was delivered against the chain of the newest head, and takes back what is not on it.
-async fn settle(
+async fn unwind(
     ctx: &Context,
     head: &Header,
     progress: &Progress,
@@ -175,59 +235,19 @@ async fn settle(
 pub async fn take_back(ctx: &Context) -> Result<u64, StageError> {
     let mut retracted = 0;
     loop {
-        let orphans = persist(ctx, "orphans", TAKE_BACK_PATIENCE, || ctx.store.orphans()).await?;
+        let orphans = persist(ctx, "orphans", PATIENCE, || ctx.store.orphans()).await?;
         if orphans.is_empty() {
             return Ok(retracted);
         }
         for orphan in orphans {
             let read = || ctx.store.journaled(orphan.block, orphan.epoch);
-            let events = persist(ctx, "journaled", TAKE_BACK_PATIENCE, read).await?;
+            let events = persist(ctx, "journaled", PATIENCE, read).await?;
             timed("deliver", deliver::retracted(ctx, orphan, &events)).await?;
-            persist(ctx, "retracted", TAKE_BACK_PATIENCE, || ctx.store.retracted(orphan)).await?;
+            persist(ctx, "retracted", PATIENCE, || ctx.store.retracted(orphan)).await?;
             metrics::events_retracted(events.len() as u64);
             info!(block = %orphan.block, events = events.len(), "taken back");
             retracted += events.len() as u64;
         }
-    }
-}
-
-/// One operation of the store is tried for this long before the loop looks anew.
-const TAKE_BACK_PATIENCE: Duration = Duration::from_secs(30);
-
-/// A block that may still leave the chain: by hash, journaled before it is sent.
-async fn one_block(ctx: &Context, track: Track, claim: &Claim, filter: &Filter, view: &View) -> Result<(), StageError> {
-    let number = claim.grant.range.from;
-    // The head's header is at hand; for another block it is asked for.
-    let header = Some(view.head).filter(|head| head.number == number);
-    let (header, logs) = timed("fetch", fetch::block(ctx, &ctx.filter, number, header)).await?;
-    let wanted = wanted(ctx, filter, logs);
-    let mut delivered = timed("deliver", deliver::journaled(ctx, claim, &header, &wanted)).await?;
-    while timed("commit", commit::advance(ctx, track, claim, delivered)).await? == Advanced::More {
-        delivered = timed("deliver", deliver::merged(ctx, claim, &header, &wanted)).await?;
-    }
-    Ok(())
-}
-
-/// Blocks that are final: by number, in parts as large as the provider bears, committed as one.
-async fn final_range(ctx: &Context, track: Track, claim: &Claim, filter: &Filter) -> Result<(), StageError> {
-    let BlockRange { from, to } = claim.grant.range;
-    let confirmed = fetch::confirm(ctx, &claim.grant.live).await?;
-    let (mut next, mut events) = (from, 0);
-    let (mut first, mut before): (Option<Header>, Option<Header>) = (None, None);
-    loop {
-        let (part, answer) = timed("fetch", fetch::part(ctx, &ctx.filter, next, to)).await?;
-        let first = *first.get_or_insert(answer.first);
-        if before.replace(answer.last).is_some_and(|before| before.hash != answer.first.parent) {
-            return Err(RpcError::Invalid("two parts of a final range that are not one chain".into()).into());
-        }
-        let wanted = wanted(ctx, filter, answer.logs);
-        events += timed("deliver", deliver::part(ctx, claim, &wanted)).await?;
-        if part.to >= to {
-            let delivered = deliver::finished(claim, (&first, &answer.last), confirmed, events, filter.version);
-            timed("commit", commit::advance(ctx, track, claim, delivered)).await?;
-            return Ok(());
-        }
-        next = part.to + 1;
     }
 }
 
@@ -238,20 +258,8 @@ async fn seal(ctx: &Context, view: &View) -> Result<(), StageError> {
     commit::seal(ctx, &sealable).await
 }
 
-/// Decodes and filters.
-fn wanted(ctx: &Context, filter: &Filter, logs: Vec<RawLog>) -> Wanted {
-    metrics::logs_received(logs.len() as u64);
-    let begun = Instant::now();
-    let decoded = decode::events(&ctx.registry, logs);
-    metrics::stage_seconds("decode", begun.elapsed().as_secs_f64());
-    for (reason, count) in &decoded.rejected {
-        metrics::logs_rejected(reason, *count);
-    }
-    let begun = Instant::now();
-    let wanted = filter::by_token(filter, decoded);
-    metrics::stage_seconds("filter", begun.elapsed().as_secs_f64());
-    wanted
-}
+/// One operation of the store is tried for this long before the loop looks anew, unless a claim bounds it.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Asks the store until it answers: its operations are idempotent, so a reply that was lost is repaired by asking
 /// again. Gives up after `patience`; the claim's deadline bounds it in any case. What journals and commits is told of,
@@ -299,9 +307,4 @@ async fn timed<R, E>(stage: &'static str, work: impl Future<Output = Result<R, E
         metrics::stage_error(stage);
     }
     outcome
-}
-
-/// Block numbers stay below 2^53, so the conversion loses nothing.
-fn signed(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
 }

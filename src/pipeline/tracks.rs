@@ -17,12 +17,12 @@ use tracing::{error, info, warn};
 use super::{
     Context, Ended, Look, Processed, Situation, StageError, View,
     pauses::{self, Pauses},
-    persist, plan, process, rescan, seal, settle,
+    persist, plan, process, rescan, seal, unwind,
     unwind::Footing,
 };
 use crate::{
     backoff::Pace,
-    domain::{BlockRange, IntervalSet, Track},
+    domain::{BlockRange, IntervalSet, Track, signed},
     mutants::{Mutant, planted},
     rpc::RpcError,
     store::{MAX_DONE_INTERVALS, Progress, Snapshot, StoreError},
@@ -148,7 +148,7 @@ impl Tracks {
         };
         self.pauses.state.succeeded();
         self.tell(&snapshot);
-        let reached = self.until.is_some_and(|until| snapshot.progress.watermark >= super::signed(until));
+        let reached = self.until.is_some_and(|until| snapshot.progress.watermark >= signed(until));
         if reached && snapshot.progress.retracting == 0 {
             return Some(Ended::Reached);
         }
@@ -219,7 +219,7 @@ impl Tracks {
     fn begin_seal(&mut self, view: View, snapshot: &Snapshot) {
         let height = view.heights.final_height(self.ctx.chain.finality_depth);
         let sealed = snapshot.progress.sealed;
-        let due = height.is_some_and(|height| super::signed(height) > sealed) && Instant::now() >= self.next_seal;
+        let due = height.is_some_and(|height| signed(height) > sealed) && Instant::now() >= self.next_seal;
         if !due || self.in_flight.contains(&Work::Seal) {
             return;
         }
@@ -332,7 +332,7 @@ impl Tracks {
         let (ctx, head, progress) = (self.ctx.clone(), view.head, progress.clone());
         let (thorough, believed) = (self.footing.begin(&progress), self.footing.believed());
         self.tasks.spawn(async move {
-            (Work::Unwind, settle(&ctx, &head, &progress, thorough, believed).await.map(Finished::Looked))
+            (Work::Unwind, unwind(&ctx, &head, &progress, thorough, believed).await.map(Finished::Looked))
         });
     }
 
@@ -367,8 +367,9 @@ impl Tracks {
             error!(reason, "nothing more is delivered until this is mended and the process started again");
             self.halted = true;
             self.tasks.abort_all();
+            // The first reason is the cause; what follows is its consequence.
+            self.ctx.vitals.halt(Some(reason));
         }
-        self.ctx.vitals.halt(Some(reason));
     }
 
     fn tell(&mut self, snapshot: &Snapshot) {

@@ -4,13 +4,13 @@
 //! taken back (I4). What the journal holds already is sent again all the same: whoever put it there may have died
 //! before its messages left.
 
-use std::time::Duration;
+use std::collections::BTreeMap;
 
 use super::{
-    super::{Context, StageError, Wanted, persist},
+    super::{Context, PATIENCE, StageError, Wanted, persist},
     bury_undecodable,
     hand_over::{Say, send},
-    is_same, lacking,
+    lacking,
 };
 use crate::{
     domain::{BlockRef, Digest, Event},
@@ -19,8 +19,6 @@ use crate::{
 
 /// This often an entry may grow between reading it and offering what it lacks.
 const ROUNDS: usize = 5;
-/// One operation of the store is tried for this long; then the blocks are looked at anew.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What became of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,14 +54,26 @@ pub(in crate::pipeline) async fn amended(
             AmendReply::Frozen => return Err(StageError::Again("nothing may be delivered")),
         };
         // As it is journaled, byte for byte.
-        let journaled = |ours: &Event| held.iter().find(|held| is_same(held, ours)).unwrap_or(ours).clone();
-        let events: Vec<Event> = ours.iter().map(journaled).collect();
+        let journaled: BTreeMap<_, _> = held.iter().map(|held| (held.delivery(), held)).collect();
+        let events: Vec<Event> =
+            ours.iter().map(|ours| (*journaled.get(&ours.delivery()).unwrap_or(&ours)).clone()).collect();
         for part in store::parts(&events) {
             send(ctx, Say::Applied(epoch), part).await?;
         }
         return Ok(amended);
     }
     Err(StageError::Again("someone else appends to the same journal entry"))
+}
+
+/// What was sent of final blocks counts only if the epoch that it was sent under is still the chain's: a retraction of
+/// a later one would outrank it.
+pub(in crate::pipeline) async fn still_of(ctx: &Context, epochs: &[u64]) -> Result<(), StageError> {
+    let Some(newest) = epochs.iter().max() else { return Ok(()) };
+    let now = persist(ctx, "snapshot", PATIENCE, || ctx.store.snapshot()).await?.progress.epoch;
+    if epochs.iter().all(|epoch| epoch == newest) && *newest == now {
+        return Ok(());
+    }
+    Err(StageError::Again("the epoch moved on"))
 }
 
 /// Offers what an entry that holds `held` lacks, part by part; the answer to the last part, or the first other one.

@@ -14,8 +14,8 @@ use super::{
     unwind::{self, Claimed, Rewound},
 };
 use crate::{
-    domain::BlockRange,
-    store::{ClaimReply, CommitReply, Grant, Initialised, Progress, RewindReply, Snapshot, StoreError},
+    domain::{BlockRange, signed},
+    store::{ClaimReply, CommitReply, Grant, Initialised, Progress, RewindReply, Snapshot, StoreError, crowded},
 };
 
 /// One chain's state.
@@ -86,7 +86,7 @@ impl Home {
                     self.chain_id
                 )));
             };
-            let last = i64::try_from(first).unwrap_or(i64::MAX) - 1;
+            let last = signed(first) - 1;
             let truth = Truth {
                 chain_id: self.chain_id,
                 watermark: last,
@@ -139,9 +139,7 @@ impl Home {
                 return Ok(ClaimReply::Done);
             }
             if !rules::has_room(books, truth, range)? {
-                return Err(StoreError::Transient(
-                    "as many gaps are open as may be: no new one is opened until some are filled".into(),
-                ));
+                return Err(crowded());
             }
             let live = books.entries(range.from.saturating_sub(1)..=range.to + 1)?;
             Ok(ClaimReply::Granted(Grant {
