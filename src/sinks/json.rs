@@ -43,6 +43,12 @@ impl<'a> Object<'a> {
 /// Writes `text` as a JSON string.
 pub(super) fn quote(out: &mut String, text: &str) {
     out.push('"');
+    // Nearly all of a message is hex and names.
+    if text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\') {
+        out.push_str(text);
+        out.push('"');
+        return;
+    }
     for character in text.chars() {
         match character {
             '"' => out.push_str("\\\""),

@@ -1,6 +1,9 @@
 //! The chain: every block that ever was, and which branch is the chain now.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::OnceLock,
+};
 
 use alloy::{
     primitives::{Address, B256, Bytes, U256, keccak256},
@@ -36,6 +39,8 @@ pub struct Making {
     pub finality: u64,
     /// The `finalized` tag is so far below the head; `None`: the chain has no such tag.
     pub finalized: Option<u64>,
+    /// Whether a chain that has the tag has it from its first block on, as real ones do.
+    pub begins_final: bool,
     /// Share of the blocks without logs.
     pub empty: f64,
     /// Most logs in a block.
@@ -108,7 +113,8 @@ impl Tree {
 
     /// The `finalized` tag of a node whose head is at this height.
     pub fn finalized(&self, head: u64) -> Option<u64> {
-        self.making.finalized.and_then(|depth| head.checked_sub(depth))
+        let first = Some(0).filter(|_| self.making.begins_final);
+        self.making.finalized.and_then(|depth| head.checked_sub(depth).or(first))
     }
 
     /// The block at a height of the branch that ends in `tip`.
@@ -220,6 +226,11 @@ impl Tree {
     }
 }
 
+/// Whether a log is a transfer of an ERC-20 token.
+pub fn is_transfer(log: &RawLog) -> bool {
+    log.topics.len() == 3 && log.data.len() == 32
+}
+
 /// The event that a log is, if it is a transfer of an ERC-20 token.
 pub fn event(log: &RawLog, tokens: &BTreeMap<Address, Token>) -> Option<Event> {
     let [_, from, to] = log.topics[..] else { return None };
@@ -241,5 +252,7 @@ pub fn event(log: &RawLog, tokens: &BTreeMap<Address, Token>) -> Option<Event> {
 
 /// The contract of a token.
 pub fn address(token: u8) -> Address {
-    Address::from_word(keccak256([token]))
+    static ADDRESSES: OnceLock<[Address; TOKENS as usize]> = OnceLock::new();
+    let address = |token| Address::from_word(keccak256([u8::try_from(token).unwrap()]));
+    ADDRESSES.get_or_init(|| std::array::from_fn(address))[usize::from(token)]
 }

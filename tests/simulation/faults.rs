@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use crate::{random::Draw, world::World};
 
@@ -184,11 +184,22 @@ pub struct Gate {
     pub replica: usize,
     pub life: u64,
     alive: AtomicBool,
+    /// The list of tokens was read since calm began.
+    listed: AtomicBool,
 }
 
 impl Gate {
     pub fn new(world: Arc<World>, replica: usize, life: u64) -> Self {
-        Self { world, replica, life, alive: AtomicBool::new(true) }
+        Self { world, replica, life, alive: AtomicBool::new(true), listed: AtomicBool::new(false) }
+    }
+
+    pub fn has_read_in_calm(&self) {
+        self.listed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether what this life filters with is not older than calm.
+    pub fn is_listed(&self) -> bool {
+        self.listed.load(Ordering::Relaxed)
     }
 
     /// From now on nothing that this life does has any effect.
@@ -234,7 +245,7 @@ impl Gate {
             if !self.alive.load(Ordering::Relaxed) {
                 pending::<()>().await;
             }
-            let wait = self.world.paused_until(self.replica).saturating_duration_since(Instant::now());
+            let wait = self.world.pause_left(self.replica);
             if wait.is_zero() {
                 return;
             }

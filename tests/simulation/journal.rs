@@ -1,7 +1,10 @@
 //! The store's edge: a real implementation of the protocol, replies that are late or lost, and the judge who sees every
 //! effect that counts.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use alloy::primitives::B256;
 use async_trait::async_trait;
@@ -244,9 +247,11 @@ impl Journal {
             return self.answer(op, &mut strike, effect).await;
         }
         let (delay, world) = (strike.draw.seconds(1, 120), self.gate.world.clone());
+        world.late[0].fetch_add(1, Ordering::Relaxed);
         tokio::spawn(async move {
             sleep(delay).await;
             let done = effect.await.is_ok();
+            world.late[0].fetch_sub(1, Ordering::Relaxed);
             world.note([98, op as u64, key, u64::from(done)], || format!("late {op:?} {key}"));
         });
         self.answer(op, &mut strike, async { lost("late") }).await

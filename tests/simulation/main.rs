@@ -8,6 +8,7 @@
 #![allow(clippy::print_stdout, reason = "tells what was simulated")]
 #![allow(clippy::cast_possible_truncation, reason = "dice are small numbers")]
 
+mod calm;
 mod chain;
 mod faults;
 mod journal;

@@ -22,7 +22,7 @@ use crate::{
     run::run,
     scenarios::{Scenario, reorg, swarm},
     support::model_store::StoreMutant,
-    swarm::{Act, Swarm},
+    swarm::{Act, Seed, Swarm},
     world::Options,
 };
 
@@ -266,7 +266,8 @@ fn hunt(fault: Fault, time: Duration, broken: &mut BTreeMap<u64, String>) -> Row
     while row.killed.is_none() {
         fault.plant();
         let left = time.saturating_sub(begun.elapsed());
-        let (tried, found) = first(SEEDS - row.seeds, left, |nth| fault.run(Swarm::of(FROM + row.seeds + nth)));
+        let (tried, found) =
+            first(SEEDS - row.seeds, left, |nth| fault.run(Swarm::of(Seed::new(FROM + row.seeds + nth))));
         plant(None);
         let Some((nth, words)) = found else {
             row.seeds += tried;
@@ -275,7 +276,7 @@ fn hunt(fault: Fault, time: Duration, broken: &mut BTreeMap<u64, String>) -> Row
         let seed = FROM + row.seeds + nth;
         row.seeds += nth + 1;
         // What fails without the fault, too, says nothing of it.
-        match violation(Swarm::of(seed), None) {
+        match violation(Swarm::of(Seed::new(seed)), None) {
             Some(words) => _ = broken.insert(seed, words),
             None => (row.seed, row.killed) = (Some(seed), Some((format!("seed {seed}"), words))),
         }

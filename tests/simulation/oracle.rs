@@ -10,7 +10,10 @@ use chaintap::{
     store::{BlockCommit, DeadLetter, FinalCommit},
 };
 
-use crate::chain::{Block, Tree, event};
+use crate::{
+    chain::{Block, Tree, event, is_transfer},
+    world::tokens,
+};
 
 /// The chain's id.
 pub const CHAIN: u64 = 31_337;
@@ -26,6 +29,9 @@ enum Due {
     May,
     Never,
 }
+
+/// An event's id as the judge keeps it: the block's hash and the log's index.
+type Id = (B256, u64);
 
 /// What the sink has of one id.
 #[derive(Default)]
@@ -43,14 +49,14 @@ impl Kept {
 /// Everything that was seen.
 pub struct Oracle {
     start: u64,
-    tokens: BTreeMap<Address, Token>,
+    tokens: &'static BTreeMap<Address, Token>,
     /// Tokens that are tracked, since so many blocks were made (0: all the time), and those that ever were.
     since: BTreeMap<Address, u64>,
     ever: BTreeSet<Address>,
-    kept: HashMap<String, Kept>,
+    kept: HashMap<Id, Kept>,
     /// Ids that the store holds as dead letters.
-    buried: BTreeSet<String>,
-    /// Log indices that were journaled under a barrier.
+    buried: BTreeSet<Id>,
+    /// Log indices that were journaled under a barrier, by block and epoch.
     intents: HashMap<(B256, u64), BTreeSet<u64>>,
     /// The epochs of the rewinds that took an entry back.
     rewound: HashMap<B256, BTreeSet<u64>>,
@@ -62,10 +68,10 @@ pub struct Oracle {
 }
 
 impl Oracle {
-    pub fn new(start: u64, tokens: BTreeMap<Address, Token>, tracked: BTreeSet<Address>) -> Self {
+    pub fn new(start: u64, tracked: BTreeSet<Address>) -> Self {
         Self {
             start,
-            tokens,
+            tokens: tokens(),
             since: tracked.iter().map(|token| (*token, 0)).collect(),
             ever: tracked,
             kept: HashMap::new(),
@@ -116,7 +122,7 @@ impl Oracle {
     }
 
     pub fn buried(&mut self, key: &str) {
-        self.buried.insert(key.split('|').next().unwrap_or_default().to_owned());
+        self.buried.extend(id(key));
     }
 
     /// What the store holds in the end.
@@ -126,12 +132,15 @@ impl Oracle {
     }
 
     pub fn exhumed(&mut self, key: &str) {
-        self.buried.remove(key.split('|').next().unwrap_or_default());
+        id(key).map(|id| self.buried.remove(&id)).unwrap_or_default();
     }
 
     /// The sink has this message.
     pub fn acknowledged(&mut self, tree: &Tree, message: &Message) {
-        let kept = self.kept.entry(message.id.clone()).or_default();
+        let Some(id) = id(&message.id) else {
+            return self.violation(format!("an id without block and log: {}", message.id));
+        };
+        let kept = self.kept.entry(id).or_default();
         if let Some((body, copies)) = kept.versions.get_mut(&message.version) {
             *copies += 1;
             self.duplicates += 1;
@@ -142,19 +151,16 @@ impl Oracle {
             return;
         }
         kept.versions.insert(message.version, (message.body.clone(), 1));
-        if let Err(text) = self.is_right(tree, message) {
+        if let Err(text) = self.is_right(tree, id, message) {
             self.violation(format!("{text}: {} v{}", message.id, message.version));
         }
     }
 
     /// Whether a message of this version may be sent, and is what it should be.
-    fn is_right(&self, tree: &Tree, message: &Message) -> Result<(), &'static str> {
-        let mut id = message.id.split(':').skip(1);
-        let hash: B256 = id.next().and_then(|hash| hash.parse().ok()).ok_or("an id without a hash")?;
-        let index: u64 = id.next().and_then(|index| index.parse().ok()).ok_or("an id without a log")?;
+    fn is_right(&self, tree: &Tree, (hash, index): Id, message: &Message) -> Result<(), &'static str> {
         let block = tree.block(&hash).ok_or("of a block that never was")?;
         let log = block.logs.iter().find(|log| log.log_index == index).ok_or("of a log that never was")?;
-        let event = event(log, &self.tokens).ok_or("of a log that is no transfer")?;
+        let event = event(log, self.tokens).ok_or("of a log that is no transfer")?;
         if !self.ever.contains(&event.address) {
             return Err("of a token that was never tracked");
         }
@@ -205,7 +211,8 @@ impl Oracle {
             let version = 2 * epoch + 1;
             let has = self.kept.get(&id).is_some_and(|kept| kept.versions.contains_key(&version));
             if !has && !self.buried.contains(&id) {
-                self.violation(format!("commit of block {} before {id} v{version} was acknowledged", header.number));
+                let text = format!("commit of block {} before {} v{version} was acknowledged", header.number, name(id));
+                self.violation(text);
             }
         }
         self.committed.entry(header.number).or_default().insert(header.hash);
@@ -222,7 +229,7 @@ impl Oracle {
     }
 
     /// The ids of a block's events that are due in this way.
-    fn due(&self, block: &Block, wanted: Due) -> Vec<String> {
+    fn due(&self, block: &Block, wanted: Due) -> Vec<Id> {
         let due = |token: &Address| match self.since.get(token) {
             Some(0) => Due::Always,
             Some(made) if block.made > *made => Due::Must,
@@ -230,20 +237,18 @@ impl Oracle {
             _ => Due::Never,
         };
         let logs = block.logs.iter().filter(|log| due(&log.address) == wanted);
-        let events = logs.filter_map(|log| event(log, &self.tokens));
-        events.map(|event| format!("{CHAIN}:{}:{}", event.block.hash, event.log_index)).collect()
+        logs.filter(|log| is_transfer(log)).map(|log| (log.block.hash, log.log_index)).collect()
     }
 
     /// What must have come of it, once everything is delivered up to `watermark`.
     pub fn judge(&mut self, tree: &Tree, watermark: i64) {
-        let mut live: BTreeSet<String> =
-            self.kept.iter().filter(|(_, kept)| kept.is_live()).map(|(id, _)| id.clone()).collect();
+        let mut live: BTreeSet<Id> = self.kept.iter().filter(|(_, kept)| kept.is_live()).map(|(id, _)| *id).collect();
         let mut lost = vec![];
         let end = u64::try_from(watermark + 1).unwrap_or_default();
         for block in (self.start..end).filter_map(|number| tree.at(number)) {
             for id in [self.due(block, Due::Always), self.due(block, Due::Must)].concat() {
                 if !live.remove(&id) && !self.buried.contains(&id) {
-                    lost.push(format!("{id} of block {}", block.header.number));
+                    lost.push(format!("{} of block {}", name(id), block.header.number));
                 }
             }
             for id in self.due(block, Due::May) {
@@ -263,19 +268,30 @@ impl Oracle {
         }
         for id in live.into_iter().take(5) {
             let versions: Vec<u64> = self.kept[&id].versions.keys().copied().collect();
-            self.violation(format!("never taken back: {id}, versions {versions:?}"));
+            self.violation(format!("never taken back: {}, versions {versions:?}", name(id)));
         }
     }
 
     /// Everything that the sink has, for the trace.
     pub fn fingerprint(&self) -> u64 {
         let mut sum = 0u64;
-        for (id, kept) in &self.kept {
+        for ((hash, index), kept) in &self.kept {
+            let of_id = hash.iter().fold(*index, |hash, byte| crate::random::mix(hash ^ u64::from(*byte)));
             for (version, (_, copies)) in &kept.versions {
-                let of_id = id.bytes().fold(7u64, |hash, byte| crate::random::mix(hash ^ u64::from(byte)));
                 sum = sum.wrapping_add(crate::random::mix(of_id ^ version ^ (copies << 40)));
             }
         }
         sum
     }
+}
+
+/// The id that a message, or a dead letter's key, begins with.
+fn id(text: &str) -> Option<Id> {
+    let mut parts = text.split('|').next()?.split(':').skip(1);
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+/// The id as messages have it.
+fn name((hash, index): Id) -> String {
+    format!("{CHAIN}:{hash}:{index}")
 }

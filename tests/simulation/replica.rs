@@ -83,7 +83,7 @@ fn context(gate: &Arc<Gate>, store: Witnessed) -> (Arc<Context>, StartBlock, imp
     let reload = Arc::new(Notify::new());
     let limits = Limits { token_refresh: swarm.token_refresh, ..Limits::default() };
     let vitals = Arc::new(Vitals::default());
-    let directory = Arc::new(Directory { gate: gate.clone() });
+    let directory = Arc::new(Directory { gate: gate.clone(), told: gate.world.listen() });
     let context = Context {
         chain: ChainProfile {
             block_time: swarm.block_time,
@@ -112,25 +112,30 @@ fn context(gate: &Arc<Gate>, store: Witnessed) -> (Arc<Context>, StartBlock, imp
 /// The directory of tokens, which knows no faults but not to answer.
 struct Directory {
     gate: Arc<Gate>,
+    /// It changed.
+    told: Arc<Notify>,
 }
 
 #[async_trait]
 impl TokenDirectory for Directory {
     async fn load(&self) -> Result<Loaded, TokenError> {
+        let is_calm = self.gate.world.is_calm();
         let mut strike = self.gate.enter(Op::Tokens, 0).await;
         let tracked: BTreeSet<Address> = self.gate.world.directory.borrow().clone();
         self.gate.leave(Op::Tokens, &mut strike).await;
         match strike.kind {
             Some(Kind::Fails | Kind::Lost | Kind::Hangs | Kind::Late) => Err(TokenError::Transient("away".into())),
-            _ => Ok(Loaded {
-                tokens: tokens().into_values().filter(|token| tracked.contains(&token.address)).collect(),
-                from: BTreeMap::new(),
-                skipped: vec![],
-            }),
+            _ => {
+                if is_calm {
+                    self.gate.has_read_in_calm();
+                }
+                let tokens = tokens().values().filter(|token| tracked.contains(&token.address)).cloned().collect();
+                Ok(Loaded { tokens, from: BTreeMap::new(), skipped: vec![] })
+            }
         }
     }
 
     async fn changed(&self) {
-        std::future::pending::<()>().await;
+        self.told.notified().await;
     }
 }

@@ -2,11 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use chaintap::{
-    domain::{DeliveryMode, Heights, Tag},
-    pipeline::Ended,
-    store::JournalEntry,
-};
+use chaintap::pipeline::Ended;
 use tokio::{
     sync::mpsc,
     task::JoinSet,
@@ -23,10 +19,8 @@ use crate::{
     world::{Options, World},
 };
 
-/// In calm, everything must be delivered within this.
-const CONVERGES_WITHIN: Duration = Duration::from_mins(15);
-/// The grace period, and a little more.
-const STOPS_WITHIN: Duration = Duration::from_secs(30);
+/// Whether replicas call without an end is looked at this often.
+const LOOKS_EVERY: Duration = Duration::from_secs(10);
 /// So many calls without an end are a loop.
 const MOST_CALLS: u64 = 150_000;
 
@@ -55,22 +49,23 @@ pub fn run(swarm: Swarm, options: Options) -> Report {
     })
 }
 
-struct Run {
-    world: Arc<World>,
-    storage: Storage,
-    store: Witnessed,
-    lives: Vec<Option<Life>>,
+/// A run that goes on.
+pub struct Run {
+    pub world: Arc<World>,
+    pub storage: Storage,
+    pub store: Witnessed,
+    pub lives: Vec<Option<Life>>,
     /// Number of each replica's lives so far.
-    born: Vec<u64>,
+    pub born: Vec<u64>,
     /// When who is down starts again.
-    starts: Vec<(Instant, usize)>,
-    crashed: mpsc::UnboundedReceiver<(usize, u64)>,
-    deaths: JoinSet<Death>,
-    failure: Option<String>,
-    stopping: bool,
-    story: u64,
+    pub starts: Vec<(Instant, usize)>,
+    pub crashed: mpsc::UnboundedReceiver<(usize, u64)>,
+    pub deaths: JoinSet<Death>,
+    pub failure: Option<String>,
+    pub stopping: bool,
+    pub story: u64,
     /// Who stopped when asked.
-    stopped: Vec<String>,
+    pub stopped: Vec<String>,
 }
 
 impl Run {
@@ -105,6 +100,7 @@ impl Run {
         }
         if !self.is_over() {
             self.stop().await;
+            self.stragglers().await;
         }
         let world = self.world.clone();
         let mut oracle = world.oracle();
@@ -122,14 +118,14 @@ impl Run {
         }
     }
 
-    fn is_over(&self) -> bool {
+    pub fn is_over(&self) -> bool {
         self.failure.is_some() || !self.world.oracle().violations.is_empty()
     }
 
     /// The script, and whatever strikes.
     async fn chaos(&mut self) {
         let script = self.world.swarm.script.clone();
-        let begun = Instant::now();
+        let mut begun = Instant::now();
         for (nth, (at, act)) in script.into_iter().enumerate() {
             self.until(begun + at).await;
             if self.is_over() || self.world.calls() >= self.world.swarm.calls {
@@ -137,15 +133,20 @@ impl Run {
             }
             let name = Name { replica: 9, op: Op::World, nth: nth as u64 };
             let mines = matches!(act, Act::Mine(_));
+            let out = match &act {
+                Act::CrashAll { down, .. } if self.world.swarm.waits_out => *down,
+                _ => Duration::ZERO,
+            };
             if mines || self.world.allows(name) {
                 self.world.note([96, name.nth, 0, 0], || format!("{name}: {act:?}"));
                 self.act(act).await;
+                begun += out;
             }
         }
     }
 
     /// Lets time pass, and starts who is down.
-    async fn until(&mut self, at: Instant) {
+    pub async fn until(&mut self, at: Instant) {
         while !self.is_over() {
             self.starts.sort();
             if let Some((when, replica)) = self.starts.first().copied()
@@ -163,6 +164,7 @@ impl Run {
                 self.failure = Some(format!("{MOST_CALLS} calls and no end: a loop"));
                 return;
             }
+            let wake = if self.deaths.is_empty() { next } else { next.min(Instant::now() + LOOKS_EVERY) };
             tokio::select! {
                 biased;
                 Some((replica, life)) = self.crashed.recv() => {
@@ -174,7 +176,7 @@ impl Run {
                     Err(error) if error.is_panic() => self.failure = Some(format!("a panic: {error}")),
                     Err(_) => {}
                 },
-                () = sleep_until(next.min(Instant::now() + Duration::from_secs(10))) => {}
+                () = sleep_until(wake) => {}
             }
         }
     }
@@ -189,7 +191,7 @@ impl Run {
         }
     }
 
-    fn crash(&mut self, replica: usize, life: Option<u64>, down: Duration) {
+    pub fn crash(&mut self, replica: usize, life: Option<u64>, down: Duration) {
         let is_meant = |known: &Life| life.is_none_or(|life| known.gate.life == life);
         if self.lives[replica].as_ref().is_some_and(is_meant)
             && let Some(life) = self.lives[replica].take()
@@ -238,6 +240,11 @@ impl Run {
             Act::Crash { replica, down } => self.crash(replica, None, down),
             Act::CrashAll { down, mined } => {
                 (0..self.lives.len()).for_each(|replica| self.crash(replica, None, down));
+                if self.world.swarm.waits_out {
+                    // Who was down before does not come back into it.
+                    let over = Instant::now() + down;
+                    self.starts.iter_mut().for_each(|(when, _)| *when = over.max(*when));
+                }
                 sleep(down / 2).await;
                 (0..mined).for_each(|_| self.world.tree().mine(seconds, None));
             }
@@ -261,7 +268,7 @@ impl Run {
         self.world.new_head();
     }
 
-    fn mine(&self, blocks: u64) {
+    pub fn mine(&self, blocks: u64) {
         let seconds = self.world.elapsed().as_secs();
         (0..blocks).for_each(|_| self.world.tree().mine(seconds, Some(2)));
         self.world.new_head();
@@ -278,131 +285,17 @@ impl Run {
         });
         let made = self.world.tree().made();
         self.world.oracle().tracks(&self.world.directory.borrow(), made);
+        if self.world.swarm.announces {
+            self.world.announce();
+        }
     }
 
-    async fn watermark(&self) -> Option<i64> {
+    pub async fn watermark(&self) -> Option<i64> {
         self.store.inner.snapshot().await.ok().map(|snapshot| snapshot.progress.watermark)
-    }
-
-    /// No fault, and the chain stands still: everything is delivered soon, and so is one more block.
-    async fn calm(&mut self) {
-        self.world.calm_down();
-        self.world.note([93, 0, 0, 0], || "calm".to_owned());
-        let now = Instant::now();
-        self.starts.iter_mut().for_each(|(when, _)| *when = now);
-        self.converge("chaos").await;
-        self.story = self.world.calls();
-        // The newest list is read, published, and what joined looked for.
-        self.until(Instant::now() + self.world.swarm.token_refresh + Duration::from_mins(1)).await;
-        self.converge("the newest list").await;
-        // No new head gave it away: what left the chain at the same height was noticed all the same.
-        if self.world.tree().is_short_of() == 0 {
-            self.judge().await;
-        }
-        self.mine(1);
-        self.converge("a fresh block").await;
-        // What was delivered of a longer chain is known to have left it once this one is as long.
-        let short = self.world.tree().is_short_of();
-        if short > 0 {
-            self.mine(short);
-            self.converge("the chain became the longest").await;
-        }
-        self.judge().await;
-        let oracle = &mut self.world.oracle();
-        if self.world.swarm.is_calm() && self.world.options.crash_at.is_none() && oracle.duplicates > 0 {
-            let text = format!("{} duplicates without a fault", oracle.duplicates);
-            oracle.violations.push(text);
-        }
-    }
-
-    /// Holds what the queue has against the chain.
-    async fn judge(&self) {
-        if self.is_over() {
-            return;
-        }
-        let letters = self.store.inner.dead_letters(None, 1_000_000).await.unwrap_or_default();
-        let watermark = self.watermark().await.unwrap_or(-1);
-        let (tree, mut oracle) = (self.world.tree(), self.world.oracle());
-        oracle.holds(&letters);
-        oracle.judge(&tree, watermark);
-    }
-
-    /// Everyone is asked to stop, does so soon, and keeps nobody from going on.
-    async fn stop(&mut self) {
-        self.stopping = true;
-        self.lives.iter().flatten().for_each(|life| life.stop.cancel());
-        self.until(Instant::now() + STOPS_WITHIN).await;
-        let left = self.lives.iter().flatten().count();
-        if left > 0 && !self.is_over() {
-            self.failure = Some(format!("{left} replicas do not stop within {STOPS_WITHIN:?}"));
-        }
-        if let Some(owner) = self.stopped.iter().find(|owner| self.storage.has_claims(owner)) {
-            self.failure = Some(format!("{owner} stopped and keeps its claims"));
-        }
-    }
-
-    async fn converge(&mut self, after: &str) {
-        let deadline = Instant::now() + CONVERGES_WITHIN;
-        let mut missing = String::new();
-        while Instant::now() < deadline && !self.is_over() {
-            self.until(Instant::now() + Duration::from_secs(1)).await;
-            match self.left_over().await {
-                None => return,
-                Some(left) => missing = left,
-            }
-        }
-        if !self.is_over() {
-            self.failure = Some(format!("not delivered {CONVERGES_WITHIN:?} after {after}: {missing}"));
-        }
-    }
-
-    /// What is not yet as it should be.
-    async fn left_over(&self) -> Option<String> {
-        let (height, finalized) = {
-            let tree = self.world.tree();
-            (tree.height(), tree.finalized(tree.height()))
-        };
-        let head = deliverable(&self.world.swarm, height, finalized)?;
-        if head < self.world.swarm.start {
-            return None;
-        }
-        let snapshot = match self.store.inner.snapshot().await {
-            Ok(snapshot) => snapshot,
-            Err(error) => return Some(error.to_string()),
-        };
-        let journal = self.store.inner.journal((1 << 53) - 1).await.unwrap_or_default();
-        let at = &snapshot.progress;
-        // An entry of an earlier epoch stays until its block is sealed, and one above a chain that became shorter until
-        // there is a block at its height.
-        let is_left = |entry: &&JournalEntry| {
-            !entry.done && entry.block.number.cast_signed() > at.watermark && entry.block.number <= height
-        };
-        if let Some(sending) = journal.iter().find(is_left) {
-            return Some(format!("entry {} (epoch {}) is left, {at:?}", sending.block, sending.epoch));
-        }
-        // A tag that was seen does not go back, so that of a chain that became shorter more may be delivered.
-        let most = if self.world.swarm.deliver == DeliveryMode::Instant { head } else { height.max(head) };
-        let is_there = u64::try_from(at.watermark).is_ok_and(|at| (head..=most).contains(&at));
-        if self.storage.has_duties() {
-            return Some("a duty to scan for tokens that joined".into());
-        }
-        // What may be delivered became less: holes above it wait until it is more again.
-        let is_whole = at.tip == at.watermark || at.tip > head.cast_signed();
-        let is_right = is_there && is_whole && at.retracting == 0;
-        (!is_right).then(|| format!("head {head}, {at:?}, done {:?}", snapshot.done))
     }
 }
 
 /// The name of a life in the store.
 fn owner(replica: usize, life: u64) -> String {
     format!("{replica}-{life}")
-}
-
-fn deliverable(swarm: &Swarm, head: u64, finalized: Option<u64>) -> Option<u64> {
-    let finalized = finalized.map_or(Tag::Absent, Tag::At);
-    let heights = Heights { head, safe: Tag::At(head.saturating_sub(2)), finalized };
-    match swarm.deliver {
-        DeliveryMode::Instant => Some(head),
-        mode => heights.deliverable(mode, swarm.making.finality),
-    }
 }

@@ -10,9 +10,10 @@ use std::{
 };
 
 use crate::{
+    random::mix,
     run::{Report, run},
     shrink::shrink,
-    swarm::Swarm,
+    swarm::{Seed, Swarm},
     world::Options,
 };
 
@@ -60,6 +61,8 @@ struct Sum {
     seeds: u64,
     calls: u64,
     virtual_time: Duration,
+    /// Of all runs: the same seeds came to the same end.
+    digest: u64,
     sometimes: BTreeMap<&'static str, u64>,
     failed: BTreeMap<u64, Vec<String>>,
 }
@@ -69,6 +72,7 @@ impl Sum {
         self.seeds += 1;
         self.calls += report.calls;
         self.virtual_time += report.virtual_time;
+        self.digest ^= mix(report.hash ^ mix(seed));
         for (what, times) in report.sometimes {
             *self.sometimes.entry(what).or_default() += times;
         }
@@ -79,7 +83,8 @@ impl Sum {
 
     fn tell(&self, took: Duration) {
         let Self { seeds, calls, virtual_time, .. } = self;
-        println!("{seeds} seeds in {took:?}: {calls} calls, {} hours of virtual time", virtual_time.as_secs() / 3_600);
+        let (hours, digest) = (virtual_time.as_secs() / 3_600, self.digest);
+        println!("{seeds} seeds in {took:?}: {calls} calls, {hours} hours of virtual time, digest {digest:016x}");
         for (what, times) in &self.sometimes {
             println!("{times:>9} {what}");
         }
@@ -102,7 +107,7 @@ fn try_seeds(from: u64, is_enough: impl Fn(u64) -> bool + Sync) -> Sum {
                     if is_enough(seed - from) || sum.lock().unwrap().failed.len() > 10 {
                         return;
                     }
-                    let report = run(Swarm::of(seed), Options::default());
+                    let report = run(Swarm::of(Seed::new(seed)), Options::default());
                     sum.lock().unwrap().add(seed, report);
                 }
             });
@@ -113,8 +118,8 @@ fn try_seeds(from: u64, is_enough: impl Fn(u64) -> bool + Sync) -> Sum {
 
 #[test]
 fn seeds() {
-    if let Some(seed) = number("SIM_SEED") {
-        return show(seed);
+    if let Ok(seed) = std::env::var("SIM_SEED") {
+        return show(seed.trim().parse().unwrap_or_else(|_| panic!("SIM_SEED is not a seed: '{seed}'")));
     }
     let begun = Instant::now();
     let sum = if let Some(minutes) = number("SIM_MINUTES") {
@@ -137,18 +142,19 @@ fn seeds() {
 #[test]
 fn seeds_that_failed_once() {
     for line in include_str!("regressions.txt").lines().filter(|line| !line.starts_with('#')) {
-        let seed = line.split_whitespace().next().unwrap().parse().unwrap();
+        let seed: Seed = line.split_whitespace().next().unwrap().parse().unwrap();
         let violations = run(Swarm::of(seed), Options::default()).violations;
-        assert!(violations.is_empty(), "SIM_SEED={seed}: {violations:#?}");
+        assert!(violations.is_empty(), "SIM_SEED={seed:?}: {violations:#?}");
     }
 }
 
 #[test]
 fn the_same_seed_is_the_same_run() {
     for seed in 0..number("SIM_TWICE").unwrap_or(20) {
-        let (one, other) = (run(Swarm::of(seed), Options::default()), run(Swarm::of(seed), Options::default()));
+        let (one, other) =
+            (run(Swarm::of(Seed::new(seed)), Options::default()), run(Swarm::of(Seed::new(seed)), Options::default()));
         if one.hash != other.hash {
-            let trace = || run(Swarm::of(seed), Options { trace: true, ..Options::default() }).lines;
+            let trace = || run(Swarm::of(Seed::new(seed)), Options { trace: true, ..Options::default() }).lines;
             let (one, other) = (trace(), trace());
             let first = one.iter().zip(&other).position(|(one, other)| one != other).unwrap_or_default();
             for (one, other) in one.iter().zip(&other).take(first + 3).skip(first.saturating_sub(5)) {
@@ -160,7 +166,7 @@ fn the_same_seed_is_the_same_run() {
 }
 
 /// One seed, call by call; a failing one is made smaller first.
-fn show(seed: u64) {
+fn show(seed: Seed) {
     let swarm = Swarm::of(seed);
     println!("{swarm:#?}");
     let mut report = run(swarm, Options { trace: true, ..Options::default() });

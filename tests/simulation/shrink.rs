@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::{
     faults::Name,
     run::{Report, run},
-    swarm::Swarm,
+    swarm::{Seed, Swarm},
     world::Options,
 };
 
@@ -13,7 +13,7 @@ use crate::{
 const RUNS: usize = 400;
 
 /// What of a failing seed's faults is needed for it to fail, and the run with only those.
-pub fn shrink(seed: u64, report: Report) -> (BTreeSet<Name>, Report) {
+pub fn shrink(seed: Seed, report: Report) -> (BTreeSet<Name>, Report) {
     let mut needed: Vec<Name> = report.struck.clone();
     let (mut smallest, mut runs) = (report, 0);
     let mut chunk = needed.len().div_ceil(2).max(1);
@@ -35,7 +35,7 @@ pub fn shrink(seed: u64, report: Report) -> (BTreeSet<Name>, Report) {
     (needed.into_iter().collect(), smallest)
 }
 
-fn fails(seed: u64, only: &[Name]) -> Option<Report> {
+fn fails(seed: Seed, only: &[Name]) -> Option<Report> {
     let options = Options { only: Some(only.iter().copied().collect()), trace: true, ..Options::default() };
     let report = run(Swarm::of(seed), options);
     (!report.violations.is_empty()).then_some(report)

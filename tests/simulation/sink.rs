@@ -1,6 +1,9 @@
 //! The queue: takes messages in part, twice, late, or not at all; whatever it acknowledged, the judge has seen.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use chaintap::sinks::{Message, Outcome, Sink, SinkError};
@@ -77,8 +80,10 @@ impl Queue {
         let (delay, world) = (strike.draw.seconds(31, 300), self.gate.world.clone());
         let messages: Vec<Message> =
             messages.iter().take(world.swarm.sink_batch).filter(|message| !self.refuses(message)).cloned().collect();
+        world.late[1].fetch_add(1, Ordering::Relaxed);
         tokio::spawn(async move {
             sleep(delay).await;
+            world.late[1].fetch_sub(1, Ordering::Relaxed);
             world.note([97, messages.len() as u64, 0, 0], || format!("late messages: {}", messages.len()));
             world.saw("messages that arrive late");
             for message in &messages {

@@ -58,9 +58,9 @@ impl Storage {
         self.model.look(|state| state.map(|state| state.live.keys().copied().collect()).unwrap_or_default())
     }
 
-    /// Whether blocks are still to be scanned for tokens that joined.
-    pub fn has_duties(&self) -> bool {
-        self.model.look(|state| state.is_some_and(|state| !state.duties.is_empty()))
+    /// Looks at everything at one moment; `None` where the store is empty.
+    pub fn look<T>(&self, look: impl FnOnce(Option<&State>) -> T) -> T {
+        self.model.look(look)
     }
 
     /// How long a barrier waits for the store's replica.

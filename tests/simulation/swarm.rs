@@ -1,7 +1,7 @@
 //! What one seed is like: how the chain is made, how often which fault strikes, what happens in the world and when. Rates
 //! are drawn per seed, each zero with probability one half, so that faults are also tried alone and in pairs.
 
-use std::time::Duration;
+use std::{num::ParseIntError, str::FromStr, time::Duration};
 
 use chaintap::domain::DeliveryMode;
 
@@ -34,7 +34,11 @@ pub struct Swarm {
     pub sink_batch: usize,
     /// Of a thousand events, so many are refused by the sink for good.
     pub poison: u64,
+    /// Whether the directory of tokens tells of changes.
+    pub announces: bool,
     pub rates: Rates,
+    /// Whether what happens after a long outage waits until it is over.
+    pub waits_out: bool,
     /// What happens and when, in order.
     pub script: Vec<(Duration, Act)>,
     /// Chaos ends then, or after so many calls.
@@ -75,8 +79,36 @@ pub enum Act {
     },
 }
 
+/// A seed, and what seeds were made of when it was first tried: what is added later is not drawn for it, so that a seed
+/// that failed once stays what it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Seed {
+    pub number: u64,
+    pub edition: u8,
+}
+
+/// What seeds are made of now.
+const EDITION: u8 = 2;
+
+impl Seed {
+    pub const fn new(number: u64) -> Self {
+        Self { number, edition: EDITION }
+    }
+}
+
+impl FromStr for Seed {
+    type Err = ParseIntError;
+
+    /// `7`, or `7@1` for one of the first edition.
+    fn from_str(text: &str) -> Result<Self, ParseIntError> {
+        let (number, edition) = text.split_once('@').unwrap_or((text, ""));
+        let edition = if edition.is_empty() { EDITION } else { edition.parse()? };
+        Ok(Self { number: number.parse()?, edition })
+    }
+}
+
 impl Swarm {
-    pub fn of(seed: u64) -> Self {
+    pub fn of(Seed { number: seed, edition }: Seed) -> Self {
         let mut draw = Draw::of(&[seed, 0x5A5A]);
         let draw = &mut draw;
         let block_time = Duration::from_secs([1, 2, 12, 12][draw.below(4) as usize]);
@@ -99,6 +131,7 @@ impl Swarm {
                 seed,
                 finality,
                 finalized,
+                begins_final: false,
                 empty: draw.fraction() * 0.7,
                 density: [1, 2, 4, 12][draw.below(4) as usize],
             },
@@ -111,7 +144,9 @@ impl Swarm {
             token_refresh: Duration::from_secs([30, 300][draw.below(2) as usize]),
             sink_batch: [1, 3, 10, 1_000][draw.below(4) as usize],
             poison: if draw.chance(0.3) { draw.between(1, 100) } else { 0 },
+            announces: false,
             rates: Rates::default(),
+            waits_out: false,
             script: vec![],
             chaos,
             calls: draw.between(300, 1_500),
@@ -120,7 +155,17 @@ impl Swarm {
             swarm.rates.of[edge] = kinds.iter().map(|kind| (*kind, rate(draw, *kind))).collect();
         }
         swarm.script = script(draw, &swarm);
+        if edition >= 2 {
+            swarm.second_edition(&mut Draw::of(&[seed, 0x5A5B]));
+        }
         swarm
+    }
+
+    /// What the first edition did not have.
+    fn second_edition(&mut self, draw: &mut Draw) {
+        self.waits_out = true;
+        self.making.begins_final = true;
+        self.announces = draw.chance(0.5);
     }
 
     /// Neither faults nor anything else than new blocks.

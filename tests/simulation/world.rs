@@ -3,8 +3,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
-        Mutex, MutexGuard,
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -12,7 +12,7 @@ use std::{
 use alloy::primitives::Address;
 use chaintap::domain::Token;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     time::Instant,
 };
 
@@ -24,6 +24,9 @@ use crate::{
     support::model_store::StoreMutant,
     swarm::Swarm,
 };
+
+/// More replicas than this are never simulated.
+const MOST_REPLICAS: usize = 3;
 
 /// What a run is asked for beside its seed.
 #[derive(Clone, Debug, Default)]
@@ -45,7 +48,25 @@ pub struct Record {
     pub calls: u64,
     pub lines: Vec<String>,
     pub struck: Vec<Name>,
-    nth: BTreeMap<(usize, Op), u64>,
+    nth: [[u64; Op::World as usize]; MOST_REPLICAS],
+}
+
+/// A moment that may lie ahead. Where it never did, nobody has to look at the clock.
+#[derive(Default)]
+struct Until(Mutex<Option<Instant>>);
+
+impl Until {
+    fn set(&self, at: Option<Instant>) {
+        *self.0.lock().unwrap() = at;
+    }
+
+    /// How long it is until then; nothing once it is past.
+    fn wait(&self) -> Duration {
+        let mut at = self.0.lock().unwrap();
+        let wait = at.map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now()));
+        at.take_if(|_| wait.is_zero());
+        wait
+    }
 }
 
 /// All that replicas share but the store.
@@ -58,21 +79,27 @@ pub struct World {
     pub sometimes: Mutex<BTreeMap<&'static str, u64>>,
     pub directory: watch::Sender<BTreeSet<Address>>,
     pub sockets: Mutex<Vec<mpsc::Sender<()>>>,
-    paused: Mutex<Vec<Instant>>,
-    outages: Mutex<[Instant; 3]>,
+    /// Who is told that the directory changed.
+    listeners: Mutex<Vec<Arc<Notify>>>,
+    /// Effects on the store and messages that are still on their way.
+    pub late: [AtomicU64; 2],
+    /// Until when a process stands still or an edge is out: asked of every call, and mostly not at all.
+    paused: [Until; MOST_REPLICAS],
+    outages: [Until; 3],
     crashes: mpsc::UnboundedSender<(usize, u64)>,
-    calm: AtomicU64,
+    calm: AtomicBool,
     began: Instant,
 }
 
 /// All tokens of the chain.
-pub fn tokens() -> BTreeMap<Address, Token> {
+pub fn tokens() -> &'static BTreeMap<Address, Token> {
+    static ALL: OnceLock<BTreeMap<Address, Token>> = OnceLock::new();
     let token = |n: u8| {
         let token =
             Token { address: address(n), symbol: format!("T{n}"), name: format!("Token {n}"), decimals: n.min(18) };
         (token.address, token)
     };
-    (0..TOKENS).map(token).collect()
+    ALL.get_or_init(|| (0..TOKENS).map(token).collect())
 }
 
 impl World {
@@ -87,15 +114,17 @@ impl World {
         }
         let world = Self {
             tree: Mutex::new(tree),
-            oracle: Mutex::new(Oracle::new(swarm.start, tokens(), tracked.clone())),
+            oracle: Mutex::new(Oracle::new(swarm.start, tracked.clone())),
             record: Mutex::default(),
             sometimes: Mutex::default(),
             directory: watch::channel(tracked).0,
             sockets: Mutex::default(),
-            paused: Mutex::new(vec![now; swarm.replicas]),
-            outages: Mutex::new([now; 3]),
+            listeners: Mutex::default(),
+            late: Default::default(),
+            paused: Default::default(),
+            outages: Default::default(),
             crashes,
-            calm: AtomicU64::new(0),
+            calm: AtomicBool::new(false),
             began: now,
             swarm,
             options,
@@ -122,14 +151,12 @@ impl World {
 
     /// From now on nothing goes wrong.
     pub fn calm_down(&self) {
-        self.calm.store(1, Ordering::Relaxed);
-        let now = Instant::now();
-        self.paused.lock().unwrap().fill(now);
-        *self.outages.lock().unwrap() = [now; 3];
+        self.calm.store(true, Ordering::Relaxed);
+        self.paused.iter().chain(&self.outages).for_each(|until| until.set(None));
     }
 
     pub fn is_calm(&self) -> bool {
-        self.calm.load(Ordering::Relaxed) == 1
+        self.calm.load(Ordering::Relaxed)
     }
 
     pub fn calls(&self) -> u64 {
@@ -138,21 +165,33 @@ impl World {
 
     pub fn pause(&self, replica: usize, for_: Duration) {
         self.saw("a process stands still");
-        let until = Instant::now() + for_;
-        let mut paused = self.paused.lock().unwrap();
-        paused[replica] = paused[replica].max(until);
+        let paused = &self.paused[replica];
+        paused.set(Some(Instant::now() + for_.max(paused.wait())));
     }
 
-    pub fn paused_until(&self, replica: usize) -> Instant {
-        self.paused.lock().unwrap()[replica]
+    /// How long the replica's process still stands still.
+    pub fn pause_left(&self, replica: usize) -> Duration {
+        self.paused[replica].wait()
     }
 
     pub fn outage(&self, edge: u8, for_: Duration) {
-        self.outages.lock().unwrap()[usize::from(edge)] = Instant::now() + for_;
+        self.outages[usize::from(edge)].set(Some(Instant::now() + for_));
     }
 
     pub fn crashed(&self, replica: usize, life: u64) {
         self.crashes.send((replica, life)).unwrap_or_default();
+    }
+
+    /// Who is woken when the directory of tokens changed.
+    pub fn listen(&self) -> Arc<Notify> {
+        let listener = Arc::new(Notify::new());
+        self.listeners.lock().unwrap().push(listener.clone());
+        listener
+    }
+
+    /// Tells everyone that the directory changed.
+    pub fn announce(&self) {
+        self.listeners.lock().unwrap().iter().for_each(|listener| listener.notify_one());
     }
 
     /// Wakes everyone who listens for heads.
@@ -178,7 +217,7 @@ impl World {
             let mut record = self.record.lock().unwrap();
             record.calls += 1;
             let call = record.calls;
-            let nth = record.nth.entry((gate.replica, op)).or_default();
+            let nth = &mut record.nth[gate.replica][op as usize];
             *nth += 1;
             (*nth, call)
         };
@@ -187,7 +226,7 @@ impl World {
         if strike.kind.is_some() && (self.is_calm() || !self.allows(name)) {
             strike.kind = None;
         }
-        if !self.is_calm() && self.outages.lock().unwrap()[op.edge()] > Instant::now() {
+        if !self.outages[op.edge()].wait().is_zero() {
             strike.kind = Some(Kind::Fails);
         }
         if let Some((at, effect)) = self.options.crash_at

@@ -1,0 +1,180 @@
+//! Calm: no fault any more, and the chain stands still. Everything must come right, and then be what it should be.
+
+use std::{collections::BTreeSet, sync::atomic::Ordering, time::Duration};
+
+use alloy::primitives::Address;
+use chaintap::domain::{BlockRef, DeliveryMode, Heights, Tag};
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    run::Run,
+    support::model_store::{Entry, Key, State},
+    swarm::Swarm,
+};
+
+/// Everything must be delivered within this.
+const CONVERGES_WITHIN: Duration = Duration::from_mins(15);
+/// The grace period, and a little more.
+const STOPS_WITHIN: Duration = Duration::from_secs(30);
+/// Whether the newest list is in use is looked at this often.
+const LISTS_EVERY: Duration = Duration::from_secs(3);
+
+impl Run {
+    /// No fault, and the chain stands still: everything is delivered soon, and so is one more block.
+    pub async fn calm(&mut self) {
+        self.world.calm_down();
+        self.world.note([93, 0, 0, 0], || "calm".to_owned());
+        let now = Instant::now();
+        self.starts.iter_mut().for_each(|(when, _)| *when = now);
+        self.converge("chaos").await;
+        self.story = self.world.calls();
+        self.read_lists().await;
+        self.converge("the newest list").await;
+        // No new head gave it away: what left the chain at the same height was noticed all the same.
+        if self.world.tree().is_short_of() == 0 {
+            self.judge().await;
+        }
+        self.mine(1);
+        self.converge("a fresh block").await;
+        // What was delivered of a longer chain is known to have left it once this one is as long.
+        let short = self.world.tree().is_short_of();
+        if short > 0 {
+            self.mine(short);
+            self.converge("the chain became the longest").await;
+        }
+        self.judge().await;
+        let oracle = &mut self.world.oracle();
+        if self.world.swarm.is_calm() && self.world.options.crash_at.is_none() && oracle.duplicates > 0 {
+            let text = format!("{} duplicates without a fault", oracle.duplicates);
+            oracle.violations.push(text);
+        }
+    }
+
+    /// Holds what the queue has against the chain.
+    pub async fn judge(&self) {
+        if self.is_over() {
+            return;
+        }
+        let letters = self.store.inner.dead_letters(None, 1_000_000).await.unwrap_or_default();
+        let watermark = self.watermark().await.unwrap_or(-1);
+        let (tree, mut oracle) = (self.world.tree(), self.world.oracle());
+        oracle.holds(&letters);
+        oracle.judge(&tree, watermark);
+    }
+
+    /// Everyone is asked to stop, does so soon, and keeps nobody from going on.
+    pub async fn stop(&mut self) {
+        self.stopping = true;
+        self.lives.iter().flatten().for_each(|life| life.stop.cancel());
+        self.until(Instant::now() + STOPS_WITHIN).await;
+        let left = self.lives.iter().flatten().count();
+        if left > 0 && !self.is_over() {
+            self.failure = Some(format!("{left} replicas do not stop within {STOPS_WITHIN:?}"));
+        }
+        if let Some(owner) = self.stopped.iter().find(|owner| self.storage.has_claims(owner)) {
+            self.failure = Some(format!("{owner} stopped and keeps its claims"));
+        }
+    }
+
+    /// Messages that are still on their way arrive when nobody runs any more, and change nothing of what holds.
+    pub async fn stragglers(&mut self) {
+        while self.world.late[1].load(Ordering::Relaxed) > 0 {
+            sleep(Duration::from_secs(10)).await;
+        }
+        self.judge().await;
+    }
+
+    /// The newest list is read and published, and whatever is late has come to the store.
+    async fn read_lists(&mut self) {
+        let deadline = Instant::now() + self.world.swarm.token_refresh + Duration::from_mins(2);
+        // Who reads the list seldom is told of it now, lest most of a run were waiting.
+        if self.world.swarm.token_refresh > Duration::from_mins(1) {
+            self.world.announce();
+        }
+        while Instant::now() < deadline && !self.is_over() {
+            self.until(Instant::now() + LISTS_EVERY).await;
+            let are_read = self.lives.iter().flatten().all(|life| life.gate.is_listed());
+            if are_read && self.is_published() && self.world.late[0].load(Ordering::Relaxed) == 0 {
+                return;
+            }
+        }
+    }
+
+    /// Whether what the directory has is what is published.
+    fn is_published(&self) -> bool {
+        let directory = self.world.directory.borrow();
+        let published = |state: &State| {
+            let tokens = state.members.iter().filter_map(|key| key.strip_prefix("token:")?.parse().ok());
+            tokens.collect::<BTreeSet<Address>>() == *directory
+        };
+        self.storage.look(|state| state.is_some_and(published))
+    }
+
+    pub async fn converge(&mut self, after: &str) {
+        let deadline = Instant::now() + CONVERGES_WITHIN;
+        let mut missing = String::new();
+        while Instant::now() < deadline && !self.is_over() {
+            self.until(Instant::now() + Duration::from_secs(1)).await;
+            match self.left_over() {
+                None => return,
+                Some(left) => missing = left,
+            }
+        }
+        if !self.is_over() {
+            self.failure = Some(format!("not delivered {CONVERGES_WITHIN:?} after {after}: {missing}"));
+        }
+    }
+
+    /// What is not yet as it should be.
+    fn left_over(&self) -> Option<String> {
+        let (height, finalized) = {
+            let tree = self.world.tree();
+            (tree.height(), tree.finalized(tree.height()))
+        };
+        let head = deliverable(&self.world.swarm, height, finalized)?;
+        if head < self.world.swarm.start {
+            return None;
+        }
+        let empty = Some("the store is empty".to_owned());
+        self.storage.look(|at| at.map_or(empty, |at| self.left_in(at, head, height)))
+    }
+
+    /// What the store lacks of the chain up to `head`, where the chain has this `height`.
+    fn left_in(&self, at: &State, head: u64, height: u64) -> Option<String> {
+        // An entry of an earlier epoch stays until its block is sealed, and one above a chain that became shorter until
+        // there is a block at its height.
+        let is_left =
+            |(key, entry): &(&Key, &Entry)| !entry.done && key.0.cast_signed() > at.watermark && key.0 <= height;
+        if let Some((key, _)) = at.live.iter().find(is_left) {
+            return Some(format!("entry {} {} (epoch {}) is left, {:?}", key.0, key.1, key.2, at.progress("")));
+        }
+        let tree = self.world.tree();
+        let has_left = |(key, entry): &(&Key, &Entry)| {
+            let block = BlockRef { number: key.0, hash: key.1 };
+            let may_leave = key.0 <= height && key.0.cast_signed() > at.sealed;
+            may_leave && !entry.events.is_empty() && !tree.is_canonical(block)
+        };
+        if let Some(((number, hash, epoch), _)) = at.live.iter().find(has_left) {
+            return Some(format!("entry {number} {hash} (epoch {epoch}) is not on the chain, {:?}", at.progress("")));
+        }
+        // A tag that was seen does not go back, so that of a chain that became shorter more may be delivered.
+        let most = if self.world.swarm.deliver == DeliveryMode::Instant { head } else { height.max(head) };
+        let is_there = u64::try_from(at.watermark).is_ok_and(|at| (head..=most).contains(&at));
+        if !at.duties.is_empty() {
+            return Some("a duty to scan for tokens that joined".into());
+        }
+        // What may be delivered became less: holes above it wait until it is more again.
+        let is_whole = at.tip == at.watermark || at.tip > head.cast_signed();
+        let is_right = is_there && is_whole && at.retracting.is_empty();
+        (!is_right).then(|| format!("head {head}, {:?}, done {:?}", at.progress(""), at.intervals()))
+    }
+}
+
+fn deliverable(swarm: &Swarm, head: u64, finalized: Option<u64>) -> Option<u64> {
+    let finalized = finalized.map_or(Tag::Absent, Tag::At);
+    let heights = Heights { head, safe: Tag::At(head.saturating_sub(2)), finalized };
+    match swarm.deliver {
+        DeliveryMode::Instant => Some(head),
+        mode => heights.deliverable(mode, swarm.making.finality),
+    }
+}
