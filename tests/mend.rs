@@ -307,6 +307,56 @@ async fn an_audit_says_what_was_delivered_and_what_was_not_and_why() {
 #[tokio::test]
 async fn an_audit_compares_what_was_sent_with_the_present_token_list_event_by_event() {
     let mut deployment = Deployment::new().await;
+#[tokio::test]
+async fn an_audit_tells_blocks_of_which_nothing_is_journaled_and_final_blocks_that_left() {
+    let deployment = Deployment::new().await;
+    deployment.caught_up().await.stop().await;
+    let entries: Vec<String> = deployment.server.cli(0, "HKEYS chain:1:journal").await;
+    let lost = entries.iter().find(|entry| entry.starts_with("125:")).unwrap();
+    for command in ["HDEL chain:1:journal", "ZREM chain:1:journal:n"] {
+        let removed: u64 = deployment.server.cli(0, &format!("{command} {lost}")).await;
+        assert_eq!(removed, 1);
+    }
+    let nothing = "counts as delivered, but the journal has nothing of it";
+    let (out, _) = deployment.ends(1, &["audit", "--from", "101", "--to", "130"]).await;
+    assert!(out.starts_with(&format!("125: {nothing}")) && out.contains("differences: 1"), "{out}");
+    deployment.chain.mine(5).await;
+    let (out, _) = deployment.ends(0, &["skip", "--to", "140", "--dry-run"]).await;
+    assert_says(
+        &out,
+        &["blocks 131 to 140", "the newest block of the nodes is 135: blocks 136 to 140 will be left out"],
+    );
+    let (out, _) = deployment.ends(0, &["skip", "--to", "133", "--yes"]).await;
+    assert!(!out.contains("newest block"), "{out}");
+    // What is final needs no entry.
+    let (out, _) = deployment.ends(1, &["audit", "--from", "101", "--to", "135"]).await;
+    assert_says(&out, &[&format!("131..133: {nothing}"), "134..135: not delivered", "differences: 2"]);
+    let was = deployment.chain.hash(FINAL).await;
+    deployment.chain.rpc().call("devchain_reorg", json!([{ "depth": "0x14", "deep": true }])).await;
+    let is = deployment.chain.hash(FINAL).await;
+    let (out, _) = deployment.ends(1, &["audit", "--from", "101", "--to", "110"]).await;
+    let left = format!("101..110: block {FINAL} was final as {was}, which left the chain for {is}");
+    assert_says(&out, &[&left, "differences: 1"]);
+    let (out, _) = deployment.ends(1, &["audit", "--from", "134", "--to", "135"]).await;
+    assert!(!out.contains("was final"), "{out}");
+}
+
+#[tokio::test]
+async fn a_state_file_that_is_deleted_while_it_runs_ends_the_process_with_the_reason() {
+    let chain = Devchain::start(options()).await;
+    let settings = Settings::default()
+        .set("CHAIN_ID", 1)
+        .set("WEB3_PROVIDER", chain.rpc().url)
+        .set("START_BLOCK", FIRST)
+        .file("config/chains.toml", CHAINS);
+    let listener = settings.start();
+    listener.wait_watermark(HEAD, SOON).await;
+    std::fs::remove_file(settings.home().join("data/chain-1.redb")).unwrap();
+    let (code, _, log) = listener.end(SOON).await;
+    assert_eq!(code, 69, "{log}");
+    assert_says(&log, &["chain-1.redb was deleted or replaced while in use", "START_BLOCK", "\"watermark\":130"]);
+}
+
     let documents = token_documents(&options());
     let half = json!(documents.as_array().unwrap()[..4]);
     deployment.settings = deployment.settings.set("TOKENS_FILE", "tokens.json").file("tokens.json", &half.to_string());
