@@ -186,13 +186,16 @@ async fn a_reorganisation_of_final_blocks_freezes_until_an_operator_accepts_it()
     let head = deployment.chain.head().await;
     eventually("deliveries are frozen", SOON, || async { deployment.progress("frozen").await.is_some() }).await;
     eventually("and it says so", SOON, || async { listener.health().await["status"] == "fail" }).await;
+    let mend = "chaintap resume --accept-reorg";
+    assert_says(&listener.health().await["reasons"][0].to_string(), &["the sealed block is 122", mend]);
+    assert_says(&deployment.ends(0, &["status"]).await.0, &["the sealed block is 122", mend]);
     for refused in [
         &["replay", "--from", "110", "--yes"][..],
         &["rewind", "--to", "1", "--yes"],
         &["skip", "--to", "140", "--yes"],
     ] {
         let (_, log) = deployment.ends(1, refused).await;
-        assert_says(&log, &["frozen", "chaintap resume --accept-reorg"]);
+        assert_says(&log, &["frozen", mend]);
     }
     let (out, _) = deployment.ends(1, &["audit", "--from", "101", "--to", "131"]).await;
     assert_says(
@@ -305,9 +308,6 @@ async fn an_audit_says_what_was_delivered_and_what_was_not_and_why() {
 }
 
 #[tokio::test]
-async fn an_audit_compares_what_was_sent_with_the_present_token_list_event_by_event() {
-    let mut deployment = Deployment::new().await;
-#[tokio::test]
 async fn an_audit_tells_blocks_of_which_nothing_is_journaled_and_final_blocks_that_left() {
     let deployment = Deployment::new().await;
     deployment.caught_up().await.stop().await;
@@ -357,6 +357,9 @@ async fn a_state_file_that_is_deleted_while_it_runs_ends_the_process_with_the_re
     assert_says(&log, &["chain-1.redb was deleted or replaced while in use", "START_BLOCK", "\"watermark\":130"]);
 }
 
+#[tokio::test]
+async fn an_audit_compares_what_was_sent_with_the_present_token_list_event_by_event() {
+    let mut deployment = Deployment::new().await;
     let documents = token_documents(&options());
     let half = json!(documents.as_array().unwrap()[..4]);
     deployment.settings = deployment.settings.set("TOKENS_FILE", "tokens.json").file("tokens.json", &half.to_string());
