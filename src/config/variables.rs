@@ -85,7 +85,7 @@ pub const GROUPS: &[Group] = &[
             open(
                 "DELIVER",
                 "instant",
-                "`instant` (at the head; retractions are still to come), `safe`, `finalized`, or a depth in blocks",
+                "`instant` (at the head, with retractions), `safe`, `finalized`, or a depth in blocks",
             ),
         ],
     },
