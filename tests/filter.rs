@@ -284,3 +284,31 @@ async fn f09_a_log_that_one_provider_leaves_out_is_delivered_before_its_block_is
     let counted = metrics.lines().find(|line| line.starts_with("chaintap_audit_missing_total")).unwrap();
     assert!(!counted.ends_with(" 0"), "{counted}");
 }
+
+#[tokio::test]
+async fn replicas_that_seal_the_same_blocks_suspect_no_provider() {
+    let chain = Devchain::start(Options { logs_per_block: 16, finalized_depth: FINAL, ..still(200) }).await;
+    let redis = RedisServer::start().await;
+    let settings = Settings::default()
+        .set("CHAIN_ID", 31_337)
+        .set("WEB3_PROVIDER", format!("{},{}", chain.rpc().url, chain.ws_url()))
+        .set("START_BLOCK", 201)
+        .set("REDIS_URL", redis.url(DB));
+    let replicas = [settings.start(), settings.start()];
+    for replica in &replicas {
+        replica.wait_ready(true, SOON).await;
+    }
+    for round in 1..=6 {
+        chain.mine(40).await;
+        let sealed = 200 + 40 * round - i64::try_from(FINAL).unwrap();
+        let is_sealed = || async { redis.cli::<i64>(DB, "HGET chain:31337:progress sealed").await >= sealed };
+        eventually("what is final is sealed", SOON, is_sealed).await;
+    }
+    let head = chain.head().await;
+    for replica in &replicas {
+        replica.wait_watermark(head, SOON).await;
+        let (_, metrics) = replica.get("/metrics").await.unwrap();
+        let counted = metrics.lines().find(|line| line.starts_with("chaintap_audit_missing_total"));
+        assert!(counted.is_none_or(|line| line.ends_with(" 0")), "{counted:?}\n{}", replica.log());
+    }
+}

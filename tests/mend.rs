@@ -98,10 +98,10 @@ async fn replay_delivers_just_these_blocks_again_with_higher_versions() {
     let deployment = Deployment::new().await;
     let listener = deployment.caught_up().await;
     let before = listener.messages();
-    for arguments in
-        [&["replay", "--from", "110", "--to", "115"][..], &["replay", "--from", "110", "--to", "115", "--dry-run"]]
-    {
-        let (out, _) = deployment.ends(0, arguments).await;
+    let replay = ["replay", "--from", "110", "--to", "115"];
+    // Nobody can be asked here, and a script must not take that for done.
+    for (code, arguments) in [(64, &replay[..]), (0, &[&replay[..], &["--dry-run"]].concat())] {
+        let (out, _) = deployment.ends(code, arguments).await;
         assert_says(&out, &["blocks 110 to 115 will be delivered again", "nothing was changed"]);
     }
     assert_eq!(deployment.progress("watermark").await.as_deref(), Some("130"));
@@ -140,8 +140,8 @@ async fn reset_takes_back_what_is_not_final_and_then_forgets_everything() {
     assert!(out.is_empty(), "{out}");
     let (_, messages, _) = listener.stop().await;
     let before = deployment.server.dump(0).await;
-    for arguments in [&["reset"][..], &["reset", "--dry-run"]] {
-        let (out, log) = deployment.ends(0, arguments).await;
+    for (code, arguments) in [(64, &["reset"][..]), (0, &["reset", "--dry-run"])] {
+        let (out, log) = deployment.ends(code, arguments).await;
         assert_says(
             &log,
             &["the events of 8 blocks", "sent as retractions to stdout", "watermark 130", "nothing was changed"],
@@ -177,13 +177,16 @@ async fn a_reorganisation_of_final_blocks_freezes_until_an_operator_accepts_it()
     let head = deployment.chain.head().await;
     eventually("deliveries are frozen", SOON, || async { deployment.progress("frozen").await.is_some() }).await;
     eventually("and it says so", SOON, || async { listener.health().await["status"] == "fail" }).await;
+    let mend = "chaintap resume --accept-reorg";
+    assert_says(&listener.health().await["reasons"][0].to_string(), &["the sealed block is 122", mend]);
+    assert_says(&deployment.ends(0, &["status"]).await.0, &["the sealed block is 122", mend]);
     for refused in [
         &["replay", "--from", "110", "--yes"][..],
         &["rewind", "--to", "1", "--yes"],
         &["skip", "--to", "140", "--yes"],
     ] {
         let (_, log) = deployment.ends(1, refused).await;
-        assert_says(&log, &["frozen", "chaintap resume --accept-reorg"]);
+        assert_says(&log, &["frozen", mend]);
     }
     let (out, _) = deployment.ends(1, &["audit", "--from", "101", "--to", "131"]).await;
     assert_says(
@@ -293,6 +296,56 @@ async fn an_audit_says_what_was_delivered_and_what_was_not_and_why() {
     );
     deployment.ends(65, &["audit", "--from", "121", "--to", "141"]).await;
     deployment.ends(64, &["audit", "--from", "121", "--to", "120"]).await;
+}
+
+#[tokio::test]
+async fn an_audit_tells_blocks_of_which_nothing_is_journaled_and_final_blocks_that_left() {
+    let deployment = Deployment::new().await;
+    deployment.caught_up().await.stop().await;
+    let entries: Vec<String> = deployment.server.cli(0, "HKEYS chain:1:journal").await;
+    let lost = entries.iter().find(|entry| entry.starts_with("125:")).unwrap();
+    for command in ["HDEL chain:1:journal", "ZREM chain:1:journal:n"] {
+        let removed: u64 = deployment.server.cli(0, &format!("{command} {lost}")).await;
+        assert_eq!(removed, 1);
+    }
+    let nothing = "counts as delivered, but the journal has nothing of it";
+    let (out, _) = deployment.ends(1, &["audit", "--from", "101", "--to", "130"]).await;
+    assert!(out.starts_with(&format!("125: {nothing}")) && out.contains("differences: 1"), "{out}");
+    deployment.chain.mine(5).await;
+    let (out, _) = deployment.ends(0, &["skip", "--to", "140", "--dry-run"]).await;
+    assert_says(
+        &out,
+        &["blocks 131 to 140", "the newest block of the nodes is 135: blocks 136 to 140 will be left out"],
+    );
+    let (out, _) = deployment.ends(0, &["skip", "--to", "133", "--yes"]).await;
+    assert!(!out.contains("newest block"), "{out}");
+    // What is final needs no entry.
+    let (out, _) = deployment.ends(1, &["audit", "--from", "101", "--to", "135"]).await;
+    assert_says(&out, &[&format!("131..133: {nothing}"), "134..135: not delivered", "differences: 2"]);
+    let was = deployment.chain.hash(FINAL).await;
+    deployment.chain.rpc().call("devchain_reorg", json!([{ "depth": "0x14", "deep": true }])).await;
+    let is = deployment.chain.hash(FINAL).await;
+    let (out, _) = deployment.ends(1, &["audit", "--from", "101", "--to", "110"]).await;
+    let left = format!("101..110: block {FINAL} was final as {was}, which left the chain for {is}");
+    assert_says(&out, &[&left, "differences: 1"]);
+    let (out, _) = deployment.ends(1, &["audit", "--from", "134", "--to", "135"]).await;
+    assert!(!out.contains("was final"), "{out}");
+}
+
+#[tokio::test]
+async fn a_state_file_that_is_deleted_while_it_runs_ends_the_process_with_the_reason() {
+    let chain = Devchain::start(options()).await;
+    let settings = Settings::default()
+        .set("CHAIN_ID", 1)
+        .set("WEB3_PROVIDER", chain.rpc().url)
+        .set("START_BLOCK", FIRST)
+        .file("config/chains.toml", CHAINS);
+    let listener = settings.start();
+    listener.wait_watermark(HEAD, SOON).await;
+    std::fs::remove_file(settings.home().join("data/chain-1.redb")).unwrap();
+    let (code, _, log) = listener.end(SOON).await;
+    assert_eq!(code, 69, "{log}");
+    assert_says(&log, &["chain-1.redb was deleted or replaced while in use", "START_BLOCK", "\"watermark\":130"]);
 }
 
 #[tokio::test]

@@ -383,7 +383,7 @@ async fn a_raised_view_is_refused_naming_the_command_that_skips_knowingly() {
         let log = deployment.refused().await;
         assert!(log.contains("chaintap skip --to 140") && log.contains(key), "{log}");
         let (code, out, log) = deployment.settings.output(&["skip", "--to", "140"]).await;
-        assert_eq!(code, 0, "{log}");
+        assert_eq!(code, 64, "{log}");
         assert!(out.contains("blocks 121 to 140") && out.contains("NEVER") && out.contains("--yes"), "{out}");
         deployment.refused().await;
         let (code, out, log) = deployment.settings.output(&["skip", "--to", "140", "--yes"]).await;
@@ -452,7 +452,7 @@ async fn rewinding_says_first_what_it_will_do_and_a_running_listener_obeys() {
     listener.wait_watermark(130, SOON).await;
     let before = listener.messages().len();
     let (code, out, _) = deployment.settings.output(&["rewind", "--to", "125"]).await;
-    assert_eq!(code, 0);
+    assert_eq!(code, 64);
     assert!(out.contains("blocks 126 to 130 will be delivered again") && out.contains("--yes"), "{out}");
     assert_eq!(deployment.server.hash(0, "chain:1:progress").await["block"], "130");
     let (code, out, _) = deployment.settings.output(&["rewind", "--to", "125", "--yes"]).await;

@@ -1,8 +1,9 @@
 //! `chaintap audit`: reads a range again and says what of it was delivered, what was not, and why.
 //!
 //! It changes nothing, and runs beside a listener where the state is in Redis. Differences go to standard output as they
-//! are found, how far it is to standard error. At or below the sealed height the store knows blocks, not events; blocks
-//! from before the state began, or skipped, count as delivered, as they do everywhere.
+//! are found, how far it is to standard error. At or below the sealed height the store knows blocks, not events; there blocks
+//! from before the state began, or skipped, count as delivered, as they do everywhere. Above it they are told apart, because
+//! the journal has nothing of them.
 
 use std::{
     collections::BTreeMap,
@@ -21,8 +22,9 @@ use super::{
 use crate::{
     app,
     config::Settings,
-    domain::BlockRange,
+    domain::{BlockRange, MAX_BLOCK_NUMBER},
     pipeline::inspect::{Finding, Inspection, Kind, Part},
+    rpc::{At, ChainSource},
     store::Progress,
 };
 
@@ -35,10 +37,10 @@ const LISTED: usize = 1_000;
 #[derive(Args, Debug)]
 pub(super) struct AuditArgs {
     /// First block
-    #[arg(long, value_name = "A")]
+    #[arg(long, value_name = "A", value_parser = clap::value_parser!(u64).range(..=MAX_BLOCK_NUMBER))]
     from: u64,
     /// Last block
-    #[arg(long, value_name = "B")]
+    #[arg(long, value_name = "B", value_parser = clap::value_parser!(u64).range(..=MAX_BLOCK_NUMBER))]
     to: u64,
     /// Print one JSON object at the end, instead of lines
     #[arg(long)]
@@ -87,7 +89,7 @@ pub(super) async fn run(args: &AuditArgs, settings: &Settings, out: &mut (dyn Wr
     let source = equip::nodes(settings)?;
     let (store, snapshot) = opened(settings).await?;
     let tokens = equip::tokens(settings).await?;
-    let ctx = app::context(settings, (store.clone(), source), BTreeMap::new());
+    let ctx = app::context(settings, (store.clone(), source.clone()), BTreeMap::new());
     let endpoints: Vec<_> = equip::witnesses(settings)
         .into_iter()
         .map(|(name, one)| (name, app::context(settings, (store.clone(), one), BTreeMap::new())))
@@ -100,8 +102,12 @@ pub(super) async fn run(args: &AuditArgs, settings: &Settings, out: &mut (dyn Wr
             range.to, inspection.head
         )));
     }
+    let foreign = foreign(&*source, &snapshot.progress, range).await?;
     let mut report = Report::begin(settings, range, &inspection, snapshot.progress);
     let mut lines = Lines { out, quiet: args.json, pending: None };
+    if let Some(finding) = foreign {
+        lines.take(&mut report, finding)?;
+    }
     let mut told = Instant::now();
     let mut next = range.from;
     loop {
@@ -132,7 +138,24 @@ pub(super) async fn run(args: &AuditArgs, settings: &Settings, out: &mut (dyn Wr
     }
 }
 
-/// Differences as they are told: blocks that are not delivered for one reason are one difference, also across parts.
+/// Of final blocks the store knows one by its hash, the highest. Where the chain has another block there, nothing can be said
+/// of those below it.
+async fn foreign(source: &dyn ChainSource, progress: &Progress, range: BlockRange) -> Result<Option<Finding>, Failure> {
+    let (Ok(sealed), Some(hash)) = (u64::try_from(progress.sealed), progress.sealed_hash) else { return Ok(None) };
+    if sealed < range.from {
+        return Ok(None);
+    }
+    let found = source.header(At::Number(sealed)).await.map_err(|error| equip::node_failure(&error))?;
+    let Some(found) = found.filter(|found| found.hash != hash) else { return Ok(None) };
+    let text = format!(
+        "block {sealed} was final as {hash}, which left the chain for {}: what was delivered of the blocks that left \
+         with it is not known any more",
+        found.hash
+    );
+    Ok(Some(Finding { from: range.from, to: sealed.min(range.to), kind: Kind::Orphaned, text }))
+}
+
+/// Differences as they are told: blocks of one kind of difference are one of it, where it is about blocks, also across parts.
 struct Lines<'a> {
     out: &'a mut (dyn Write + Send),
     quiet: bool,
@@ -142,7 +165,7 @@ struct Lines<'a> {
 impl Lines<'_> {
     fn take(&mut self, report: &mut Report, finding: Finding) -> Result<(), Failure> {
         if let Some(run) = &mut self.pending
-            && run.kind == Kind::NotDelivered
+            && matches!(run.kind, Kind::NotDelivered | Kind::Unjournaled)
             && (run.kind, &run.text, run.to + 1) == (finding.kind, &finding.text, finding.from)
         {
             run.to = finding.to;

@@ -19,7 +19,12 @@ pub(super) struct Consent {
 }
 
 impl Consent {
-    /// Whether to go on; where not, says that nothing was changed, and how it would be.
+    /// Whether to go on; `false` after a dry run, which is all that was asked for.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::No`] where the answer was no, [`Failure::Usage`] where there is nobody to ask: a script must not take that
+    /// for done.
     pub(super) fn given(self, out: &mut (dyn Write + Send)) -> Result<bool, Failure> {
         let (input, output) = (std::io::stdin(), std::io::stderr());
         let at_terminal = input.is_terminal() && output.is_terminal();
@@ -44,15 +49,14 @@ impl Consent {
                 write!(questions, "go on? [y/N] ").and_then(|()| questions.flush()).map_err(untold)?;
                 let mut answer = String::new();
                 answers.read_line(&mut answer).map_err(untold)?;
-                let is_yes = matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes");
-                if !is_yes {
-                    say(out, "nothing was changed")?;
+                match answer.trim().to_ascii_lowercase().as_str() {
+                    "y" | "yes" => Ok(true),
+                    _ => Err(Failure::No("nothing was changed".into())),
                 }
-                Ok(is_yes)
             }
             (_, None) => {
                 say(out, "nothing was changed; say --yes to do it")?;
-                Ok(false)
+                Err(Failure::Usage("there is no terminal to ask at: --yes does it, --dry-run only says it".into()))
             }
         }
     }
@@ -62,11 +66,11 @@ impl Consent {
 mod tests {
     use super::*;
 
-    fn asked(consent: Consent, answer: Option<&str>) -> (bool, String, String) {
+    fn asked(consent: Consent, answer: Option<&str>) -> (Result<bool, Failure>, String, String) {
         let (mut questions, mut out) = (Vec::new(), Vec::new());
         let mut answers = answer.unwrap_or_default().as_bytes();
         let terminal = answer.map(|_| (&mut answers as &mut dyn BufRead, &mut questions as &mut dyn Write));
-        let given = consent.asked(terminal, &mut out).unwrap();
+        let given = consent.asked(terminal, &mut out);
         (given, String::from_utf8(questions).unwrap(), String::from_utf8(out).unwrap())
     }
 
@@ -74,11 +78,12 @@ mod tests {
     fn only_a_yes_is_one() {
         let none = Consent::default();
         for answer in ["y\n", "Y\n", "yes\n", " YES \n"] {
-            assert!(asked(none, Some(answer)).0, "{answer:?}");
+            assert!(asked(none, Some(answer)).0.unwrap(), "{answer:?}");
         }
         for answer in ["", "\n", "n\n", "no\n", "yess\n", "si\n"] {
             let (given, questions, out) = asked(none, Some(answer));
-            assert_eq!((given, questions.as_str(), out.as_str()), (false, "go on? [y/N] ", "nothing was changed\n"));
+            assert!(matches!(given, Err(Failure::No(said)) if said == "nothing was changed"), "{answer:?}");
+            assert_eq!((questions.as_str(), out.as_str()), ("go on? [y/N] ", ""));
         }
     }
 
@@ -86,13 +91,14 @@ mod tests {
     fn a_script_says_yes_beforehand_and_a_dry_run_asks_nobody() {
         let (yes, dry_run) = (Consent { yes: true, dry_run: false }, Consent { yes: false, dry_run: true });
         for answer in [None, Some("n\n")] {
-            assert_eq!(asked(yes, answer), (true, String::new(), String::new()));
+            let (given, questions, out) = asked(yes, answer);
+            assert!(given.unwrap() && questions.is_empty() && out.is_empty(), "{questions}{out}");
         }
         for answer in [None, Some("y\n")] {
             let (given, questions, out) = asked(dry_run, answer);
-            assert!(!given && questions.is_empty() && out.contains("nothing was changed"), "{out}");
+            assert!(!given.unwrap() && questions.is_empty() && out.contains("nothing was changed"), "{out}");
         }
         let (given, _, out) = asked(Consent::default(), None);
-        assert!(!given && out.contains("--yes"), "{out}");
+        assert!(matches!(given, Err(Failure::Usage(_))) && out.contains("--yes"), "{out}");
     }
 }

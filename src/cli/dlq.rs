@@ -370,7 +370,8 @@ async fn drop_letters(
     if !yes {
         let named = chosen.keys.len() as u64;
         let count = if chosen.all { store.dead_letters_len().await.map_err(unread)? } else { named };
-        return tell(notes, &format!("{count} dead letters would be dropped for good; say --yes to do it"));
+        tell(notes, &format!("{count} dead letters would be dropped for good; say --yes to do it"))?;
+        return Err(Failure::Usage("nothing was changed".into()));
     }
     let dropped = if chosen.all { drop_all(store).await? } else { store.exhume(&chosen.keys).await.map_err(unread)? };
     tell(notes, &format!("dropped {dropped} dead letters"))

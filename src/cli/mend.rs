@@ -27,6 +27,8 @@ use crate::{
     store::{JournalEntry, Progress, ReplayReply, RewindReply, StateStore, StoreError},
 };
 
+/// A node that is asked only for its newest block is waited for this long.
+const NODE_WITHIN: Duration = Duration::from_secs(5);
 /// An epoch that is further ahead of the clock is not waited for.
 const LONGEST_LEAD: Duration = Duration::from_secs(10);
 
@@ -37,7 +39,7 @@ pub(super) struct ReplayArgs {
     #[arg(long, value_name = "A", value_parser = clap::value_parser!(u64).range(..=MAX_BLOCK_NUMBER))]
     from: u64,
     /// Last block to deliver again [default: the highest that is delivered]
-    #[arg(long, value_name = "B")]
+    #[arg(long, value_name = "B", value_parser = clap::value_parser!(u64).range(..=MAX_BLOCK_NUMBER))]
     to: Option<u64>,
     #[command(flatten)]
     consent: Consent,
@@ -47,7 +49,8 @@ pub(super) struct ReplayArgs {
 #[derive(Args, Debug)]
 pub(super) struct RewindArgs {
     /// The last block that stays as it is; -1 delivers from block 0 on
-    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true,
+          value_parser = clap::value_parser!(i64).range(-1..=signed(MAX_BLOCK_NUMBER)))]
     to: i64,
     #[command(flatten)]
     consent: Consent,
@@ -57,7 +60,7 @@ pub(super) struct RewindArgs {
 #[derive(Args, Debug)]
 pub(super) struct SkipArgs {
     /// The last block that is left out
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=MAX_BLOCK_NUMBER))]
     to: u64,
     #[command(flatten)]
     consent: Consent,
@@ -126,8 +129,7 @@ impl Again {
         let Progress { watermark, tip, epoch, .. } = *progress;
         if first > tip {
             return Err(Failure::Data(format!(
-                "block {} is not below the highest delivered block, {tip}",
-                first.saturating_sub(1)
+                "nothing can be delivered again from block {first} on: the highest delivered block is {tip}"
             )));
         }
         let last = self.last.filter(|last| signed(*last) < tip);
@@ -162,10 +164,27 @@ pub(super) async fn skip(args: &SkipArgs, settings: &Settings, out: &mut (dyn Wr
             args.to
         ),
     )?;
+    if let Some(head) = newest(settings).await.filter(|head| args.to > *head) {
+        let first = head.saturating_add(1);
+        say(
+            out,
+            &format!(
+                "the newest block of the nodes is {head}: blocks {first} to {} will be left out when they come",
+                args.to
+            ),
+        )?;
+    }
     if !args.consent.given(out)? {
         return Ok(());
     }
     finished(store.skip(args.to, epoch).await, out).map(drop)
+}
+
+/// The newest block of the nodes, where there are any and they answer soon: a skip needs none.
+async fn newest(settings: &Settings) -> Option<u64> {
+    let source = equip::nodes(settings).ok()?;
+    let answer = tokio::time::timeout(NODE_WITHIN, source.header(At::Latest)).await.ok()?;
+    Some(answer.ok()??.number)
 }
 
 /// Takes back what may still leave the chain, then forgets everything. Standard output may be where the retractions go, so

@@ -142,7 +142,7 @@ fn table(report: &Report) -> String {
     table.add_row(["epoch", &report.epoch.to_string()]);
     table.add_row(["durability", &report.durability]);
     if let Some(reason) = &report.frozen {
-        table.add_row(["frozen", reason]);
+        table.add_row(["frozen", &format!("{reason}\nlook at the chain, then: chaintap resume --accept-reorg")]);
     }
     table.trim_fmt()
 }

@@ -163,7 +163,7 @@ async fn compare(ctx: &Context, filter: &Filter, batch: &[JournalEntry], answer:
         tell_extra(entry.block, held.iter().filter(|held| !theirs.contains(&(held.block, held.log_index))));
         let Some(wanted) = wanted.remove(&entry.block) else { continue };
         let missing = Wanted { events: deliver::lacking(&held, &wanted.events), undecodable: vec![], ..wanted };
-        if missing.events.is_empty() {
+        if missing.events.is_empty() || !is_journaled(ctx, entry).await? {
             continue;
         }
         tell_missing(filter, entry.block, missing.events.len() as u64);
@@ -172,6 +172,13 @@ async fn compare(ctx: &Context, filter: &Filter, batch: &[JournalEntry], answer:
         }
     }
     deliver::still_of(ctx, &epochs).await
+}
+
+/// Whether the entry is still there, and so was what was read of it: another replica may have sealed the block meanwhile,
+/// after an audit of its own, or taken it back.
+async fn is_journaled(ctx: &Context, entry: &JournalEntry) -> Result<bool, StageError> {
+    let now = persist(ctx, "journal", PATIENCE, || ctx.store.journal(entry.block.number)).await?;
+    Ok(now.iter().any(|other| (other.block, other.epoch) == (entry.block, entry.epoch)))
 }
 
 fn tell_extra<'a>(block: BlockRef, extra: impl Iterator<Item = &'a Event>) {

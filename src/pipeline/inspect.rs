@@ -49,6 +49,8 @@ pub struct Finding {
 pub enum Kind {
     /// Blocks that are not delivered yet.
     NotDelivered,
+    /// Blocks that count as delivered, of which the journal has nothing although they may still leave the chain.
+    Unjournaled,
     /// Events that the nodes have and the journal lacks: they were not sent.
     Missing,
     /// Events that the journal has and the nodes, or the present token list, lack.
@@ -117,17 +119,12 @@ impl<'a> Inspection<'a> {
         tokens: Option<Arc<TokenList>>,
         range: BlockRange,
     ) -> Result<Self, StageError> {
-        let head = ctx.source.header(At::Latest).await?;
-        let head = head.ok_or_else(|| RpcError::Behind("the node has no newest block".into()))?.number;
-        let tag = async |at| {
-            let header = ctx.source.header(at).await?;
-            Ok::<_, RpcError>(header.map_or(Tag::Absent, |header| Tag::At(header.number)))
-        };
-        let heights = Heights { head, safe: tag(At::Safe).await?, finalized: tag(At::Finalized).await? };
+        let heights = heights(ctx).await?;
         let deliverable = heights.deliverable(ctx.deliver, ctx.chain.finality_depth);
         let letters = letters(&*ctx.store, range).await?;
         // What is looked at is not sent, so the version does not matter.
         let filter = Filter { version: 0, tokens, since: -1 };
+        let head = heights.head;
         Ok(Self { ctx, endpoints, unasked: BTreeMap::new(), filter, head, deliverable, letters, before: None })
     }
 
@@ -151,6 +148,7 @@ impl<'a> Inspection<'a> {
         let decoded = decode::events(&ctx.registry, logs);
         let candidates = decoded.candidates.len();
         let wanted = filter::by_token(&self.filter, decoded);
+        let before = ctx.store.snapshot().await?;
         let journal = self.journal(range).await?;
         let mut held = BTreeMap::new();
         for entry in &journal {
@@ -163,6 +161,7 @@ impl<'a> Inspection<'a> {
         let now = ctx.store.snapshot().await?;
         let journaled = Journaled { now: &now, journal: &journal, held: &held, blocks: &blocks };
         journaled.compare(&wanted.events, &mut findings);
+        self.unjournaled(range, (&before, &now), &journal, &mut findings).await?;
         let delivered = self.delivered(range, &now, &mut findings).await?;
         self.refused(range, &mut findings);
         self.before = Some(answer.last);
@@ -239,6 +238,34 @@ impl<'a> Inspection<'a> {
         Ok(entries)
     }
 
+    /// Blocks that count as delivered before and after the journal was read, are not final, and have no entry.
+    async fn unjournaled(
+        &self,
+        range: BlockRange,
+        (before, now): (&Snapshot, &Snapshot),
+        journal: &[JournalEntry],
+        findings: &mut Vec<Finding>,
+    ) -> Result<(), StageError> {
+        let held: BTreeSet<u64> = journal.iter().map(|entry| entry.block.number).collect();
+        let lacks = |number: &u64| {
+            let counts = is_delivered(before, *number) && is_delivered(now, *number);
+            counts && signed(*number) > now.progress.sealed && !held.contains(number)
+        };
+        let lacking: Vec<u64> = (range.from..=range.to).filter(lacks).collect();
+        // What was taken back in between had one; what is final by now needs none.
+        if lacking.is_empty() || before.progress.epoch != now.progress.epoch {
+            return Ok(());
+        }
+        let heights = heights(self.ctx).await?;
+        let last_final = heights.final_height(self.ctx.chain.finality_depth);
+        for number in lacking.into_iter().filter(|number| last_final.is_none_or(|last| *number > last)) {
+            let text = "counts as delivered, but the journal has nothing of it: it was skipped, is from before the start, \
+                        or the store lost it";
+            join(findings, number, Kind::Unjournaled, text.to_owned());
+        }
+        Ok(())
+    }
+
     /// How many blocks are delivered; of the others, why not.
     async fn delivered(
         &self,
@@ -262,13 +289,7 @@ impl<'a> Inspection<'a> {
             (None, None) => "its turn has not come".to_owned(),
         };
         for number in &open {
-            let text = format!("not delivered: {}", reason(*number));
-            match findings.last_mut() {
-                Some(run) if run.kind == Kind::NotDelivered && run.to + 1 == *number && run.text == text => {
-                    run.to = *number;
-                }
-                _ => findings.push(Finding { from: *number, to: *number, kind: Kind::NotDelivered, text }),
-            }
+            join(findings, *number, Kind::NotDelivered, format!("not delivered: {}", reason(*number)));
         }
         Ok(range.blocks() - open.len() as u64)
     }
@@ -282,6 +303,25 @@ impl<'a> Inspection<'a> {
             text: format!("{} messages were refused and are dead letters (chaintap dlq)", letters.refused),
         }));
     }
+}
+
+/// Adds a block to the run of blocks before it with the same finding, or begins another.
+fn join(findings: &mut Vec<Finding>, number: u64, kind: Kind, text: String) {
+    match findings.last_mut() {
+        Some(run) if run.kind == kind && run.to + 1 == number && run.text == text => run.to = number,
+        _ => findings.push(Finding { from: number, to: number, kind, text }),
+    }
+}
+
+/// The newest block, and the heights of the tags.
+async fn heights(ctx: &Context) -> Result<Heights, RpcError> {
+    let head = ctx.source.header(At::Latest).await?;
+    let head = head.ok_or_else(|| RpcError::Behind("the node has no newest block".into()))?.number;
+    let tag = async |at| {
+        let header = ctx.source.header(at).await?;
+        Ok::<_, RpcError>(header.map_or(Tag::Absent, |header| Tag::At(header.number)))
+    };
+    Ok(Heights { head, safe: tag(At::Safe).await?, finalized: tag(At::Finalized).await? })
 }
 
 /// What the journal holds of a part, beside what the chain has.

@@ -71,8 +71,8 @@ pub async fn run(ctx: Arc<Context>, start: StartBlock, until: Option<u64>, stop:
         error!(
             reason,
             watermark,
-            "the state is gone, and the next start begins at the chain's head; to go on where this one ended, first \
-             set `block` of chain:{chain}:progress to this watermark"
+            "the state is gone, and the next start begins anew; to go on where this one ended, first set START_BLOCK to the \
+             block after this watermark, or in Redis `block` of chain:{chain}:progress to the watermark"
         );
     }
     tracks.drain().await;

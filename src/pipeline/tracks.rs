@@ -346,7 +346,9 @@ impl Tracks {
                     self.frozen = true;
                     self.tasks.abort_all();
                 }
-                self.ctx.vitals.halt(Some(reason));
+                self.ctx
+                    .vitals
+                    .halt(Some(&format!("{reason}; look at the chain, then `chaintap resume --accept-reorg`")));
             }
             None if self.frozen && self.in_flight.is_empty() => {
                 warn!("an operator accepted the reorganisation: deliveries go on");

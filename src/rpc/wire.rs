@@ -9,6 +9,8 @@ use serde::{Deserialize, Deserializer};
 use super::{LogFilter, RpcError};
 use crate::domain::{BlockRange, BlockRef, Header, MAX_BLOCK_NUMBER, RawLog};
 
+/// The highest number that every reader of JSON holds exactly; messages state places and times, too.
+const MAX_EXACT: u64 = MAX_BLOCK_NUMBER;
 /// Most topics that the EVM gives a log (LOG0 to LOG4).
 const MAX_TOPICS: usize = 4;
 
@@ -42,7 +44,11 @@ impl WireHeader {
         if number > MAX_BLOCK_NUMBER {
             return Err(invalid("a block number at or above 2^53"));
         }
-        Ok(Header { number, hash, parent: self.parent_hash, timestamp: self.timestamp.to() })
+        let timestamp = self.timestamp.to();
+        if timestamp > MAX_EXACT {
+            return Err(invalid("a block's time at or above 2^53"));
+        }
+        Ok(Header { number, hash, parent: self.parent_hash, timestamp })
     }
 }
 
@@ -80,6 +86,9 @@ impl WireLog {
         let (Some(transaction_index), Some(log_index)) = (self.transaction_index, self.log_index) else {
             return Err(invalid("a log without its place in the block"));
         };
+        if transaction_index.max(log_index) > U64::from(MAX_EXACT) {
+            return Err(invalid("a log at a place at or above 2^53"));
+        }
         if self.topics.len() > MAX_TOPICS || !self.topics.first().is_some_and(|topic| filter.topics.contains(topic)) {
             return Err(invalid("a log with a topic that was not asked for"));
         }
@@ -87,6 +96,9 @@ impl WireLog {
             return Err(invalid("a log of a contract that was not asked for"));
         }
         let timestamp = self.block_timestamp.map(|time| time.to::<u64>()).filter(|time| *time > 0);
+        if timestamp.is_some_and(|time| time > MAX_EXACT) {
+            return Err(invalid("a log's block time at or above 2^53"));
+        }
         let log = RawLog {
             address: self.address,
             topics: self.topics,
@@ -196,6 +208,9 @@ mod tests {
             json!({"removed": true}),
             json!({"blockHash": null}),
             json!({"logIndex": null}),
+            json!({"logIndex": "0x20000000000000"}),
+            json!({"transactionIndex": "0xffffffffffffffff"}),
+            json!({"blockTimestamp": "0x20000000000000"}),
             json!({"topics": []}),
             json!({"topics": [B256::ZERO]}),
             json!({"blockHash": B256::ZERO}),

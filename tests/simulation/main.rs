@@ -6,6 +6,7 @@
 #![allow(unreachable_pub, missing_docs, reason = "nobody imports a test")]
 #![allow(clippy::indexing_slicing, reason = "what fails here fails the test")]
 #![allow(clippy::print_stdout, reason = "tells what was simulated")]
+#![allow(clippy::struct_excessive_bools, reason = "a seed is drawn, not called")]
 #![allow(clippy::cast_possible_truncation, reason = "dice are small numbers")]
 
 mod calm;

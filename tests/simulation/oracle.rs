@@ -132,7 +132,9 @@ impl Oracle {
     }
 
     pub fn exhumed(&mut self, key: &str) {
-        id(key).map(|id| self.buried.remove(&id)).unwrap_or_default();
+        if let Some(id) = id(key) {
+            self.buried.remove(&id);
+        }
     }
 
     /// The sink has this message.

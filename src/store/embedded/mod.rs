@@ -5,6 +5,7 @@
 //! There are no views: nobody but this process can read the file while it runs.
 
 use std::{
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -40,6 +41,40 @@ mod unwind;
 #[derive(Clone, Debug)]
 pub struct Embedded {
     home: Arc<Home>,
+    /// None in memory.
+    file: Option<Arc<OnDisk>>,
+}
+
+/// The file that is open. A process keeps a file that somebody deleted, and would lose with it all it wrote since.
+#[derive(Debug)]
+struct OnDisk {
+    path: PathBuf,
+    /// Device and inode when it was opened.
+    identity: (u64, u64),
+}
+
+impl OnDisk {
+    fn of(path: PathBuf) -> std::io::Result<Self> {
+        let identity = identity(&path)?;
+        Ok(Self { path, identity })
+    }
+
+    /// Whether the file is still where it was.
+    fn look(&self) -> Result<(), StoreError> {
+        match identity(&self.path) {
+            Ok(there) if there == self.identity => Ok(()),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StoreError::Transient(error.to_string())),
+            _ => Err(StoreError::Vanished(format!(
+                "the state file {} was deleted or replaced while in use",
+                self.path.display()
+            ))),
+        }
+    }
+}
+
+fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
+    let file = std::fs::metadata(path)?;
+    Ok((file.dev(), file.ino()))
 }
 
 impl Embedded {
@@ -62,7 +97,10 @@ impl Embedded {
                 StoreError::Fatal(of_file(format!("cannot be opened ({error}): check DATA_DIR, or restore the file")))
             }
         })?;
-        Ok(Self::new(database, chain_id, service, true))
+        let on_disk = OnDisk::of(path.clone())
+            .map_err(|error| StoreError::Fatal(of_file(format!("cannot be read ({error})"))))?;
+        let home = Home::new(database, chain_id, service, true);
+        Ok(Self { home: Arc::new(home), file: Some(Arc::new(on_disk)) })
     }
 
     /// Whether there is a file to open; asking makes none.
@@ -80,11 +118,7 @@ impl Embedded {
         let database = Database::builder()
             .create_with_backend(InMemoryBackend::new())
             .map_err(|error| StoreError::Fatal(format!("state in memory: {error}")))?;
-        Ok(Self::new(database, chain_id, service, false))
-    }
-
-    fn new(database: Database, chain_id: u64, service: &str, on_disk: bool) -> Self {
-        Self { home: Arc::new(Home::new(database, chain_id, service, on_disk)) }
+        Ok(Self { home: Arc::new(Home::new(database, chain_id, service, false)), file: None })
     }
 
     /// Runs work that may wait for the disk, off the runtime.
@@ -147,7 +181,8 @@ impl StateStore for Embedded {
     }
 
     async fn snapshot(&self) -> Result<Snapshot, StoreError> {
-        let found = self.peek().await?;
+        let file = self.file.clone();
+        let found = self.run(move |home| file.map_or(Ok(()), |file| file.look()).and_then(|()| home.peek())).await?;
         found.ok_or_else(|| StoreError::Vanished("the state file holds no progress".into()))
     }
 
