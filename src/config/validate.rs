@@ -37,8 +37,8 @@ pub(super) fn settings(
         chains::service_name(text).map_err(|error| (format!("is wrong: {error}"), mend.to_owned()))
     });
     let start = reader.read("START_BLOCK", start_block);
-    let expects_state = reader.read("EXPECT_STATE", limits::flag);
-    let start = if expects_state == Some(true) { Some(StartBlock::Expected) } else { start };
+    let is_expected = reader.read("EXPECT_STATE", limits::flag);
+    let start = is_expected.and_then(|is_expected| if is_expected { Some(StartBlock::Expected) } else { start });
     let audit = reader.read("AUDIT", limits::flag);
     let deliver = reader.read("DELIVER", delivery);
     let http = http(&mut reader);
@@ -64,7 +64,7 @@ pub(super) fn settings(
         tokens: tokens?,
         start: start?,
         deliver: deliver?,
-        audit: expects_state.and(audit)?,
+        audit: audit?,
         registry: Arc::new(registry),
         http: http?,
         sentry_dsn,
