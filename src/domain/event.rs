@@ -56,6 +56,14 @@ pub struct Event {
     pub token: Option<Arc<Token>>,
 }
 
+impl Event {
+    /// What tells one delivery from the others of its block: the log, and the handler that it goes to.
+    #[must_use]
+    pub fn delivery(&self) -> (u64, &str) {
+        (self.log_index, &self.handler)
+    }
+}
+
 /// Decoded arguments: the common case in a compact form, any other event as the JSON object of the message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Args {
@@ -101,9 +109,10 @@ pub struct Digest {
 impl Digest {
     /// Adds one delivery. Adding the same one twice takes it out again, so add each once.
     pub fn add(&mut self, event: &Event) {
+        let (log_index, handler) = event.delivery();
         let mut hasher = Sha256::new();
-        hasher.update(event.log_index.to_be_bytes());
-        hasher.update(event.handler.as_bytes());
+        hasher.update(log_index.to_be_bytes());
+        hasher.update(handler.as_bytes());
         let hash = hasher.finalize();
         self.count += 1;
         self.mix ^= hash.iter().take(16).fold(0, |mix, &byte| (mix << 8) | u128::from(byte));

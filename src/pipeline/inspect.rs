@@ -297,7 +297,7 @@ impl Journaled<'_> {
     fn compare(&self, wanted: &[Event], findings: &mut Vec<Finding>) {
         let (nothing, mut ours) = (BTreeSet::new(), BTreeMap::<u64, BTreeSet<_>>::new());
         for event in wanted {
-            ours.entry(event.block.number).or_default().insert(delivery(event));
+            ours.entry(event.block.number).or_default().insert(event.delivery());
         }
         // A block may have entries of several epochs: what was sent is what all of them hold.
         let done =
@@ -311,7 +311,7 @@ impl Journaled<'_> {
                 continue;
             }
             let held = self.held.get(&number).into_iter().flatten().filter(|event| event.block.hash == hash);
-            let held: BTreeSet<_> = held.map(delivery).collect();
+            let held: BTreeSet<_> = held.map(Event::delivery).collect();
             let ours = ours.get(&number).unwrap_or(&nothing);
             let (missing, extra) = (ours.difference(&held).count(), held.difference(ours).count());
             if missing > 0 {
@@ -335,11 +335,6 @@ fn of_block(block: BlockRef) -> (u64, B256) {
 /// What tells one log from another, in the order of the chain.
 fn name(log: &RawLog) -> (u64, u64, B256) {
     (log.block.number, log.log_index, log.block.hash)
-}
-
-/// What tells one delivery of a block from another.
-fn delivery(event: &Event) -> (u64, Arc<str>) {
-    (event.log_index, event.handler.clone())
 }
 
 /// The logs of a range, in parts as large as the provider bears.

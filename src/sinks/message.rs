@@ -4,7 +4,10 @@
 //! nothing in it varies between attempts, replicas or providers, so that sending it twice is sending the same bytes
 //! twice. Handing it over is the sinks' work.
 
-use alloy::{hex, primitives::Address};
+use alloy::{
+    hex,
+    primitives::{Address, B256},
+};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
@@ -23,7 +26,7 @@ const USUAL_BODY_BYTES: usize = 1_024;
 /// One message, ready for any sink: body and attributes, built once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// `{chain}:{block hash}:{log index}`.
+    /// `{chain}:{block hash}:{log index}`, see [`id_of`](Self::id_of).
     pub id: String,
     /// Higher for a later state of the same id.
     pub version: u64,
@@ -51,10 +54,16 @@ impl Message {
         Self::compose(event, format!("{}Retracted", event.name), chain_id, epoch.saturating_mul(2))
     }
 
+    /// The id of everything that is said of one log (protocol §2): the same in every life of its block.
+    #[must_use]
+    pub fn id_of(chain_id: u64, block_hash: B256, log_index: u64) -> String {
+        format!("{chain_id}:{block_hash}:{log_index}")
+    }
+
     fn compose(event: &Event, event_type: String, chain_id: u64, version: u64) -> Self {
         let home = if planted(Mutant::IdWithoutBlock) { event.transaction_hash } else { event.block.hash };
         let mut message = Self {
-            id: format!("{chain_id}:{home}:{}", event.log_index),
+            id: Self::id_of(chain_id, home, event.log_index),
             version,
             event_type,
             chain_id,

@@ -4,13 +4,13 @@
 //! taken back (I4). What the journal holds already is sent again all the same: whoever put it there may have died
 //! before its messages left.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     super::{Context, StageError, Wanted, persist},
     bury_undecodable,
     hand_over::{Say, send},
-    is_same, lacking,
+    lacking,
 };
 use crate::{
     domain::{BlockRef, Digest, Event},
@@ -56,8 +56,9 @@ pub(in crate::pipeline) async fn amended(
             AmendReply::Frozen => return Err(StageError::Again("nothing may be delivered")),
         };
         // As it is journaled, byte for byte.
-        let journaled = |ours: &Event| held.iter().find(|held| is_same(held, ours)).unwrap_or(ours).clone();
-        let events: Vec<Event> = ours.iter().map(journaled).collect();
+        let journaled: BTreeMap<_, _> = held.iter().map(|held| (held.delivery(), held)).collect();
+        let events: Vec<Event> =
+            ours.iter().map(|ours| (*journaled.get(&ours.delivery()).unwrap_or(&ours)).clone()).collect();
         for part in store::parts(&events) {
             send(ctx, Say::Applied(epoch), part).await?;
         }

@@ -24,7 +24,7 @@ const DATA_SHOWN: usize = 4_096;
 /// What a sink will never take.
 pub(super) fn refused(message: &Message, event: &Event, reason: String) -> DeadLetter {
     DeadLetter {
-        key: format!("{}|{}", message.id, event.handler),
+        key: key(&message.id, &event.handler),
         kind: DeadKind::Refused,
         reason,
         handler: event.handler.to_string(),
@@ -40,9 +40,9 @@ pub(super) async fn forget(ctx: &Context, events: &[Event]) -> Result<(), StageE
     if ctx.store.dead_letters_len().await? == 0 {
         return Ok(());
     }
-    let key = |event: &Event| format!("{}:{}:{}|{}", ctx.chain.id, event.block.hash, event.log_index, event.handler);
+    let of = |event: &Event| key(&Message::id_of(ctx.chain.id, event.block.hash, event.log_index), &event.handler);
     for chunk in events.chunks(LETTERS_AT_ONCE) {
-        let keys: Vec<String> = chunk.iter().map(key).collect();
+        let keys: Vec<String> = chunk.iter().map(of).collect();
         persist(ctx, "exhume", Duration::MAX, || ctx.store.exhume(&keys)).await?;
     }
     count_dead_letters(ctx).await;
@@ -54,7 +54,7 @@ pub(super) async fn bury_undecodable(ctx: &Context, logs: &[Undecodable]) -> Res
     let letters: Vec<DeadLetter> = logs
         .iter()
         .map(|Undecodable { log, handler, reason, .. }| DeadLetter {
-            key: format!("{}:{}:{}|{handler}", ctx.chain.id, log.block.hash, log.log_index),
+            key: key(&Message::id_of(ctx.chain.id, log.block.hash, log.log_index), handler),
             kind: DeadKind::Undecodable,
             reason: (*reason).to_owned(),
             handler: handler.to_string(),
@@ -100,6 +100,11 @@ pub(super) async fn bury(ctx: &Context, sink: Option<&dyn Sink>, letters: &[Dead
 /// Time since the Unix epoch; for display only.
 pub(super) fn wall_clock() -> Duration {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
+}
+
+/// What a letter is kept under: the id that its message has, or would have, and its handler.
+fn key(id: &str, handler: &str) -> String {
+    format!("{id}|{handler}")
 }
 
 /// The data of a log that is kept for a person to read.

@@ -4,7 +4,7 @@
 //! a [`Delivered`] exists only once every sink acknowledged every event, or a dead letter durably holds it (I1). A sink
 //! that is down holds back progress, not memory: the loop tries again until the claim is lost or the process stops.
 
-use std::time::Duration;
+use std::{borrow::Cow, collections::BTreeSet, time::Duration};
 
 use super::{Claim, Context, StageError, Wanted, persist};
 use crate::{
@@ -90,8 +90,11 @@ pub(super) async fn part(ctx: &Context, claim: &Claim, wanted: &Wanted) -> Resul
 pub(super) async fn retracted(ctx: &Context, orphan: Orphan, events: &[Event]) -> Result<(), StageError> {
     forget(ctx, events).await?;
     let epoch = if planted(Mutant::RetractUnderOldEpoch) { orphan.epoch } else { orphan.retract_epoch };
-    let listed = |event: &&Event| !planted(Mutant::RetractByList) || ctx.filters.tracks(&event.address);
-    let events: Vec<Event> = events.iter().filter(listed).cloned().collect();
+    let events = if planted(Mutant::RetractByList) {
+        Cow::Owned(events.iter().filter(|event| ctx.filters.tracks(&event.address)).cloned().collect())
+    } else {
+        Cow::Borrowed(events)
+    };
     for part in store::parts(&events) {
         send(ctx, Say::Retracted(epoch), part).await?;
     }
@@ -125,12 +128,8 @@ fn version(claim: &Claim, filter_version: u64) -> u64 {
 
 /// Which of ours an entry that holds these lacks.
 pub(super) fn lacking(held: &[Event], ours: &[Event]) -> Vec<Event> {
-    ours.iter().filter(|ours| !held.iter().any(|held| is_same(held, ours))).cloned().collect()
-}
-
-/// Whether two are one log on its way to one handler.
-fn is_same(one: &Event, other: &Event) -> bool {
-    one.log_index == other.log_index && one.handler == other.handler
+    let held: BTreeSet<_> = held.iter().map(Event::delivery).collect();
+    ours.iter().filter(|ours| !held.contains(&ours.delivery())).cloned().collect()
 }
 
 /// A journal entry while it grows.
