@@ -21,7 +21,7 @@ use super::{
 use crate::{
     app,
     config::Settings,
-    domain::{BlockRef, MAX_BLOCK_NUMBER},
+    domain::{BlockRef, MAX_BLOCK_NUMBER, signed},
     pipeline,
     rpc::{At, ChainSource},
     store::{JournalEntry, Progress, ReplayReply, RewindReply, StateStore, StoreError},
@@ -340,10 +340,6 @@ fn finished(reply: Result<ReplayReply, StoreError>, out: &mut (dyn Write + Send)
 
 fn changed() -> Failure {
     Failure::Temporary("the state changed meanwhile; look again and repeat".into())
-}
-
-fn signed(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

@@ -8,6 +8,12 @@ use alloy::primitives::B256;
 /// what is higher is refused as invalid input (protocol §3.1).
 pub const MAX_BLOCK_NUMBER: u64 = (1 << 53) - 1;
 
+/// A block number where -1 may stand before block 0. It is below 2^53, so the conversion loses nothing.
+#[must_use]
+pub fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
 /// One particular block: its height and its hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockRef {

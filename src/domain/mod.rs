@@ -17,7 +17,7 @@ mod gaps;
 mod range;
 mod token;
 
-pub use block::{BlockRef, Header, MAX_BLOCK_NUMBER};
+pub use block::{BlockRef, Header, MAX_BLOCK_NUMBER, signed};
 pub use event::{Args, Digest, Event, RawLog, Track};
 pub use finality::{DeliveryMode, Heights, Tag};
 pub use gaps::{IntervalSet, REALTIME_GAP};

@@ -16,9 +16,9 @@ use std::{
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use super::{Context, StageError, decode, deliver, filter, persist, rescan, signed};
+use super::{Context, StageError, decode, deliver, filter, persist, rescan};
 use crate::{
-    domain::{BlockRange, BlockRef, Event},
+    domain::{BlockRange, BlockRef, Event, signed},
     rpc::{RangeLogs, RpcError},
     store::{JournalEntry, MAX_CLAIM_BLOCKS},
     telemetry::metrics,

@@ -15,10 +15,10 @@ use std::{
 use alloy::primitives::B256;
 use serde::Serialize;
 
-use super::{Context, Filter, StageError, decode, fetch, filter, signed};
+use super::{Context, Filter, StageError, decode, fetch, filter};
 use crate::{
     backoff::Backoff,
-    domain::{BlockRange, BlockRef, Event, Header, Heights, RawLog, Tag, TokenList},
+    domain::{BlockRange, BlockRef, Event, Header, Heights, RawLog, Tag, TokenList, signed},
     rpc::{At, RpcError},
     store::{DeadKind, JournalEntry, MAX_CLAIM_BLOCKS, Snapshot, StateStore, StoreError},
 };

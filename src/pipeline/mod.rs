@@ -16,7 +16,7 @@ use tracing::{Instrument, debug, info, info_span};
 use crate::{
     backoff::Backoff,
     config::{ChainProfile, Limits, Registry},
-    domain::{BlockRange, DeliveryMode, Header, RawLog, Track},
+    domain::{BlockRange, DeliveryMode, Header, RawLog, Track, signed},
     rpc::{ChainSource, LogFilter, RpcError},
     sinks::Sink,
     store::{Progress, StateStore, StoreError},
@@ -299,9 +299,4 @@ async fn timed<R, E>(stage: &'static str, work: impl Future<Output = Result<R, E
         metrics::stage_error(stage);
     }
     outcome
-}
-
-/// Block numbers stay below 2^53, so the conversion loses nothing.
-fn signed(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
 }

@@ -12,8 +12,7 @@
 //! | 1 to 5 | the missing blocks first, in order, then the new block |
 //! | 6 or more | the new block first; once it is delivered the rest is a gap for the historical track |
 
-use super::signed;
-use crate::domain::{BlockRange, IntervalSet, REALTIME_GAP};
+use crate::domain::{BlockRange, IntervalSet, REALTIME_GAP, signed};
 
 /// Everything that the plan depends on.
 #[derive(Clone, Copy, Debug)]

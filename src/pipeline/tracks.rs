@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     backoff::Pace,
-    domain::{BlockRange, IntervalSet, Track},
+    domain::{BlockRange, IntervalSet, Track, signed},
     mutants::{Mutant, planted},
     rpc::RpcError,
     store::{MAX_DONE_INTERVALS, Progress, Snapshot, StoreError},
@@ -148,7 +148,7 @@ impl Tracks {
         };
         self.pauses.state.succeeded();
         self.tell(&snapshot);
-        let reached = self.until.is_some_and(|until| snapshot.progress.watermark >= super::signed(until));
+        let reached = self.until.is_some_and(|until| snapshot.progress.watermark >= signed(until));
         if reached && snapshot.progress.retracting == 0 {
             return Some(Ended::Reached);
         }
@@ -216,7 +216,7 @@ impl Tracks {
     fn begin_seal(&mut self, view: View, snapshot: &Snapshot) {
         let height = view.heights.final_height(self.ctx.chain.finality_depth);
         let sealed = snapshot.progress.sealed;
-        let due = height.is_some_and(|height| super::signed(height) > sealed) && Instant::now() >= self.next_seal;
+        let due = height.is_some_and(|height| signed(height) > sealed) && Instant::now() >= self.next_seal;
         if !due || self.in_flight.contains(&Work::Seal) {
             return;
         }

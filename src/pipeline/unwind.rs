@@ -16,9 +16,9 @@ use alloy::primitives::B256;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use super::{Context, StageError, persist, signed};
+use super::{Context, StageError, persist};
 use crate::{
-    domain::{BlockRef, Header, MAX_BLOCK_NUMBER},
+    domain::{BlockRef, Header, MAX_BLOCK_NUMBER, signed},
     mutants::{Mutant, planted},
     rpc::{At, RpcError},
     store::{JournalEntry, Progress, RewindReply, runs},

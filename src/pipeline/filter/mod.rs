@@ -11,7 +11,7 @@ use std::sync::Arc;
 use alloy::primitives::Address;
 use tokio::sync::{Notify, watch};
 
-use super::{Candidate, Context, Decoded, StageError, Undecodable, View, signed};
+use super::{Candidate, Context, Decoded, StageError, Undecodable, View};
 use crate::domain::{Event, TokenList};
 
 mod members;

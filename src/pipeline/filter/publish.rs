@@ -20,11 +20,11 @@ use tracing::{debug, info, warn};
 use super::{
     Context, Filter, Reading, Tokens, View,
     members::{self, Members},
-    signed,
     tokens::LOAD_TIMEOUT,
 };
 use crate::{
     backoff::Backoff,
+    domain::signed,
     store::{Checked, Member, Publication, PublishReply, Published, Snapshot},
 };
 

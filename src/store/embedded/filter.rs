@@ -2,12 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{
-    books::{Books, Truth},
-    rules::signed,
-};
+use super::books::{Books, Truth};
 use crate::{
-    domain::BlockRange,
+    domain::{BlockRange, signed},
     store::{Duty, Publication, PublishReply, StoreError},
 };
 

@@ -14,7 +14,7 @@ use super::{
     unwind::{self, Claimed, Rewound},
 };
 use crate::{
-    domain::BlockRange,
+    domain::{BlockRange, signed},
     store::{ClaimReply, CommitReply, Grant, Initialised, Progress, RewindReply, Snapshot, StoreError},
 };
 
@@ -86,7 +86,7 @@ impl Home {
                     self.chain_id
                 )));
             };
-            let last = i64::try_from(first).unwrap_or(i64::MAX) - 1;
+            let last = signed(first) - 1;
             let truth = Truth {
                 chain_id: self.chain_id,
                 watermark: last,

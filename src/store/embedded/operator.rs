@@ -2,10 +2,10 @@
 
 use super::{
     books::{Books, Truth},
-    rules::{insert, raise_epoch, remove, signed},
+    rules::{insert, raise_epoch, remove},
 };
 use crate::{
-    domain::{BlockRange, BlockRef},
+    domain::{BlockRange, BlockRef, signed},
     store::{StoreError, above_sealed, halted},
 };
 

@@ -7,7 +7,7 @@ use alloy::primitives::B256;
 
 use super::books::{Books, Entry, Truth};
 use crate::{
-    domain::{BlockRange, BlockRef, Digest},
+    domain::{BlockRange, BlockRef, Digest, signed},
     store::{
         BlockCommit, CommitReply, FinalCommit, IntentReply, JOURNAL_CAP, MAX_DONE_INTERVALS, SEAL_DROPS, SealReply,
         StoreError, full,
@@ -32,10 +32,6 @@ pub(super) struct Part {
     /// Of these events.
     pub(super) own: Digest,
     pub(super) events: Vec<u8>,
-}
-
-pub(super) fn signed(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 fn around(range: BlockRange) -> std::ops::RangeInclusive<u64> {

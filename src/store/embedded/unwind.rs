@@ -6,10 +6,10 @@ use alloy::primitives::B256;
 
 use super::{
     books::{Books, Entry, Truth},
-    rules::{Part, append, raise_epoch, remove, signed, touches_done},
+    rules::{Part, append, raise_epoch, remove, touches_done},
 };
 use crate::{
-    domain::{BlockRange, BlockRef},
+    domain::{BlockRange, BlockRef, signed},
     store::{AmendReply, MAX_ORPHANS, Orphan, StoreError},
 };
 
