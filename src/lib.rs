@@ -4,8 +4,8 @@
 //! > **Follow** the head, **plan** the ranges still missing, **claim** one, **fetch** its logs, **decode** them, **filter**
 //! > by token, **deliver** to every sink, **commit** the progress, and when the chain reorganises, **unwind**.
 //!
-//! Nine verbs: each is a file in [`pipeline`], a value of the metric label `stage`, and nothing else invents another
-//! order.
+//! Nine verbs: each is a file or a folder in [`pipeline`], a value of the metric label `stage`, and nothing else invents
+//! another order.
 //!
 //! ```text
 //!        nodes                       Redis or one file                      MongoDB or a file
@@ -28,6 +28,7 @@
 //! trait with two homes, [`rpc`], [`tokens`] and [`sinks`] are the other three edges. [`app`] puts them together, the
 //! only file that names concrete adapters. Around them: [`config`] (what was typed, what is true), [`telemetry`] (what
 //! the process tells of itself), [`api`] (over HTTP), [`cli`] (the commands), and [`devchain`], a simulated node.
+//! [`mutants`] and `fuzzing` serve the tests alone.
 //!
 //! # Who may import whom
 //!
@@ -55,8 +56,8 @@
 //!
 //! Settings are layered here rather than by the `config` crate, because every mistake is reported with file, line and
 //! mend, and that crate keeps no places. The HTTP transport below alloy's JSON-RPC client is our own, because alloy's
-//! reads an answer whatever its size and quotes URLs in its errors. `pipeline::tracks` is the loop, a tenth file beside
-//! the verbs: it decides when, they decide what.
+//! reads an answer whatever its size and quotes URLs in its errors. Beside the verbs [`pipeline`] has the loop
+//! (`tracks`: it decides when, they decide what) and what looks a second time at delivered blocks; its page names them.
 
 pub mod domain;
 

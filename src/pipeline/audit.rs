@@ -16,7 +16,7 @@ use std::{
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use super::{Context, StageError, decode, deliver, filter, persist, rescan};
+use super::{Context, PATIENCE, StageError, decode, deliver, filter, persist, rescan};
 use crate::{
     domain::{BlockRange, BlockRef, Event, signed},
     rpc::{RangeLogs, RpcError},
@@ -28,8 +28,6 @@ use filter::{Filter, Wanted};
 
 /// A second provider that does not answer is waited for this long.
 const ABSENCE: Duration = Duration::from_mins(10);
-/// One operation of the store is tried for this long.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// The note of `/health` that tells of it.
 const NOTE: &str = "audit";
 

@@ -5,6 +5,14 @@
 //! is a pure function of what is done, what is busy and where the head is. *Concurrency by range, not by stage*: one
 //! claimed range is one task that runs the stages as straight-line code.
 //!
+//! This file is the story: `process` takes a range through the stages, `unwind` takes back what left the chain, and
+//! `seal` closes what became final. Each verb is a file or a folder; beside them stand
+//!
+//! * `start`, a run from its beginning to its end, `tracks`, the loop, which decides when, and `pauses`, what waits;
+//! * `rescan` and `audit`, a second look at what was delivered: for what joined the filter, and at what another provider
+//!   has; `inspect`, the same for an operator, without any effect;
+//! * `extent`, how much data of a log is decoded at all, and `fuzzing`, what a hostile contract can emit.
+//!
 //! What it does not do: name a server or a vendor (that is `app`), or keep anything in memory that would be missed
 //! after a crash.
 
@@ -149,51 +157,6 @@ async fn process(ctx: &Context, track: Track, range: BlockRange, view: &View) ->
     outcome.map(|()| Processed::Committed)
 }
 
-/// Holds what was delivered against the chain of the newest head, and takes back what is not on it.
-async fn settle(
-    ctx: &Context,
-    head: &Header,
-    progress: &Progress,
-    thorough: bool,
-    believed: Option<Doubt>,
-) -> Result<Look, StageError> {
-    if progress.retracting > 0 {
-        take_back(ctx).await?;
-    }
-    let look = timed("unwind", unwind::look(ctx, head, progress, thorough, believed)).await?;
-    if look == Look::Again {
-        take_back(ctx).await?;
-    }
-    Ok(look)
-}
-
-/// Sends the retractions of every block that is known to have left the chain; answers how many events were taken back.
-///
-/// # Errors
-///
-/// [`StageError`] where a sink or the store does not serve; what was not taken back stays to be.
-pub async fn take_back(ctx: &Context) -> Result<u64, StageError> {
-    let mut retracted = 0;
-    loop {
-        let orphans = persist(ctx, "orphans", TAKE_BACK_PATIENCE, || ctx.store.orphans()).await?;
-        if orphans.is_empty() {
-            return Ok(retracted);
-        }
-        for orphan in orphans {
-            let read = || ctx.store.journaled(orphan.block, orphan.epoch);
-            let events = persist(ctx, "journaled", TAKE_BACK_PATIENCE, read).await?;
-            timed("deliver", deliver::retracted(ctx, orphan, &events)).await?;
-            persist(ctx, "retracted", TAKE_BACK_PATIENCE, || ctx.store.retracted(orphan)).await?;
-            metrics::events_retracted(events.len() as u64);
-            info!(block = %orphan.block, events = events.len(), "taken back");
-            retracted += events.len() as u64;
-        }
-    }
-}
-
-/// One operation of the store is tried for this long before the loop looks anew.
-const TAKE_BACK_PATIENCE: Duration = Duration::from_secs(30);
-
 /// A block that may still leave the chain: by hash, journaled before it is sent.
 async fn one_block(ctx: &Context, track: Track, claim: &Claim, filter: &Filter, view: &View) -> Result<(), StageError> {
     let number = claim.grant.range.from;
@@ -231,13 +194,6 @@ async fn final_range(ctx: &Context, track: Track, claim: &Claim, filter: &Filter
     }
 }
 
-/// Seals what became final, once another provider had no more to say of it.
-async fn seal(ctx: &Context, view: &View) -> Result<(), StageError> {
-    let Some(sealable) = commit::sealable(ctx, view).await? else { return Ok(()) };
-    audit::before_sealing(ctx, &sealable.entries).await?;
-    commit::seal(ctx, &sealable).await
-}
-
 /// Decodes and filters.
 fn wanted(ctx: &Context, filter: &Filter, logs: Vec<RawLog>) -> Wanted {
     metrics::logs_received(logs.len() as u64);
@@ -252,6 +208,58 @@ fn wanted(ctx: &Context, filter: &Filter, logs: Vec<RawLog>) -> Wanted {
     metrics::stage_seconds("filter", begun.elapsed().as_secs_f64());
     wanted
 }
+
+/// Holds what was delivered against the chain of the newest head, and takes back what is not on it.
+async fn unwind(
+    ctx: &Context,
+    head: &Header,
+    progress: &Progress,
+    thorough: bool,
+    believed: Option<Doubt>,
+) -> Result<Look, StageError> {
+    if progress.retracting > 0 {
+        take_back(ctx).await?;
+    }
+    let look = timed("unwind", unwind::look(ctx, head, progress, thorough, believed)).await?;
+    if look == Look::Again {
+        take_back(ctx).await?;
+    }
+    Ok(look)
+}
+
+/// Sends the retractions of every block that is known to have left the chain; answers how many events were taken back.
+///
+/// # Errors
+///
+/// [`StageError`] where a sink or the store does not serve; what was not taken back stays to be.
+pub async fn take_back(ctx: &Context) -> Result<u64, StageError> {
+    let mut retracted = 0;
+    loop {
+        let orphans = persist(ctx, "orphans", PATIENCE, || ctx.store.orphans()).await?;
+        if orphans.is_empty() {
+            return Ok(retracted);
+        }
+        for orphan in orphans {
+            let read = || ctx.store.journaled(orphan.block, orphan.epoch);
+            let events = persist(ctx, "journaled", PATIENCE, read).await?;
+            timed("deliver", deliver::retracted(ctx, orphan, &events)).await?;
+            persist(ctx, "retracted", PATIENCE, || ctx.store.retracted(orphan)).await?;
+            metrics::events_retracted(events.len() as u64);
+            info!(block = %orphan.block, events = events.len(), "taken back");
+            retracted += events.len() as u64;
+        }
+    }
+}
+
+/// Seals what became final, once another provider had no more to say of it.
+async fn seal(ctx: &Context, view: &View) -> Result<(), StageError> {
+    let Some(sealable) = commit::sealable(ctx, view).await? else { return Ok(()) };
+    audit::before_sealing(ctx, &sealable.entries).await?;
+    commit::seal(ctx, &sealable).await
+}
+
+/// One operation of the store is tried for this long before the loop looks anew, unless a claim bounds it.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Asks the store until it answers: its operations are idempotent, so a reply that was lost is repaired by asking
 /// again. Gives up after `patience`; the claim's deadline bounds it in any case. What journals and commits is told of,

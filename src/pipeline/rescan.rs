@@ -5,11 +5,11 @@
 //! chain. What is not delivered yet is left to its track, which filters with the new list. The members in a duty are
 //! in the filter of every process that gets one and has the newest version, so nothing is passed over for want of news.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use tracing::{debug, info};
 
-use super::{Context, StageError, View, decode, deliver, fetch, filter, persist, timed};
+use super::{Context, PATIENCE, StageError, View, decode, deliver, fetch, filter, persist, timed};
 use crate::{
     domain::{BlockRange, BlockRef, RawLog},
     store::{Duty, MAX_CLAIM_BLOCKS},
@@ -17,9 +17,6 @@ use crate::{
 };
 use deliver::Amended;
 use filter::{Filter, Joined, Wanted};
-
-/// One operation of the store is tried for this long before the loop looks anew.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Works off the next blocks of an open duty; `false` where there is none.
 pub(super) async fn work(ctx: &Context, view: &View) -> Result<bool, StageError> {

@@ -17,7 +17,7 @@ use tracing::{error, info, warn};
 use super::{
     Context, Ended, Look, Processed, Situation, StageError, View,
     pauses::{self, Pauses},
-    persist, plan, process, rescan, seal, settle,
+    persist, plan, process, rescan, seal, unwind,
     unwind::Footing,
 };
 use crate::{
@@ -322,7 +322,7 @@ impl Tracks {
             let (ctx, head, progress) = (self.ctx.clone(), view.head, progress.clone());
             let (thorough, believed) = (self.footing.begin(), self.footing.believed());
             self.tasks.spawn(async move {
-                (Work::Unwind, settle(&ctx, &head, &progress, thorough, believed).await.map(Finished::Looked))
+                (Work::Unwind, unwind(&ctx, &head, &progress, thorough, believed).await.map(Finished::Looked))
             });
         }
         false

@@ -16,7 +16,7 @@ use alloy::primitives::B256;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use super::{Context, StageError, persist};
+use super::{Context, PATIENCE, StageError, persist};
 use crate::{
     domain::{BlockRef, Header, MAX_BLOCK_NUMBER, signed},
     mutants::{Mutant, planted},
@@ -28,8 +28,6 @@ use crate::{
 const SHORTER: Duration = Duration::from_mins(1);
 /// A single endpoint that does not know what was sealed is believed after this long (protocol §3.5, step 4).
 const FOREIGN: Duration = Duration::from_mins(5);
-/// One operation of the store is tried for this long before the loop looks anew.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What everything that was delivered stands on.
 #[derive(Debug, Default)]

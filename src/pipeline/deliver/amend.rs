@@ -4,10 +4,10 @@
 //! taken back (I4). What the journal holds already is sent again all the same: whoever put it there may have died
 //! before its messages left.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use super::{
-    super::{Context, StageError, Wanted, persist},
+    super::{Context, PATIENCE, StageError, Wanted, persist},
     bury_undecodable,
     hand_over::{Say, send},
     lacking,
@@ -19,8 +19,6 @@ use crate::{
 
 /// This often an entry may grow between reading it and offering what it lacks.
 const ROUNDS: usize = 5;
-/// One operation of the store is tried for this long; then the blocks are looked at anew.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What became of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
