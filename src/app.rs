@@ -19,7 +19,7 @@ use crate::{
     config::{SecretUrl, Settings, SinkTarget, StoreSettings, TokenSettings},
     failure::Failure,
     pipeline::{self, Audit, Context, Ended, Filters, Span, Tokens},
-    rpc::{At, ChainSource, Endpoints, LogFilter},
+    rpc::{ChainSource, Endpoints, LogFilter},
     sinks::{
         Sink, SinkError,
         sqs::{AwsAccess, SqsSink},
@@ -148,20 +148,9 @@ async fn wire(
     }
     let directory = patiently(vitals, Edge::Tokens, || token_directory(settings)).await?;
     let filters = filters(directory.clone(), settings, vitals, keepers);
-    let context = Context {
-        chain: settings.chain.clone(),
-        deliver: settings.deliver,
-        registry: settings.registry.clone(),
-        filter: LogFilter { addresses: settings.registry.addresses(), topics: settings.registry.topics() },
-        source: nodes(settings, &settings.providers),
-        store,
-        sinks,
-        filters,
-        audit: Audit::new(settings.audit),
-        vitals: vitals.clone(),
-        limits: settings.limits.clone(),
-        span: Span::new(settings.chain.batch_blocks),
-    };
+    let source = nodes(settings, &settings.providers);
+    let audit = Audit::new(settings.audit);
+    let context = Context { filters, audit, vitals: vitals.clone(), ..context(settings, (store, source), sinks) };
     Ok(Wired { context, directory })
 }
 
@@ -199,6 +188,30 @@ async fn listen(
         Ended::WrongChain(error) => Err(Failure::Config(error.to_string())),
         Ended::Unusable(error) => Err(store_failure(&error)),
         Ended::Broken(what) => Err(Failure::Internal(what)),
+    }
+}
+
+/// What the stages work with, as far as the settings say it: without a filter and without audits, for commands that need
+/// neither.
+#[must_use]
+pub fn context(
+    settings: &Settings,
+    (store, source): (Arc<dyn StateStore>, Arc<dyn ChainSource>),
+    sinks: BTreeMap<String, Arc<dyn Sink>>,
+) -> Context {
+    Context {
+        chain: settings.chain.clone(),
+        deliver: settings.deliver,
+        registry: settings.registry.clone(),
+        filter: LogFilter { addresses: settings.registry.addresses(), topics: settings.registry.topics() },
+        source,
+        store,
+        sinks,
+        filters: Filters::off(),
+        audit: Audit::new(false),
+        vitals: Arc::default(),
+        limits: settings.limits.clone(),
+        span: Span::new(settings.chain.batch_blocks),
     }
 }
 
@@ -383,38 +396,6 @@ impl Outage for TokenError {
     fn failure(&self) -> Failure {
         Failure::Config(self.to_string())
     }
-}
-
-/// Asks every server that the settings name: its name, and what it is or why it cannot be used.
-pub async fn reach(settings: &Settings) -> Vec<(String, Result<String, String>)> {
-    let mut answers = Vec::new();
-    for url in &settings.providers {
-        let head =
-            nodes(settings, std::slice::from_ref(url)).header(At::Latest).await.map_err(|error| error.to_string());
-        let head = head.and_then(|head| head.ok_or_else(|| "no latest block".to_owned()));
-        answers.push((format!("node {}", url.name()), head.map(|head| format!("head {}", head.number))));
-    }
-    let store = open_store(settings).await.map_err(|error| error.to_string());
-    answers.push(("state store".to_owned(), store.map(|store| store.durability())));
-    match token_directory(settings).await.map_err(|error| error.to_string()) {
-        Ok(None) => {}
-        Ok(Some(directory)) => {
-            let loaded = directory.load().await.map_err(|error| error.to_string());
-            answers.push(("token list".to_owned(), loaded.map(|list| format!("{} tokens", list.tokens.len()))));
-            directory.close().await;
-        }
-        Err(reason) => answers.push(("token list".to_owned(), Err(reason))),
-    }
-    match sinks(settings).await {
-        Err(failure) => answers.push(("sinks".to_owned(), Err(failure.to_string()))),
-        Ok(sinks) => {
-            for (handler, sink) in sinks {
-                let there = sink.check().await.map_err(|error| error.to_string());
-                answers.push((format!("{handler} → {}", sink.name()), there.map(|()| "takes messages".to_owned())));
-            }
-        }
-    }
-    answers
 }
 
 /// Asks a sink every few seconds whether it is there, so that `/readyz` knows before the next event does.

@@ -5,6 +5,7 @@
 //! from before the state began, or skipped, count as delivered, as they do everywhere.
 
 use std::{
+    collections::BTreeMap,
     io::Write,
     time::{Duration, Instant},
 };
@@ -86,10 +87,10 @@ pub(super) async fn run(args: &AuditArgs, settings: &Settings, out: &mut (dyn Wr
     let source = equip::nodes(settings)?;
     let (store, snapshot) = opened(settings).await?;
     let tokens = equip::tokens(settings).await?;
-    let ctx = equip::context(settings, (store.clone(), source), equip::Sinks::new());
+    let ctx = app::context(settings, (store.clone(), source), BTreeMap::new());
     let endpoints: Vec<_> = equip::witnesses(settings)
         .into_iter()
-        .map(|(name, one)| (name, equip::context(settings, (store.clone(), one), equip::Sinks::new())))
+        .map(|(name, one)| (name, app::context(settings, (store.clone(), one), BTreeMap::new())))
         .collect();
     let mut inspection =
         Inspection::begin(&ctx, &endpoints, tokens, range).await.map_err(|error| stage_failure(&error))?;

@@ -1,43 +1,16 @@
 //! What commands work with beyond the store: nodes, sinks and the token list, as the listener has them, but read once and
-//! without tasks of their own.
+//! without tasks of their own; and whether each of the servers answers.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use super::Failure;
 use crate::{
     app,
     config::{SecretUrl, Settings},
     domain::TokenList,
-    pipeline::{Audit, Context, Filters, Span, StageError},
-    rpc::{ChainSource, LogFilter, RpcError},
-    sinks::Sink,
-    store::StateStore,
+    pipeline::StageError,
+    rpc::{At, ChainSource, RpcError},
 };
-
-/// Sinks by their handlers.
-pub(super) type Sinks = BTreeMap<String, Arc<dyn Sink>>;
-
-/// The context of one command.
-pub(super) fn context(
-    settings: &Settings,
-    (store, source): (Arc<dyn StateStore>, Arc<dyn ChainSource>),
-    sinks: Sinks,
-) -> Context {
-    Context {
-        chain: settings.chain.clone(),
-        deliver: settings.deliver,
-        registry: settings.registry.clone(),
-        filter: LogFilter { addresses: settings.registry.addresses(), topics: settings.registry.topics() },
-        source,
-        store,
-        sinks,
-        filters: Filters::off(),
-        audit: Audit::new(false),
-        vitals: Arc::default(),
-        limits: settings.limits.clone(),
-        span: Span::new(settings.chain.batch_blocks),
-    }
-}
 
 /// The configured nodes; for commands that cannot do without.
 pub(super) fn nodes(settings: &Settings) -> Result<Arc<dyn ChainSource>, Failure> {
@@ -75,6 +48,38 @@ pub(super) async fn tokens(settings: &Settings) -> Result<Option<Arc<TokenList>>
         return Err(Failure::No("the token list holds no valid token for this chain".into()));
     }
     Ok(Some(Arc::new(list)))
+}
+
+/// Asks every server that the settings name: its name, and what it is or why it cannot be used.
+pub(super) async fn reach(settings: &Settings) -> Vec<(String, Result<String, String>)> {
+    let mut answers = Vec::new();
+    for url in &settings.providers {
+        let head =
+            app::nodes(settings, std::slice::from_ref(url)).header(At::Latest).await.map_err(|error| error.to_string());
+        let head = head.and_then(|head| head.ok_or_else(|| "no latest block".to_owned()));
+        answers.push((format!("node {}", url.name()), head.map(|head| format!("head {}", head.number))));
+    }
+    let store = app::open_store(settings).await.map_err(|error| error.to_string());
+    answers.push(("state store".to_owned(), store.map(|store| store.durability())));
+    match app::token_directory(settings).await.map_err(|error| error.to_string()) {
+        Ok(None) => {}
+        Ok(Some(directory)) => {
+            let loaded = directory.load().await.map_err(|error| error.to_string());
+            answers.push(("token list".to_owned(), loaded.map(|list| format!("{} tokens", list.tokens.len()))));
+            directory.close().await;
+        }
+        Err(reason) => answers.push(("token list".to_owned(), Err(reason))),
+    }
+    match app::sinks(settings).await {
+        Err(failure) => answers.push(("sinks".to_owned(), Err(failure.to_string()))),
+        Ok(sinks) => {
+            for (handler, sink) in sinks {
+                let there = sink.check().await.map_err(|error| error.to_string());
+                answers.push((format!("{handler} → {}", sink.name()), there.map(|()| "takes messages".to_owned())));
+            }
+        }
+    }
+    answers
 }
 
 /// How a node that does not serve ends a command.

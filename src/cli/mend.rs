@@ -214,7 +214,7 @@ pub(super) async fn reset(
             RewindReply::Deep(reason) => return Err(frozen(&reason)),
         }
         let source = app::nodes(settings, &settings.providers);
-        let ctx = equip::context(settings, (store.clone(), source), sinks);
+        let ctx = app::context(settings, (store.clone(), source), sinks);
         let events = pipeline::take_back(&ctx).await.map_err(|error| stage_failure(&error))?;
         say(notes, &format!("took back {events} events"))?;
     }

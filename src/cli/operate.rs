@@ -3,7 +3,8 @@
 use std::{io::Write, sync::Arc};
 
 use super::{
-    Command, Configured, Failure, Overrides, audit, check, devchain, dlq, healthcheck, mend, run::logs, status, tokens,
+    Command, Configured, Failure, Overrides, audit, check, devchain, dlq, equip, healthcheck, mend, run::logs, status,
+    tokens,
 };
 use crate::{
     app,
@@ -63,7 +64,7 @@ async fn check(args: &check::CheckArgs, overrides: &Overrides, out: &mut (impl W
     }
     let _logs = logs("error", None)?;
     let mut failed = 0;
-    for (server, outcome) in app::reach(&settings).await {
+    for (server, outcome) in equip::reach(&settings).await {
         failed += usize::from(outcome.is_err());
         let (sign, text) = outcome.map_or_else(|reason| ("-", reason), |text| ("+", text));
         say(out, &format!("[{sign}] {server}: {text}"))?;
