@@ -38,6 +38,25 @@ pub struct Listener {
     pub shape: Shape,
 }
 
+#[cfg(test)]
+impl Listener {
+    /// For tests: ERC-20 transfers of tracked tokens, of one contract or of any, to standard output.
+    pub(crate) fn of_transfers(contract: &str, address: Option<Address>) -> Self {
+        let event = AbiEvent::parse("event Transfer(address indexed from, address indexed to, uint256 value)").unwrap();
+        Self {
+            contract: contract.into(),
+            address,
+            start_block: None,
+            topic0: event.selector(),
+            event,
+            handler: "handleTransferEvent".into(),
+            target: SinkTarget::Stdout,
+            token_filter: true,
+            shape: Shape::Erc20Transfer,
+        }
+    }
+}
+
 /// How an event is decoded.
 #[derive(Debug)]
 pub enum Shape {

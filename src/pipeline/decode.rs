@@ -167,23 +167,8 @@ mod tests {
     const FROM: Address = Address::repeat_byte(0x22);
     const TO: Address = Address::repeat_byte(0x33);
 
-    fn listener(contract: &str, shape: Shape, address: Option<Address>) -> Listener {
-        let event = AbiEvent::parse("event Transfer(address indexed from, address indexed to, uint256 value)").unwrap();
-        Listener {
-            contract: contract.into(),
-            address,
-            start_block: None,
-            topic0: event.selector(),
-            event,
-            handler: "handleTransferEvent".into(),
-            target: SinkTarget::Stdout,
-            token_filter: true,
-            shape,
-        }
-    }
-
     fn erc20() -> Registry {
-        Registry::new(vec![listener("Transfers", Shape::Erc20Transfer, None)])
+        Registry::new(vec![Listener::of_transfers("Transfers", None)])
     }
 
     /// A log of `Transfer` with these further topics and this many bytes of data.
@@ -249,7 +234,7 @@ mod tests {
             topic0: event.selector(),
             shape: Shape::Other(event.resolve().unwrap()),
             event,
-            ..listener("Said", Shape::Erc20Transfer, None)
+            ..Listener::of_transfers("Said", None)
         };
         let said = |lines: u64| {
             let head = [32, lines].into_iter().chain((0..lines).map(|_| lines * 32)).chain([4096]);
@@ -265,12 +250,12 @@ mod tests {
 
     #[test]
     fn for_one_sink_the_first_entry_that_fits_wins() {
-        let one = listener("One", Shape::Erc20Transfer, Some(TOKEN));
-        let any = listener("Any", Shape::Erc20Transfer, None);
+        let one = Listener::of_transfers("One", Some(TOKEN));
+        let any = Listener::of_transfers("Any", None);
         let elsewhere = Listener {
             target: SinkTarget::Sqs { url: "http://localhost/q".into() },
             handler: "other".into(),
-            ..listener("Elsewhere", Shape::Erc20Transfer, None)
+            ..Listener::of_transfers("Elsewhere", None)
         };
         let registry = Registry::new(vec![one, any, elsewhere]);
         let decoded = events(&registry, vec![log(&[FROM.into_word(), TO.into_word()], word(U256::ONE))]);

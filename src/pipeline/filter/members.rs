@@ -108,27 +108,16 @@ impl<'a> Joined<'a> {
 mod tests {
     use std::sync::Arc;
 
-    use alloy::{json_abi::Event as AbiEvent, primitives::B256};
+    use alloy::primitives::B256;
 
     use super::*;
     use crate::{
-        config::{Shape, SinkTarget},
+        config::SinkTarget,
         domain::{Token, TokenList},
     };
 
     fn listener(contract: &str, address: Option<Address>, token_filter: bool) -> Listener {
-        let event = AbiEvent::parse("event Transfer(address indexed from, address indexed to, uint256 value)").unwrap();
-        Listener {
-            contract: contract.into(),
-            address,
-            start_block: None,
-            topic0: event.selector(),
-            event,
-            handler: "handleTransferEvent".into(),
-            target: SinkTarget::Stdout,
-            token_filter,
-            shape: Shape::Erc20Transfer,
-        }
+        Listener { token_filter, ..Listener::of_transfers(contract, address) }
     }
 
     fn filter(tokens: impl IntoIterator<Item = u8>) -> Filter {
