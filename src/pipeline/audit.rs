@@ -16,7 +16,7 @@ use std::{
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use super::{Context, PATIENCE, StageError, decode, deliver, filter, persist, rescan};
+use super::{Context, PATIENCE, StageError, decode, deliver, filter, persist};
 use crate::{
     domain::{BlockRange, BlockRef, Event, signed},
     rpc::{RangeLogs, RpcError},
@@ -155,7 +155,7 @@ async fn compare(ctx: &Context, filter: &Filter, batch: &[JournalEntry], answer:
     // Whatever token it is of: the list may have changed since the block was delivered.
     let theirs: BTreeSet<(BlockRef, u64)> =
         decoded.candidates.iter().map(|found| (found.event.block, found.event.log_index)).collect();
-    let mut wanted = rescan::by_block(filter::by_token(filter, decoded));
+    let mut wanted = filter::by_token(filter, decoded).by_block();
     let mut epochs = Vec::new();
     for entry in batch {
         let read = || ctx.store.journaled(entry.block, entry.epoch);
@@ -171,7 +171,7 @@ async fn compare(ctx: &Context, filter: &Filter, batch: &[JournalEntry], answer:
             epochs.push(epoch);
         }
     }
-    rescan::still_of(ctx, &epochs).await
+    deliver::still_of(ctx, &epochs).await
 }
 
 fn tell_extra<'a>(block: BlockRef, extra: impl Iterator<Item = &'a Event>) {

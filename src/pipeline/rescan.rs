@@ -5,18 +5,16 @@
 //! chain. What is not delivered yet is left to its track, which filters with the new list. The members in a duty are
 //! in the filter of every process that gets one and has the newest version, so nothing is passed over for want of news.
 
-use std::collections::BTreeMap;
-
 use tracing::{debug, info};
 
 use super::{Context, PATIENCE, StageError, View, decode, deliver, fetch, filter, persist, timed};
 use crate::{
-    domain::{BlockRange, BlockRef, RawLog},
+    domain::{BlockRange, RawLog},
     store::{Duty, MAX_CLAIM_BLOCKS},
     telemetry::metrics,
 };
 use deliver::Amended;
-use filter::{Filter, Joined, Wanted};
+use filter::{Filter, Joined};
 
 /// Works off the next blocks of an open duty; `false` where there is none.
 pub(super) async fn work(ctx: &Context, view: &View) -> Result<bool, StageError> {
@@ -89,7 +87,7 @@ impl Scan<'_> {
     async fn deliver(&self, logs: Vec<RawLog>) -> Result<u64, StageError> {
         let decoded = self.joined.only(decode::events(&self.ctx.registry, logs));
         let (mut found, mut epochs) = (0, Vec::new());
-        for (block, wanted) in by_block(filter::by_token(self.filter, decoded)) {
+        for (block, wanted) in filter::by_token(self.filter, decoded).by_block() {
             match timed("deliver", deliver::amended(self.ctx, block, &wanted)).await? {
                 Amended::Elsewhere => continue,
                 Amended::Final(epoch) => epochs.push(epoch),
@@ -97,33 +95,8 @@ impl Scan<'_> {
             }
             found += wanted.events.len() as u64;
         }
-        still_of(self.ctx, &epochs).await?;
+        deliver::still_of(self.ctx, &epochs).await?;
         metrics::events_matched(found);
         Ok(found)
     }
-}
-
-/// What was sent of final blocks counts only if the epoch that it was sent under is still the chain's: a retraction of
-/// a later one would outrank it.
-pub(super) async fn still_of(ctx: &Context, epochs: &[u64]) -> Result<(), StageError> {
-    let Some(newest) = epochs.iter().max() else { return Ok(()) };
-    let now = persist(ctx, "snapshot", PATIENCE, || ctx.store.snapshot()).await?.progress.epoch;
-    if epochs.iter().all(|epoch| epoch == newest) && *newest == now {
-        return Ok(());
-    }
-    Err(StageError::Again("the epoch moved on"))
-}
-
-/// What is wanted of each block, ascending.
-pub(super) fn by_block(wanted: Wanted) -> BTreeMap<BlockRef, Wanted> {
-    let version = wanted.version;
-    let mut blocks: BTreeMap<BlockRef, Wanted> = BTreeMap::new();
-    let of = || Wanted { version, ..Wanted::default() };
-    for event in wanted.events {
-        blocks.entry(event.block).or_insert_with(of).events.push(event);
-    }
-    for log in wanted.undecodable {
-        blocks.entry(log.log.block).or_insert_with(of).undecodable.push(log);
-    }
-    blocks
 }

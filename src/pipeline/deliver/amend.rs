@@ -65,6 +65,17 @@ pub(in crate::pipeline) async fn amended(
     Err(StageError::Again("someone else appends to the same journal entry"))
 }
 
+/// What was sent of final blocks counts only if the epoch that it was sent under is still the chain's: a retraction of
+/// a later one would outrank it.
+pub(in crate::pipeline) async fn still_of(ctx: &Context, epochs: &[u64]) -> Result<(), StageError> {
+    let Some(newest) = epochs.iter().max() else { return Ok(()) };
+    let now = persist(ctx, "snapshot", PATIENCE, || ctx.store.snapshot()).await?.progress.epoch;
+    if epochs.iter().all(|epoch| epoch == newest) && *newest == now {
+        return Ok(());
+    }
+    Err(StageError::Again("the epoch moved on"))
+}
+
 /// Offers what an entry that holds `held` lacks, part by part; the answer to the last part, or the first other one.
 async fn offer(ctx: &Context, block: BlockRef, wanted: &Wanted, held: &[Event]) -> Result<AmendReply, StageError> {
     let missing = lacking(held, &wanted.events);

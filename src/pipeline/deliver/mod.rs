@@ -18,7 +18,7 @@ mod amend;
 mod dead_letters;
 mod hand_over;
 
-pub(super) use amend::{Amended, amended};
+pub(super) use amend::{Amended, amended, still_of};
 use dead_letters::{bury_undecodable, forget, wall_clock};
 use hand_over::{Say, send};
 

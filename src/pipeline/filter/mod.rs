@@ -6,13 +6,13 @@
 //! published version nothing is delivered (I10). [`members`] says what a token or a contract is called there, and what
 //! of a block concerns those that joined later.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use alloy::primitives::Address;
 use tokio::sync::{Notify, watch};
 
 use super::{Candidate, Context, Decoded, StageError, Undecodable, View};
-use crate::domain::{Event, TokenList};
+use crate::domain::{BlockRef, Event, TokenList};
 
 mod members;
 mod publish;
@@ -101,6 +101,21 @@ pub(super) struct Wanted {
     pub events: Vec<Event>,
     /// Logs of tracked contracts that could not be decoded.
     pub undecodable: Vec<Undecodable>,
+}
+
+impl Wanted {
+    /// The same block by block, ascending.
+    pub(super) fn by_block(self) -> BTreeMap<BlockRef, Self> {
+        let mut blocks: BTreeMap<BlockRef, Self> = BTreeMap::new();
+        let of = || Self { version: self.version, ..Self::default() };
+        for event in self.events {
+            blocks.entry(event.block).or_insert_with(of).events.push(event);
+        }
+        for log in self.undecodable {
+            blocks.entry(log.log.block).or_insert_with(of).undecodable.push(log);
+        }
+        blocks
+    }
 }
 
 /// Keeps what someone wants.
