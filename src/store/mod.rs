@@ -389,7 +389,7 @@ pub enum SealReply {
     Refused,
 }
 
-/// Answer of REPLAY and SKIP.
+/// Answer of REPLAY, SKIP and RESUME.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReplayReply {
     /// Done; the new progress.
@@ -633,6 +633,11 @@ fn halted(reason: &str) -> StoreError {
 /// A RESUME above what is sealed.
 fn above_sealed(sealed: &str) -> StoreError {
     StoreError::Fatal(format!("cannot resume above the sealed height, {sealed}: nothing is sealed there"))
+}
+
+/// A CLAIM that would open one more interval than are kept.
+fn crowded() -> StoreError {
+    StoreError::Transient("as many gaps are open as may be: no new one is opened until some are filled".into())
 }
 
 /// A journal that holds this many bytes, which takes stalled finality.

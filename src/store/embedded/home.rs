@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     domain::{BlockRange, signed},
-    store::{ClaimReply, CommitReply, Grant, Initialised, Progress, RewindReply, Snapshot, StoreError},
+    store::{ClaimReply, CommitReply, Grant, Initialised, Progress, RewindReply, Snapshot, StoreError, crowded},
 };
 
 /// One chain's state.
@@ -139,9 +139,7 @@ impl Home {
                 return Ok(ClaimReply::Done);
             }
             if !rules::has_room(books, truth, range)? {
-                return Err(StoreError::Transient(
-                    "as many gaps are open as may be: no new one is opened until some are filled".into(),
-                ));
+                return Err(crowded());
             }
             let live = books.entries(range.from.saturating_sub(1)..=range.to + 1)?;
             Ok(ClaimReply::Granted(Grant {

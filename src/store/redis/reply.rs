@@ -8,7 +8,7 @@ use crate::{
     domain::{BlockRange, BlockRef, IntervalSet},
     store::{
         AmendReply, ClaimReply, CommitReply, Duty, Grant, IntentReply, JournalEntry, Orphan, Progress, PublishReply,
-        Published, ReplayReply, RewindReply, Snapshot, StoreError, above_sealed, full, halted,
+        Published, ReplayReply, RewindReply, Snapshot, StoreError, above_sealed, crowded, full, halted,
     },
 };
 
@@ -124,11 +124,7 @@ impl Reply {
                 retry_after: super::MIN_RETRY.max(std::time::Duration::from_millis(self.parse(3)?)),
             },
             "FROZEN" => ClaimReply::Frozen(self.text(1)?.to_owned()),
-            "FULL" => {
-                return Err(StoreError::Transient(
-                    "as many gaps are open as may be: no new one is opened until some are filled".into(),
-                ));
-            }
+            "FULL" => return Err(crowded()),
             _ => return Err(self.unexpected()),
         })
     }
