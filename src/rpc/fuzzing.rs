@@ -226,16 +226,15 @@ fn quoting(data: &[u8]) -> Vec<u8> {
     text
 }
 
+#[expect(clippy::panic, reason = "nothing can be tried without a runtime, and a target fails by a panic")]
 fn on_one_thread(work: impl Future<Output = ()>) {
     thread_local! {
-        static RUNTIME: Option<tokio::runtime::Runtime> =
-            tokio::runtime::Builder::new_current_thread().enable_time().build().ok();
+        static RUNTIME: std::io::Result<tokio::runtime::Runtime> =
+            tokio::runtime::Builder::new_current_thread().enable_time().build();
     }
-    RUNTIME.with(|runtime| {
-        assert!(runtime.is_some(), "no runtime");
-        if let Some(runtime) = runtime {
-            runtime.block_on(work);
-        }
+    RUNTIME.with(|runtime| match runtime {
+        Ok(runtime) => runtime.block_on(work),
+        Err(error) => panic!("no runtime: {error}"),
     });
 }
 

@@ -81,6 +81,7 @@ fn write_all(waiting: &Receiver<Parcel>, backlog: &Backlog, sink: &mut dyn Write
             }
             Parcel::Flush(done) => {
                 sink.flush().ok();
+                // Whoever waited may have given up.
                 done.send(()).ok();
             }
         }

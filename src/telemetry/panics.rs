@@ -31,6 +31,7 @@ fn tell(info: &PanicHookInfo<'_>) {
     if dispatcher::has_been_set() {
         error!(target: TARGET, thread, place, %reason, "panicked");
     } else {
+        // Before there is a log; where not even this can be written, nobody can be told.
         writeln!(io::stderr(), "panicked at {place}: {reason}").ok();
     }
 }
