@@ -11,8 +11,7 @@ use serde_json::json;
 use support::{
     chaintap::{Settings, ids},
     devchain::{Devchain, still},
-    fold::Fold,
-    ledger::assert_counts,
+    ledger::{assert_counts, folded},
     process::eventually,
 };
 
@@ -129,11 +128,7 @@ async fn what_a_reorganisation_took_away_is_taken_back_before_its_successors_are
     assert!(retracted.iter().all(|message| message["eventType"] == "TransferRetracted"), "{after:?}");
     assert!(retracted.iter().all(|message| !message["events"]["Transfer"].is_null()), "{after:?}");
     assert!(applied.iter().all(|message| message["eventType"] == "Transfer"), "{after:?}");
-    let mut fold = Fold::default();
-    for message in &messages {
-        fold.take(&message.to_string()).unwrap();
-    }
-    assert_counts(&fold, &chain.transfers(100, head).await);
+    assert_counts(&folded(&messages), &chain.transfers(100, head).await);
 }
 
 #[tokio::test]

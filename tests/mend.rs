@@ -13,8 +13,7 @@ use support::{
     chaintap::{Listener, Settings, ids},
     devchain::{Devchain, still},
     faulty_node::{Fault, FaultyNode},
-    fold::Fold,
-    ledger::assert_counts,
+    ledger::{assert_counts, folded},
     message::well_formed,
     process::eventually,
     redis::RedisServer,
@@ -85,14 +84,6 @@ impl Deployment {
         assert_eq!(ended, code, "{arguments:?}: {out}\n{log}");
         (out, log)
     }
-}
-
-fn folded<'a>(messages: impl IntoIterator<Item = &'a Value>) -> Fold {
-    let mut fold = Fold::default();
-    for message in messages {
-        fold.take(&message.to_string()).unwrap();
-    }
-    fold
 }
 
 #[track_caller]

@@ -124,6 +124,15 @@ impl Ledger {
     }
 }
 
+/// What a consumer makes of these messages.
+pub fn folded<'a>(messages: impl IntoIterator<Item = &'a Value>) -> Fold {
+    let mut fold = Fold::default();
+    for message in messages {
+        fold.take(&message.to_string()).unwrap();
+    }
+    fold
+}
+
 /// Asserts that exactly these ids count in a fold.
 pub fn assert_counts(fold: &Fold, expected: &BTreeSet<String>) {
     let live: BTreeSet<String> = fold.live().map(|message| message["id"].as_str().unwrap().to_owned()).collect();
