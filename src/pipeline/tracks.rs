@@ -359,8 +359,9 @@ impl Tracks {
             error!(reason, "nothing more is delivered until this is mended and the process started again");
             self.halted = true;
             self.tasks.abort_all();
+            // The first reason is the cause; what follows is its consequence.
+            self.ctx.vitals.halt(Some(reason));
         }
-        self.ctx.vitals.halt(Some(reason));
     }
 
     fn tell(&mut self, snapshot: &Snapshot) {
