@@ -203,7 +203,7 @@ pub fn context(
         chain: settings.chain.clone(),
         deliver: settings.deliver,
         registry: settings.registry.clone(),
-        filter: LogFilter { addresses: settings.registry.addresses(), topics: settings.registry.topics() },
+        log_filter: LogFilter { addresses: settings.registry.addresses(), topics: settings.registry.topics() },
         source,
         store,
         sinks,

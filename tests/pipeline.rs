@@ -207,7 +207,7 @@ fn context(chain: &Devchain, store: Arc<dyn StateStore>, sink: Arc<dyn Sink>) ->
     Context {
         chain: ChainProfile { spacing: Duration::ZERO, ..settings.chain.clone() },
         deliver: DeliveryMode::Instant,
-        filter: LogFilter { addresses: vec![], topics: settings.registry.topics() },
+        log_filter: LogFilter { addresses: vec![], topics: settings.registry.topics() },
         registry: settings.registry.clone(),
         source: Arc::new(Endpoints::new(CHAIN, settings.providers.clone(), limits.clone())),
         store,

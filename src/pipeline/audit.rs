@@ -112,7 +112,7 @@ async fn opinion(ctx: &Context, batch: &[JournalEntry]) -> Result<Option<RangeLo
     let mut ranges = vec![BlockRange { from: first.block.number, to: last.block.number }];
     let mut whole: Option<RangeLogs> = None;
     while let Some(range) = ranges.pop() {
-        match (ctx.source.second_opinion(range, &ctx.filter).await, range.halves()) {
+        match (ctx.source.second_opinion(range, &ctx.log_filter).await, range.halves()) {
             (Ok(None), _) => return Ok(None),
             (Ok(Some(part)), _) => match &mut whole {
                 None => whole = Some(part),

@@ -350,7 +350,7 @@ mod tests {
         let context = Context {
             chain: settings.chain.clone(),
             deliver: DeliveryMode::Instant,
-            filter: LogFilter { addresses: vec![], topics: settings.registry.topics() },
+            log_filter: LogFilter { addresses: vec![], topics: settings.registry.topics() },
             registry: settings.registry.clone(),
             source: source.clone(),
             store: Arc::new(Embedded::in_memory(settings.chain.id, "development").unwrap()),

@@ -140,7 +140,7 @@ impl<'a> Inspection<'a> {
     pub async fn part(&mut self, from: u64, to: u64) -> Result<Part, StageError> {
         let ctx = self.ctx;
         let most = to.min(from.saturating_add(MAX_CLAIM_BLOCKS - 1));
-        let (range, answer) = patiently(|| fetch::part(ctx, &ctx.filter, from, most)).await?;
+        let (range, answer) = patiently(|| fetch::part(ctx, &ctx.log_filter, from, most)).await?;
         if self.before.is_some_and(|before| before.number + 1 == from && before.hash != answer.first.parent) {
             return Err(StageError::Again("the chain was reorganised while it was read"));
         }
@@ -341,7 +341,7 @@ fn name(log: &RawLog) -> (u64, u64, B256) {
 async fn whole(ctx: &Context, range: BlockRange) -> Result<Vec<RawLog>, StageError> {
     let (mut logs, mut next) = (Vec::new(), range.from);
     loop {
-        let (part, answer) = fetch::part(ctx, &ctx.filter, next, range.to).await?;
+        let (part, answer) = fetch::part(ctx, &ctx.log_filter, next, range.to).await?;
         logs.extend(answer.logs);
         if part.to >= range.to {
             return Ok(logs);

@@ -71,7 +71,7 @@ pub struct Context {
     /// What is listened to.
     pub registry: Arc<Registry>,
     /// What nodes are asked for; follows from the registry.
-    pub filter: LogFilter,
+    pub log_filter: LogFilter,
     /// The nodes.
     pub source: Arc<dyn ChainSource>,
     /// The state.
@@ -162,7 +162,7 @@ async fn one_block(ctx: &Context, track: Track, claim: &Claim, filter: &Filter, 
     let number = claim.grant.range.from;
     // The head's header is at hand; for another block it is asked for.
     let header = Some(view.head).filter(|head| head.number == number);
-    let (header, logs) = timed("fetch", fetch::block(ctx, &ctx.filter, number, header)).await?;
+    let (header, logs) = timed("fetch", fetch::block(ctx, &ctx.log_filter, number, header)).await?;
     let wanted = wanted(ctx, filter, logs);
     let mut delivered = timed("deliver", deliver::journaled(ctx, claim, &header, &wanted)).await?;
     while timed("commit", commit::advance(ctx, track, claim, delivered)).await? == Advanced::More {
@@ -178,7 +178,7 @@ async fn final_range(ctx: &Context, track: Track, claim: &Claim, filter: &Filter
     let (mut next, mut events) = (from, 0);
     let (mut first, mut before): (Option<Header>, Option<Header>) = (None, None);
     loop {
-        let (part, answer) = timed("fetch", fetch::part(ctx, &ctx.filter, next, to)).await?;
+        let (part, answer) = timed("fetch", fetch::part(ctx, &ctx.log_filter, next, to)).await?;
         let first = *first.get_or_insert(answer.first);
         if before.replace(answer.last).is_some_and(|before| before.hash != answer.first.parent) {
             return Err(RpcError::Invalid("two parts of a final range that are not one chain".into()).into());

@@ -92,7 +92,7 @@ fn context(gate: &Arc<Gate>, store: Witnessed) -> (Arc<Context>, StartBlock, imp
             ..settings.chain.clone()
         },
         deliver: swarm.deliver,
-        filter: LogFilter { addresses: vec![], topics: settings.registry.topics() },
+        log_filter: LogFilter { addresses: vec![], topics: settings.registry.topics() },
         registry: settings.registry.clone(),
         source: Arc::new(Node { gate: gate.clone() }),
         store: Arc::new(Journal { gate: gate.clone(), store }),

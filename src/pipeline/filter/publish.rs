@@ -290,7 +290,7 @@ mod tests {
         let context = Context {
             chain: settings.chain.clone(),
             deliver: DeliveryMode::Instant,
-            filter: LogFilter::default(),
+            log_filter: LogFilter::default(),
             registry: if is_other { Arc::new(Registry::default()) } else { settings.registry.clone() },
             source: Arc::new(Endpoints::new(settings.chain.id, settings.providers.clone(), Limits::default())),
             store: Arc::new(store.clone()),
