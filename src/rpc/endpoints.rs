@@ -100,11 +100,7 @@ impl Endpoints {
             if endpoint.is_ejected() && !self.by_preference.iter().all(Endpoint::is_ejected) {
                 continue;
             }
-            let answer = match endpoint.node(self.chain_id, &self.limits).await {
-                Ok(node) => request(node.clone()).await,
-                Err(error) => Err(error),
-            };
-            endpoint.remember(answer.as_ref().err());
+            let answer = self.ask_one(endpoint, &request).await;
             if !settled && answer.as_ref().err().is_none_or(|error| !error.is_failure()) {
                 self.settle(index);
                 settled = true;
@@ -120,6 +116,19 @@ impl Endpoints {
             }
         }
         Err(reason.unwrap_or_else(|| RpcError::Fatal("no endpoint is configured".into())))
+    }
+
+    /// Asks one endpoint, and takes note of how it did.
+    async fn ask_one<R, F>(&self, endpoint: &Endpoint, request: impl FnOnce(Arc<Node>) -> F) -> Result<R, RpcError>
+    where
+        F: Future<Output = Result<R, RpcError>> + Send,
+    {
+        let answer = match endpoint.node(self.chain_id, &self.limits).await {
+            Ok(node) => request(node.clone()).await,
+            Err(error) => Err(error),
+        };
+        endpoint.remember(answer.as_ref().err());
+        answer
     }
 
     /// Goes back to the preferred endpoint if it answers a probe, so that one that hangs does not cost every request
@@ -283,12 +292,7 @@ impl ChainSource for Endpoints {
             if index == current || endpoint.is_ejected() {
                 continue;
             }
-            let answer = match endpoint.node(self.chain_id, &self.limits).await {
-                Ok(node) => node.range_logs(range, filter).await,
-                Err(error) => Err(error),
-            };
-            endpoint.remember(answer.as_ref().err());
-            match answer {
+            match self.ask_one(endpoint, |node| async move { node.range_logs(range, filter).await }).await {
                 Ok(logs) => return Ok(Some(logs)),
                 Err(error) => reason = reason.or(Some(error)),
             }
@@ -298,11 +302,7 @@ impl ChainSource for Endpoints {
 
     async fn witnesses(&self, number: u64) -> Vec<Witness> {
         let asking = self.by_preference.iter().map(|endpoint| async move {
-            let answer = match endpoint.node(self.chain_id, &self.limits).await {
-                Ok(node) => node.header(At::Number(number)).await,
-                Err(error) => Err(error),
-            };
-            endpoint.remember(answer.as_ref().err());
+            let answer = self.ask_one(endpoint, |node| async move { node.header(At::Number(number)).await }).await;
             Witness { endpoint: endpoint.name.clone(), answer }
         });
         join_all(asking).await
