@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// The right to work on a range, until its deadline.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Claim {
     pub(super) grant: Grant,
     deadline: Instant,

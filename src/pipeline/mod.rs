@@ -134,7 +134,6 @@ async fn process(ctx: &Context, track: Track, range: BlockRange, view: &View) ->
         claim::release(ctx, &claim).await;
         return Err(StageError::Again("what left the chain is taken back first"));
     }
-    let lease = claim.clone();
     let work = async {
         let final_height = view.heights.final_height(ctx.chain.finality_depth);
         let is_final = final_height.is_some_and(|height| range.to <= height) || signed(range.to) <= claim.grant.sealed;
@@ -147,12 +146,12 @@ async fn process(ctx: &Context, track: Track, range: BlockRange, view: &View) ->
     let span = info_span!("range", %range, %track);
     let outcome = tokio::select! {
         biased;
-        lost = claim::keep(ctx, &lease) => Err(lost),
+        lost = claim::keep(ctx, &claim) => Err(lost),
         committed = work.instrument(span) => committed,
     };
     if let Err(error) = &outcome {
         debug!(%range, %error, "range not finished");
-        claim::release(ctx, &lease).await;
+        claim::release(ctx, &claim).await;
     }
     outcome.map(|()| Processed::Committed)
 }
