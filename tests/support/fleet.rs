@@ -23,7 +23,7 @@ const STARTED: Duration = Duration::from_secs(3);
 const SAMPLES: usize = 90;
 
 /// One replica, running, stopped or down.
-pub struct Replica {
+struct Replica {
     settings: Settings,
     listener: Option<Listener>,
     is_stopped: bool,

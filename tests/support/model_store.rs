@@ -116,12 +116,6 @@ impl Model {
         self.lock().mutant = mutant;
     }
 
-    /// Sets the store's clock: seconds since the Unix epoch, from which epochs are taken.
-    pub fn set_clock(&self, seconds: u64) {
-        let mut world = self.lock();
-        (world.clock, world.begun) = (seconds, Instant::now());
-    }
-
     /// How long a barrier waits for the replicas between its write and its answer; not at all at first.
     pub fn set_barrier_delay(&self, delay: Duration) {
         self.lock().barrier_delay = delay;
