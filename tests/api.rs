@@ -309,6 +309,21 @@ async fn a_store_that_is_never_heard_of_again_fails_without_an_error() {
 }
 
 #[tokio::test]
+async fn the_error_that_ends_a_silence_does_not_make_anyone_ready_again() {
+    let served = Served::fresh(Profile { providers: vec![FIRST.to_owned()], ..profile() }).await;
+    served.vitals.started();
+    served.everything_answers();
+    served.silence(31);
+    served.vitals.edge(Edge::Store, Ok(()));
+    let ready = async || served.get("/readyz").await;
+    assert!(ready().await.1.contains("[-]provider"), "{:?}", ready().await);
+    let asked = *served.now.lock().unwrap();
+    served.silence(4);
+    served.vitals.answer(provider(FIRST), asked, Err("request timed out"));
+    assert!(ready().await.1.contains("[-]provider"), "{:?}", ready().await);
+}
+
+#[tokio::test]
 async fn a_halt_fails_at_once_and_stays_until_it_is_taken_back() {
     let served = Served::well().await;
     served.vitals.halt(Some("block 1000 left the chain"));

@@ -237,9 +237,14 @@ fn sentence(what: &str, down: Duration, known: &EdgeFacts) -> String {
 
 /// How long an edge has been of no use; `None` while it is, and before it was asked.
 fn unusable(profile: &Profile, edge: &Edge, known: &EdgeFacts, now: Instant) -> Option<Duration> {
-    if let Some(since) = known.failing_since {
-        return Some(now.duration_since(since));
+    match known.failing_since {
+        Some(since) => Some(now.duration_since(since)),
+        None => silent(profile, edge, known, now),
     }
+}
+
+/// For how long nothing was heard of an edge that answered, where that is too long.
+fn silent(profile: &Profile, edge: &Edge, known: &EdgeFacts, now: Instant) -> Option<Duration> {
     let silence = now.duration_since(known.answered?);
     (silence > silence_limit(profile, edge)?).then_some(silence)
 }
@@ -257,7 +262,12 @@ fn reachable(profile: &Profile, edge: &Edge, known: &EdgeFacts, now: Instant) ->
     if known.answered.is_none() {
         return Err(if known.reason.is_empty() { "not reached yet".to_owned() } else { known.reason.clone() });
     }
-    match unusable(profile, edge, known, now) {
+    let mut down = unusable(profile, edge, known, now);
+    if matches!(edge, Edge::Provider(_)) {
+        // A time-out may be the first that is heard after a silence: it does not make the provider reachable again.
+        down = down.max(silent(profile, edge, known, now));
+    }
+    match down {
         Some(down) if down > UNREADY_AFTER => Err(sentence("unusable", down, known)),
         _ => Ok(()),
     }
