@@ -371,14 +371,25 @@ macro_rules! failures {
     ($($error:ident),+) => {
         $(impl From<redb::$error> for StoreError {
             fn from(error: redb::$error) -> Self {
-                match redb::Error::from(error) {
-                    redb::Error::Io(error) => Self::Transient(format!("state file: {error}")),
-                    // After a failed write redb refuses all others until the file is opened again.
-                    error => Self::Fatal(format!("state file: {error}: start the program again")),
-                }
+                // After one that failed redb refuses everything until the file is opened again, and does not say why.
+                Self::Fatal(format!("state file: {error}: mend that, then start the program again"))
             }
         })+
     };
 }
 
 failures!(StorageError, TableError, TransactionError, CommitError);
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn a_disk_that_fails_is_told_by_its_own_words_at_the_first_failure() {
+        let full = redb::CommitError::from(redb::StorageError::from(io::Error::from(io::ErrorKind::StorageFull)));
+        let told = StoreError::from(full);
+        assert!(matches!(&told, StoreError::Fatal(why) if why.contains("no storage space")), "{told}");
+    }
+}
