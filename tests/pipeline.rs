@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use alloy::primitives::{Address, B256, U256};
+use alloy::primitives::{Address, U256};
 use async_trait::async_trait;
 use chaintap::{
     config::{ChainProfile, Limits, Sources, StartBlock, load_offline},
@@ -146,7 +146,7 @@ impl StateStore for Lossy {
     async fn rewind(
         &self,
         entries: &[(BlockRef, u64)],
-        sealed: Option<B256>,
+        sealed: Option<BlockRef>,
         epoch: u64,
     ) -> Result<RewindReply, StoreError> {
         self.reply("rewind", self.store.rewind(entries, sealed, epoch).await)

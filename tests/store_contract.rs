@@ -189,7 +189,7 @@ impl Home {
     async fn rewind(&self, blocks: &[BlockRef]) -> Progress {
         let before = self.progress().await;
         let entries = self.entries(blocks).await;
-        match self.store.rewind(&entries, before.sealed_hash, before.epoch).await.unwrap() {
+        match self.store.rewind(&entries, before.sealed_block(), before.epoch).await.unwrap() {
             RewindReply::Rewound(progress) => progress,
             other => panic!("{blocks:?}: {other:?}"),
         }
@@ -204,8 +204,9 @@ impl Home {
 
     /// Takes the sealed block for another one's: nothing may be delivered afterwards.
     async fn freeze(&self) -> String {
-        let epoch = self.progress().await.epoch;
-        match self.store.rewind(&[], Some(B256::repeat_byte(0xee)), epoch).await.unwrap() {
+        let Progress { epoch, sealed, .. } = self.progress().await;
+        let other = Some(BlockRef { number: sealed.unsigned_abs(), hash: B256::repeat_byte(0xee) });
+        match self.store.rewind(&[], other, epoch).await.unwrap() {
             RewindReply::Deep(reason) => reason,
             other => panic!("{other:?}"),
         }
@@ -314,6 +315,7 @@ contract!(
     a_range_claimed_before_a_rewind_does_not_commit_after_it,
     a_seal_that_was_prepared_before_a_rewind_is_refused,
     a_rewind_that_contradicts_what_is_sealed_halts_the_chain,
+    a_rewind_that_was_prepared_before_a_seal_is_stale,
     a_rewind_of_an_entry_at_or_below_the_sealed_height_halts_the_chain,
     a_halted_chain_delivers_nothing_until_someone_resumes_it,
     a_resume_takes_back_what_counted_as_sealed,
@@ -838,6 +840,7 @@ async fn invalid_numbers_are_refused(home: Home) {
         home.store.replay(3, Some(3), 1).await.map(drop),
         home.store.replay(3, Some(huge), 1).await.map(drop),
         home.store.rewind(&[(BlockRef { number: huge, hash: B256::ZERO }, 1)], None, 1).await.map(drop),
+        home.store.rewind(&[], Some(BlockRef { number: huge, hash: B256::ZERO }), 1).await.map(drop),
         home.store.resume(BlockRef { number: huge, hash: B256::ZERO }, 1).await.map(drop),
         home.store.scanned(1, huge).await,
         home.store
@@ -923,7 +926,7 @@ async fn of_several_rewinds_with_one_epoch_one_wins(home: Home) {
     let seen = home.entries(&[block(101, 0), block(102, 0)]).await;
     for epoch in [before.epoch - 1, before.epoch + 1] {
         assert_eq!(home.store.rewind(&seen, None, epoch).await.unwrap(), RewindReply::Stale);
-        assert_eq!(home.store.rewind(&seen, Some(B256::ZERO), epoch).await.unwrap(), RewindReply::Stale);
+        assert_eq!(home.store.rewind(&seen, Some(block(101, 1)), epoch).await.unwrap(), RewindReply::Stale);
     }
     assert_eq!(home.progress().await, before);
     let RewindReply::Rewound(after) = home.store.rewind(&seen[1..], None, before.epoch).await.unwrap() else {
@@ -1099,23 +1102,51 @@ async fn a_rewind_that_contradicts_what_is_sealed_halts_the_chain(home: Home) {
     }
     // With nothing sealed there is nothing to contradict.
     let epoch = home.progress().await.epoch;
-    let reply = home.store.rewind(&[], Some(B256::ZERO), epoch).await.unwrap();
+    let reply = home.store.rewind(&[], Some(block(103, 1)), epoch).await.unwrap();
     assert!(matches!(reply, RewindReply::Rewound(_)), "{reply:?}");
     assert_eq!(home.seal(103, 0, &[block(103, 0)]).await, SealReply::Sealed { more: false });
     let before = home.progress().await;
     let entries = home.entries(&[block(104, 0), block(105, 0)]).await;
-    let other = B256::repeat_byte(0xee);
+    let other = block(103, 1);
     let RewindReply::Deep(reason) = home.store.rewind(&entries, Some(other), epoch).await.unwrap() else { panic!() };
-    for part in ["103", &block(103, 0).hash.to_string(), &other.to_string()] {
+    for part in ["103", &block(103, 0).hash.to_string(), &other.hash.to_string()] {
         assert!(reason.contains(part), "{part} is missing: {reason}");
     }
     home.reopen().await;
     assert_eq!(home.progress().await, Progress { frozen: Some(reason.clone()), ..before }, "nothing else changed");
     assert_eq!(home.live().await.len(), 2);
     // Whoever comes now hears the same, whatever he saw.
-    for sealed in [Some(block(103, 0).hash), Some(other), None] {
+    for sealed in [Some(block(103, 0)), Some(other), Some(block(102, 0)), None] {
         assert_eq!(home.store.rewind(&entries, sealed, epoch).await.unwrap(), RewindReply::Deep(reason.clone()));
     }
+}
+
+/// What the caller compared is another block's by now, and what it saw above it may be a node's stale branch: entries that
+/// are sealed meanwhile would halt a chain that is whole.
+async fn a_rewind_that_was_prepared_before_a_seal_is_stale(home: Home) {
+    let home = home.started(101).await;
+    for number in 101..=106 {
+        home.deliver(number, 0).await;
+    }
+    assert_eq!(home.intent(block(107, 0), parent(107, 0), 1).await, IntentReply::Journaled);
+    assert_eq!(home.seal(102, 0, &[block(102, 0)]).await, SealReply::Sealed { more: false });
+    let before = home.progress().await;
+    let entries = home.entries(&[block(105, 0), block(106, 0), block(107, 0)]).await;
+    assert_eq!(home.seal(107, 0, &[block(107, 0)]).await, SealReply::Sealed { more: false });
+    let sealed = home.progress().await;
+    assert_eq!(home.live().await, [block(107, 0)], "what was being sent outlives the seal");
+    for seen in [before.sealed_block().unwrap(), block(102, 1), block(106, 0), block(108, 0)] {
+        for entries in [&entries[..], &[]] {
+            let reply = home.store.rewind(entries, Some(seen), before.epoch).await.unwrap();
+            assert_eq!(reply, RewindReply::Stale, "{seen} {entries:?}");
+        }
+    }
+    assert_eq!(home.progress().await, sealed);
+    // At the same height the hash decides.
+    let reply = home.store.rewind(&[], sealed.sealed_block(), sealed.epoch).await.unwrap();
+    assert_eq!(reply, RewindReply::Rewound(sealed.clone()));
+    let reply = home.store.rewind(&[], Some(block(107, 1)), sealed.epoch).await.unwrap();
+    assert!(matches!(reply, RewindReply::Deep(_)), "{reply:?}");
 }
 
 async fn a_rewind_of_an_entry_at_or_below_the_sealed_height_halts_the_chain(home: Home) {
@@ -1126,7 +1157,7 @@ async fn a_rewind_of_an_entry_at_or_below_the_sealed_height_halts_the_chain(home
     let before = home.progress().await;
     let entries = home.entries(&[block(104, 0), block(107, 0)]).await;
     assert_eq!(entries.len(), 2, "what was being sent outlives the seal");
-    let reply = home.store.rewind(&entries, before.sealed_hash, before.epoch).await.unwrap();
+    let reply = home.store.rewind(&entries, before.sealed_block(), before.epoch).await.unwrap();
     let RewindReply::Deep(reason) = reply else { panic!("{reply:?}") };
     assert!(reason.contains("105") && reason.contains("104"), "{reason}");
     assert_eq!(home.progress().await, Progress { frozen: Some(reason), ..before });

@@ -59,7 +59,7 @@ enum Call {
     Final { at: BlockRef, from: u64, parent: B256, epoch: usize, version: u64, sealed: i64, confirmed: Vec<BlockRef> },
     Seal { at: BlockRef, tops: Vec<BlockRef> },
     Orphans,
-    Rewind { entries: Vec<(BlockRef, usize)>, sealed: Option<B256>, epoch: usize },
+    Rewind { entries: Vec<(BlockRef, usize)>, sealed: Option<BlockRef>, epoch: usize },
     Retracted { at: BlockRef, epoch: usize, retract_epoch: usize },
     Amend { at: BlockRef, version: u64, all: Range<u64>, part: Range<u64> },
     Resume { at: BlockRef, epoch: usize },
@@ -502,10 +502,13 @@ impl View<'_> {
         if self.dice.chance(4) {
             entries.reverse();
         }
+        let known = self.state.sealed_hash.zip(u64::try_from(self.state.sealed).ok());
+        let known = known.map(|(hash, number)| BlockRef { number, hash });
         let sealed = match self.dice.below(20) {
-            0 => Some(B256::repeat_byte(9)),
-            1..=6 => None,
-            _ => self.state.sealed_hash,
+            0 => known.map(|at| BlockRef { hash: B256::repeat_byte(9), ..at }),
+            1..=2 => Some(self.block()),
+            3..=6 => None,
+            _ => known,
         };
         Call::Rewind { entries, sealed, epoch: self.epoch() }
     }

@@ -95,7 +95,7 @@ async fn fill(store: &RedisStore, from: u64, to: u64) {
 async fn rewind(store: &RedisStore, numbers: std::ops::RangeInclusive<u64>) -> RewindReply {
     let progress = progress(store).await;
     let entries: Vec<_> = numbers.map(|number| (block(number, 0), progress.epoch)).collect();
-    store.rewind(&entries, progress.sealed_hash, progress.epoch).await.unwrap()
+    store.rewind(&entries, progress.sealed_block(), progress.epoch).await.unwrap()
 }
 
 async fn amend(store: &RedisStore, number: u64) -> Result<AmendReply, StoreError> {
@@ -758,7 +758,7 @@ async fn a_halt_is_seen_by_every_replica_and_outlives_a_start() {
     deliver(&first, 101).await;
     first.seal(block(101, 0), &[block(101, 0)]).await.unwrap();
     let epoch = progress(&first).await.epoch;
-    let reply = first.rewind(&[], Some(block(101, 1).hash), epoch).await.unwrap();
+    let reply = first.rewind(&[], Some(block(101, 1)), epoch).await.unwrap();
     let RewindReply::Deep(reason) = reply else { panic!("{reply:?}") };
     assert_eq!(second.claim(BlockRange::single(102)).await.unwrap(), ClaimReply::Frozen(reason.clone()));
     assert_eq!(second.init(Start::Expected).await.unwrap().progress.frozen, Some(reason));

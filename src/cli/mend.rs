@@ -227,7 +227,11 @@ pub(super) async fn reset(
             sink.check().await.map_err(|error| Failure::Unavailable(format!("{}: {error}", sink.name())))?;
         }
         let names: Vec<(BlockRef, u64)> = live.iter().map(|entry| (entry.block, entry.epoch)).collect();
-        match store.rewind(&names, None, progress.epoch).await.map_err(|error| app::store_failure(&error))? {
+        match store
+            .rewind(&names, progress.sealed_block(), progress.epoch)
+            .await
+            .map_err(|error| app::store_failure(&error))?
+        {
             RewindReply::Rewound(now) => epoch = now.epoch,
             RewindReply::Stale => return Err(changed()),
             RewindReply::Deep(reason) => return Err(frozen(&reason)),

@@ -138,7 +138,7 @@ pub(super) async fn look(
     believed: Option<Doubt>,
 ) -> Result<Look, StageError> {
     let orphans = orphans(ctx, head).await?;
-    if let (Some(sealed), true) = (sealed(progress), thorough || !orphans.is_empty())
+    if let (Some(sealed), true) = (progress.sealed_block(), thorough || !orphans.is_empty())
         && sealed.number <= head.number
     {
         let hash = hash_at(ctx, head, sealed.number).await?;
@@ -202,14 +202,11 @@ async fn hash_at(ctx: &Context, head: &Header, number: u64) -> Result<B256, Stag
     Ok(found.hash)
 }
 
-fn sealed(progress: &Progress) -> Option<BlockRef> {
-    Some(BlockRef { number: u64::try_from(progress.sealed).ok()?, hash: progress.sealed_hash? })
-}
-
-/// Takes the blocks back. What is at the sealed height was looked at already, and is not said again: another block may
-/// have been sealed meanwhile, which the hash would be taken for.
+/// Takes the blocks back, unless another block was sealed since the look began: then what it saw may be a stale branch, and
+/// what it would take back may be final by now.
 async fn rewind(ctx: &Context, orphans: &[(BlockRef, u64)], progress: &Progress) -> Result<(), StageError> {
-    let reply = persist(ctx, "rewind", PATIENCE, || ctx.store.rewind(orphans, None, progress.epoch)).await?;
+    let sealed = progress.sealed_block();
+    let reply = persist(ctx, "rewind", PATIENCE, || ctx.store.rewind(orphans, sealed, progress.epoch)).await?;
     match reply {
         RewindReply::Rewound(now) => {
             let lowest = orphans.iter().map(|(block, _)| block.number).min().unwrap_or_default();
@@ -218,7 +215,9 @@ async fn rewind(ctx: &Context, orphans: &[(BlockRef, u64)], progress: &Progress)
             info!(from = lowest, blocks = orphans.len(), depth, epoch = now.epoch, "blocks left the chain");
             Ok(())
         }
-        RewindReply::Stale => Err(StageError::Again("another replica takes back what left the chain")),
+        RewindReply::Stale => Err(StageError::Again(
+            "another replica takes back what left the chain, or sealed what this one compared with",
+        )),
         RewindReply::Deep(reason) => {
             error!(reason, "frozen");
             Err(StageError::Again("the chain was reorganised below what was sealed"))
@@ -253,11 +252,8 @@ async fn foreign(ctx: &Context, sealed: BlockRef, epoch: u64, believed: Option<D
         ctx.vitals.note("chain", Some(text));
         return Ok(Look::Doubt(Doubt::Foreign));
     }
-    let now = persist(ctx, "snapshot", PATIENCE, || ctx.store.snapshot()).await?.progress;
-    if self::sealed(&now) != Some(sealed) {
-        return Err(StageError::Again("what is sealed has changed since it was compared"));
-    }
-    match persist(ctx, "rewind", PATIENCE, || ctx.store.rewind(&[], Some(hash), epoch)).await? {
+    let theirs = Some(BlockRef { hash, ..sealed });
+    match persist(ctx, "rewind", PATIENCE, || ctx.store.rewind(&[], theirs, epoch)).await? {
         RewindReply::Deep(reason) => error!(reason, "frozen"),
         RewindReply::Rewound(_) | RewindReply::Stale => {}
     }

@@ -85,6 +85,14 @@ pub struct Progress {
     pub service: String,
 }
 
+impl Progress {
+    /// What is sealed, once something was.
+    #[must_use]
+    pub fn sealed_block(&self) -> Option<BlockRef> {
+        Some(BlockRef { number: u64::try_from(self.sealed).ok()?, hash: self.sealed_hash? })
+    }
+}
+
 /// What the planner reads: progress and what is done above the watermark.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
@@ -268,7 +276,7 @@ pub struct Orphan {
 pub enum RewindReply {
     /// The entries are being taken back, under a new epoch; the new progress.
     Rewound(Progress),
-    /// The epoch moved on: someone else did it, or something else; read again.
+    /// The epoch moved on, or the sealed height: someone else did it, or something else; read again.
     Stale,
     /// What was sealed left the chain. Nothing but `frozen` was changed; the reason that it holds now.
     Deep(String),
@@ -484,12 +492,13 @@ pub trait StateStore: Send + Sync {
     /// store keeps the REWIND that made them so.
     async fn orphans(&self) -> Result<Vec<Orphan>, StoreError>;
 
-    /// REWIND: the blocks of these entries (block and epoch) left the chain. `sealed` is the canonical hash at the
-    /// sealed height, where anything is sealed. Compare-and-set: of several callers with one epoch one wins.
+    /// REWIND: the blocks of these entries (block and epoch) left the chain. `sealed` is the canonical block at the
+    /// sealed height that the caller saw; `None` where he saw none, or says nothing of it. Compare-and-set: of several
+    /// callers with one epoch one wins, and none whose sealed height is no longer the store's.
     async fn rewind(
         &self,
         entries: &[(BlockRef, u64)],
-        sealed: Option<B256>,
+        sealed: Option<BlockRef>,
         epoch: u64,
     ) -> Result<RewindReply, StoreError>;
 

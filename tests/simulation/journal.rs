@@ -116,7 +116,7 @@ impl Witnessed {
     async fn rewind(
         &self,
         entries: &[(BlockRef, u64)],
-        sealed: Option<B256>,
+        sealed: Option<BlockRef>,
         epoch: u64,
     ) -> Result<RewindReply, StoreError> {
         let before = self.look_before(entries).await;
@@ -335,7 +335,7 @@ impl StateStore for Journal {
     async fn rewind(
         &self,
         entries: &[(BlockRef, u64)],
-        sealed: Option<B256>,
+        sealed: Option<BlockRef>,
         epoch: u64,
     ) -> Result<RewindReply, StoreError> {
         let (key, entries) = (entries.len() as u64, entries.to_vec());

@@ -10,7 +10,6 @@ use std::{
     time::Duration,
 };
 
-use alloy::primitives::B256;
 use async_trait::async_trait;
 use chaintap::{
     domain::{BlockRange, BlockRef, Event, MAX_BLOCK_NUMBER, Track},
@@ -340,7 +339,7 @@ impl StateStore for ModelStore {
     async fn rewind(
         &self,
         entries: &[(BlockRef, u64)],
-        sealed: Option<B256>,
+        sealed: Option<BlockRef>,
         epoch: u64,
     ) -> Result<RewindReply, StoreError> {
         self.write(|state, _, clock| match state.rewind(entries, sealed, epoch, clock) {

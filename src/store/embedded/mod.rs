@@ -10,7 +10,6 @@ use std::{
     sync::Arc,
 };
 
-use alloy::primitives::B256;
 use async_trait::async_trait;
 use redb::{Database, DatabaseError, backends::InMemoryBackend};
 
@@ -272,10 +271,10 @@ impl StateStore for Embedded {
     async fn rewind(
         &self,
         entries: &[(BlockRef, u64)],
-        sealed: Option<B256>,
+        sealed: Option<BlockRef>,
         epoch: u64,
     ) -> Result<RewindReply, StoreError> {
-        entries.iter().try_for_each(|(block, _)| check_number(block.number))?;
+        entries.iter().map(|(block, _)| block).chain(&sealed).try_for_each(|block| check_number(block.number))?;
         let claimed = Claimed { entries: entries.to_vec(), sealed, epoch };
         self.run(move |home| home.rewind(&claimed)).await
     }

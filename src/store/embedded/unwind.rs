@@ -29,8 +29,8 @@ pub(super) enum Rewound {
 pub(super) struct Claimed {
     /// Blocks that left the chain, and the epochs of their entries.
     pub(super) entries: Vec<(BlockRef, u64)>,
-    /// Canonical hash at the sealed height.
-    pub(super) sealed: Option<B256>,
+    /// The canonical block at the sealed height that he saw.
+    pub(super) sealed: Option<BlockRef>,
     pub(super) epoch: u64,
 }
 
@@ -47,10 +47,14 @@ pub(super) fn rewind(
     if let Some(reason) = &truth.frozen {
         return Ok(Rewound::Deep(reason.clone()));
     }
-    if let (Some(sealed), Some(canonical)) = (truth.sealed_hash, claimed.sealed)
-        && sealed != canonical
-    {
-        return Ok(freeze(truth, &format!("the chain has {canonical} at its height")));
+    if let (Some(sealed), Some(canonical)) = (truth.sealed_hash, claimed.sealed) {
+        // Another block was sealed since: the hash is not that of its height, and what was seen may be of a stale branch.
+        if signed(canonical.number) != truth.sealed {
+            return Ok(Rewound::Stale);
+        }
+        if sealed != canonical.hash {
+            return Ok(freeze(truth, &format!("the chain has {} at its height", canonical.hash)));
+        }
     }
     let mut orphans = Vec::new();
     for (block, epoch) in &claimed.entries {

@@ -6,7 +6,6 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use alloy::primitives::B256;
 use async_trait::async_trait;
 
 use self::{args::Args, barrier::Barrier, connection::Link, reply::Reply, scripts::Lua, scripts::Scripts};
@@ -290,10 +289,14 @@ impl StateStore for RedisStore {
     async fn rewind(
         &self,
         entries: &[(BlockRef, u64)],
-        sealed: Option<B256>,
+        sealed: Option<BlockRef>,
         epoch: u64,
     ) -> Result<RewindReply, StoreError> {
-        let args = self.args().text(&epoch).optional(sealed.as_ref());
+        let args = self.args().text(&epoch);
+        let args = match sealed {
+            Some(at) => args.named(at)?,
+            None => args.text("").text(""),
+        };
         let args = entries
             .iter()
             .try_fold(args, |args, (block, epoch)| Ok::<_, StoreError>(args.named(*block)?.text(epoch)))?;

@@ -1,8 +1,9 @@
--- REWIND(epoch, canonical hash at the sealed height or nothing, entries: n, hash and epoch…): these blocks left the
--- chain. Compare-and-set, so that of several who noticed one takes them back, and a lost reply raises no epoch twice.
+-- REWIND(epoch, number and canonical hash of what the caller saw sealed or nothing twice, entries: n, hash and epoch…):
+-- these blocks left the chain. Compare-and-set, so that of several who noticed one takes them back, and a lost reply
+-- raises no epoch twice.
 local p = truth()
 if not p then return { 'VANISHED' } end
-local canonical = arg(2)
+local seen, canonical = num(2), arg(3)
 if p.epoch ~= num(1) then return { 'STALE' } end
 if p.frozen then return { 'DEEP', p.frozen } end
 
@@ -12,11 +13,15 @@ local function freeze(what)
   call('HSET', PROGRESS, 'frozen', p.frozen)
   return { 'DEEP', p.frozen }
 end
-if canonical ~= '' and p.sealed_hash ~= '' and canonical ~= p.sealed_hash then
-  return freeze(string.format('the chain has %s at its height', canonical))
+if seen and p.sealed_hash ~= '' then
+  -- Another block was sealed since: the hash is not that of its height, and what was seen may be of a stale branch.
+  if seen ~= p.sealed then return { 'STALE' } end
+  if canonical ~= p.sealed_hash then
+    return freeze(string.format('the chain has %s at its height', canonical))
+  end
 end
 local orphans, is_orphan = {}, {}
-for i = 3, #ARGV - FIXED, 3 do
+for i = 4, #ARGV - FIXED, 3 do
   local e = entry(field_of(num(i), arg(i + 1), num(i + 2)))
   -- One that is being taken back already was named before.
   if e and not e.retract_epoch then

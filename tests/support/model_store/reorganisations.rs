@@ -30,7 +30,7 @@ impl State {
     pub fn rewind(
         &mut self,
         entries: &[(BlockRef, u64)],
-        canonical: Option<B256>,
+        canonical: Option<BlockRef>,
         epoch: u64,
         clock: u64,
     ) -> Result<(), RewindReply> {
@@ -40,9 +40,13 @@ impl State {
         if let Some(reason) = &self.frozen {
             return Err(RewindReply::Deep(reason.clone()));
         }
+        let compared = self.sealed_hash.zip(canonical);
+        if compared.is_some_and(|(_, theirs)| signed(theirs.number) != self.sealed) {
+            return Err(RewindReply::Stale);
+        }
         let named: BTreeSet<Key> = entries.iter().map(|(block, epoch)| key(*block, *epoch)).collect();
         let orphans: Vec<Key> = named.into_iter().filter(|name| self.live.contains_key(name)).collect();
-        let contradicts = matches!((self.sealed_hash, canonical), (Some(ours), Some(theirs)) if ours != theirs);
+        let contradicts = compared.is_some_and(|(ours, theirs)| ours != theirs.hash);
         if contradicts || orphans.iter().any(|name| signed(name.0) <= self.sealed) {
             let reason = format!("block {} ({:?}) is sealed, but left the chain", self.sealed, self.sealed_hash);
             self.frozen = Some(reason.clone());
