@@ -27,8 +27,10 @@ pub(super) struct Situation<'a> {
     pub head: u64,
     /// The highest block that is final; `None` while there is none.
     pub final_height: Option<u64>,
-    /// Ranges that this process works on, or that someone else holds.
+    /// Ranges that this process works on, and those that are left alone.
     pub busy: &'a IntervalSet,
+    /// Ranges that are left alone for now: someone else holds them, or they failed again and again.
+    pub held: &'a IntervalSet,
     /// Most blocks in one historical range.
     pub batch_blocks: u64,
     /// Ranges that the historical track may begin now.
@@ -63,14 +65,19 @@ fn split_tracks(now: &Situation<'_>) -> (Option<u64>, Vec<BlockRange>) {
     let is_near = |hole: &BlockRange| signed(hole.from) >= now.tip.saturating_sub(signed(REALTIME_GAP));
     let (near, behind): (Vec<_>, Vec<_>) = missing(now, now.tip.min(signed(now.head))).into_iter().partition(is_near);
     let first_new = unsigned(now.tip.saturating_add(1));
-    let (first, last) = match now.head.checked_sub(first_new) {
+    let (first, last) = match newest(now).filter(|head| *head >= first_new) {
         None => (None, None),
-        Some(gap) if gap <= REALTIME_GAP => (None, BlockRange::new(first_new, now.head)),
-        Some(_) => (Some(BlockRange::single(now.head)), None),
+        Some(head) if head - first_new <= REALTIME_GAP => (None, BlockRange::new(first_new, head)),
+        Some(head) => (Some(BlockRange::single(head)), None),
     };
     let mut in_order = first.into_iter().chain(near).chain(last);
     let next = in_order.find_map(|hole| (hole.from..=hole.to).find(|number| !now.busy.contains(*number)));
     (next, behind)
+}
+
+/// The newest block that is not left alone: such a one holds up nothing, as if the chain ended below it.
+fn newest(now: &Situation<'_>) -> Option<u64> {
+    (0..=now.head).rev().find(|number| !now.held.contains(*number))
 }
 
 /// The holes between the watermark and `up_to`.
@@ -119,6 +126,7 @@ mod tests {
         done: Vec<BlockRange>,
         head: u64,
         busy: Vec<BlockRange>,
+        held: Vec<BlockRange>,
     }
 
     fn check(case: Case, realtime: Option<u64>, historical: &[BlockRange]) {
@@ -131,6 +139,7 @@ mod tests {
             head: case.head,
             final_height: case.head.checked_sub(8),
             busy: &busy,
+            held: &case.held.into_iter().collect(),
             batch_blocks: 100,
             historical_slots: 3,
             max_intervals: 10,
@@ -139,7 +148,7 @@ mod tests {
     }
 
     fn caught_up(tip: i64, head: u64) -> Case {
-        Case { watermark: tip, tip, done: vec![], head, busy: vec![] }
+        Case { watermark: tip, tip, done: vec![], head, busy: vec![], held: vec![] }
     }
 
     #[test]
@@ -161,7 +170,8 @@ mod tests {
 
     #[test]
     fn once_the_head_is_delivered_the_rest_is_history() {
-        let case = Case { watermark: 100, tip: 120, done: vec![range(120, 120)], head: 120, busy: vec![] };
+        let case =
+            Case { watermark: 100, tip: 120, done: vec![range(120, 120)], head: 120, busy: vec![], held: vec![] };
         // 112 is final, above it history goes block by block.
         check(case, None, &[range(101, 112), range(113, 113), range(114, 114)]);
     }
@@ -174,19 +184,22 @@ mod tests {
             done: vec![range(450, 5_000)],
             head: 5_000,
             busy: vec![range(200, 299)],
+            held: vec![],
         };
         check(case, None, &[range(150, 199), range(300, 399), range(400, 449)]);
     }
 
     #[test]
     fn holes_right_below_the_tip_belong_to_the_realtime_track() {
-        let case = Case { watermark: 116, tip: 120, done: vec![range(118, 120)], head: 121, busy: vec![] };
+        let case =
+            Case { watermark: 116, tip: 120, done: vec![range(118, 120)], head: 121, busy: vec![], held: vec![] };
         check(case, Some(117), &[]);
     }
 
     #[test]
     fn behind_a_large_gap_the_head_comes_before_a_hole_near_the_tip() {
-        let case = Case { watermark: 116, tip: 120, done: vec![range(118, 120)], head: 130, busy: vec![] };
+        let case =
+            Case { watermark: 116, tip: 120, done: vec![range(118, 120)], head: 130, busy: vec![], held: vec![] };
         check(case, Some(130), &[]);
     }
 
@@ -194,6 +207,13 @@ mod tests {
     fn a_held_block_is_passed_over_and_stays_missing() {
         check(Case { busy: vec![range(101, 101)], ..caught_up(100, 103) }, Some(102), &[]);
         check(Case { busy: vec![range(101, 103)], ..caught_up(100, 103) }, None, &[]);
+    }
+
+    #[test]
+    fn behind_a_large_gap_a_head_that_is_left_alone_holds_up_nothing() {
+        let alone = || vec![range(119, 120)];
+        check(Case { busy: alone(), held: alone(), ..caught_up(100, 120) }, Some(118), &[]);
+        check(Case { busy: alone(), ..caught_up(100, 120) }, None, &[]);
     }
 
     #[test]
@@ -211,7 +231,7 @@ mod tests {
     #[test]
     fn with_too_many_intervals_only_the_lowest_hole_is_filled() {
         let done = (0..10).map(|n| range(200 + 10 * n, 200 + 10 * n)).collect();
-        let case = Case { watermark: 100, tip: 290, done, head: 300, busy: vec![] };
+        let case = Case { watermark: 100, tip: 290, done, head: 300, busy: vec![], held: vec![] };
         check(case, None, &[range(101, 199)]);
     }
 
@@ -234,7 +254,7 @@ mod tests {
             for _round in 0..2_000 {
                 let tip = done.iter().next_back().map_or(watermark, |last| signed(last.to)).max(watermark);
                 let planned = plan(&Situation {
-                    watermark, tip, done: &done, head, final_height: head.checked_sub(depth), busy: &busy,
+                    watermark, tip, done: &done, head, final_height: head.checked_sub(depth), busy: &busy, held: &busy,
                     batch_blocks, historical_slots: slots, max_intervals: usize::MAX,
                 });
                 if planned == Plan::default() {
