@@ -38,8 +38,10 @@ pub(super) struct Pauses {
     pace: Pace,
     next_start: Instant,
     next_press: Instant,
-    /// Ranges that someone else holds, or that failed again and again, and until when they are left alone.
+    /// Ranges that someone else holds, and until when they are left alone.
     held: Vec<(BlockRange, Instant)>,
+    /// Ranges that failed again and again, and until when they are left alone.
+    failing: Vec<(BlockRange, Instant)>,
     stubborn: Stubborn,
 }
 
@@ -56,22 +58,29 @@ impl Pauses {
             next_start: now,
             next_press: now,
             held: Vec::new(),
+            failing: Vec::new(),
             stubborn: Stubborn::default(),
         }
     }
 
-    /// Leaves a range alone.
+    /// Leaves a range to who holds it.
     pub(super) fn hold(&mut self, range: BlockRange, until: Instant) {
         self.held.push((range, until));
     }
 
-    /// The ranges that are left alone.
+    /// The ranges that someone else holds.
     pub(super) fn held(&self) -> impl Iterator<Item = BlockRange> + '_ {
         self.held.iter().map(|(range, _)| *range)
     }
 
+    /// The ranges that are left alone because they failed again and again.
+    pub(super) fn failing(&self) -> impl Iterator<Item = BlockRange> + '_ {
+        self.failing.iter().map(|(range, _)| *range)
+    }
+
     pub(super) fn forget_past(&mut self, now: Instant) {
         self.held.retain(|(_, until)| *until > now);
+        self.failing.retain(|(_, until)| *until > now);
     }
 
     pub(super) fn realtime_free(&self, now: Instant) -> bool {
@@ -94,9 +103,9 @@ impl Pauses {
 
     /// The next moment at which a pause ends.
     pub(super) fn next(&self, now: Instant) -> Option<Instant> {
-        let held = self.held.iter().map(|(_, until)| *until);
+        let alone = self.held.iter().chain(&self.failing).map(|(_, until)| *until);
         let pauses = [&self.state, &self.unwinding, &self.realtime, &self.historical].map(|pause| pause.until);
-        held.chain(pauses).chain([self.next_start]).filter(|at| *at > now).min()
+        alone.chain(pauses).chain([self.next_start]).filter(|at| *at > now).min()
     }
 
     /// A range is finished.
@@ -131,7 +140,7 @@ impl Pauses {
             Track::Historical => &mut self.historical,
         };
         match alone {
-            Some(until) => self.held.push((range, until)),
+            Some(until) => self.failing.push((range, until)),
             None => pause.failed(wait),
         }
     }

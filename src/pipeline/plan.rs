@@ -27,10 +27,10 @@ pub(super) struct Situation<'a> {
     pub head: u64,
     /// The highest block that is final; `None` while there is none.
     pub final_height: Option<u64>,
-    /// Ranges that this process works on, and those that are left alone.
+    /// Ranges that this process works on, that someone else holds, or that are left alone for now.
     pub busy: &'a IntervalSet,
-    /// Ranges that are left alone for now: someone else holds them, or they failed again and again.
-    pub held: &'a IntervalSet,
+    /// Of these, the ranges that are left alone because they failed again and again.
+    pub failing: &'a IntervalSet,
     /// Most blocks in one historical range.
     pub batch_blocks: u64,
     /// Ranges that the historical track may begin now.
@@ -75,9 +75,9 @@ fn split_tracks(now: &Situation<'_>) -> (Option<u64>, Vec<BlockRange>) {
     (next, behind)
 }
 
-/// The newest block that is not left alone: such a one holds up nothing, as if the chain ended below it.
+/// The newest block that does not fail: one that no node can serve holds up nothing, as if the chain ended below it.
 fn newest(now: &Situation<'_>) -> Option<u64> {
-    (0..=now.head).rev().find(|number| !now.held.contains(*number))
+    (0..=now.head).rev().find(|number| !now.failing.contains(*number))
 }
 
 /// The holes between the watermark and `up_to`.
@@ -126,7 +126,7 @@ mod tests {
         done: Vec<BlockRange>,
         head: u64,
         busy: Vec<BlockRange>,
-        held: Vec<BlockRange>,
+        failing: Vec<BlockRange>,
     }
 
     fn check(case: Case, realtime: Option<u64>, historical: &[BlockRange]) {
@@ -139,7 +139,7 @@ mod tests {
             head: case.head,
             final_height: case.head.checked_sub(8),
             busy: &busy,
-            held: &case.held.into_iter().collect(),
+            failing: &case.failing.into_iter().collect(),
             batch_blocks: 100,
             historical_slots: 3,
             max_intervals: 10,
@@ -148,7 +148,7 @@ mod tests {
     }
 
     fn caught_up(tip: i64, head: u64) -> Case {
-        Case { watermark: tip, tip, done: vec![], head, busy: vec![], held: vec![] }
+        Case { watermark: tip, tip, done: vec![], head, busy: vec![], failing: vec![] }
     }
 
     #[test]
@@ -171,7 +171,7 @@ mod tests {
     #[test]
     fn once_the_head_is_delivered_the_rest_is_history() {
         let case =
-            Case { watermark: 100, tip: 120, done: vec![range(120, 120)], head: 120, busy: vec![], held: vec![] };
+            Case { watermark: 100, tip: 120, done: vec![range(120, 120)], head: 120, busy: vec![], failing: vec![] };
         // 112 is final, above it history goes block by block.
         check(case, None, &[range(101, 112), range(113, 113), range(114, 114)]);
     }
@@ -184,7 +184,7 @@ mod tests {
             done: vec![range(450, 5_000)],
             head: 5_000,
             busy: vec![range(200, 299)],
-            held: vec![],
+            failing: vec![],
         };
         check(case, None, &[range(150, 199), range(300, 399), range(400, 449)]);
     }
@@ -192,14 +192,14 @@ mod tests {
     #[test]
     fn holes_right_below_the_tip_belong_to_the_realtime_track() {
         let case =
-            Case { watermark: 116, tip: 120, done: vec![range(118, 120)], head: 121, busy: vec![], held: vec![] };
+            Case { watermark: 116, tip: 120, done: vec![range(118, 120)], head: 121, busy: vec![], failing: vec![] };
         check(case, Some(117), &[]);
     }
 
     #[test]
     fn behind_a_large_gap_the_head_comes_before_a_hole_near_the_tip() {
         let case =
-            Case { watermark: 116, tip: 120, done: vec![range(118, 120)], head: 130, busy: vec![], held: vec![] };
+            Case { watermark: 116, tip: 120, done: vec![range(118, 120)], head: 130, busy: vec![], failing: vec![] };
         check(case, Some(130), &[]);
     }
 
@@ -210,9 +210,9 @@ mod tests {
     }
 
     #[test]
-    fn behind_a_large_gap_a_head_that_is_left_alone_holds_up_nothing() {
+    fn behind_a_large_gap_a_head_that_fails_holds_up_nothing() {
         let alone = || vec![range(119, 120)];
-        check(Case { busy: alone(), held: alone(), ..caught_up(100, 120) }, Some(118), &[]);
+        check(Case { busy: alone(), failing: alone(), ..caught_up(100, 120) }, Some(118), &[]);
         check(Case { busy: alone(), ..caught_up(100, 120) }, None, &[]);
     }
 
@@ -231,7 +231,7 @@ mod tests {
     #[test]
     fn with_too_many_intervals_only_the_lowest_hole_is_filled() {
         let done = (0..10).map(|n| range(200 + 10 * n, 200 + 10 * n)).collect();
-        let case = Case { watermark: 100, tip: 290, done, head: 300, busy: vec![], held: vec![] };
+        let case = Case { watermark: 100, tip: 290, done, head: 300, busy: vec![], failing: vec![] };
         check(case, None, &[range(101, 199)]);
     }
 
@@ -254,7 +254,7 @@ mod tests {
             for _round in 0..2_000 {
                 let tip = done.iter().next_back().map_or(watermark, |last| signed(last.to)).max(watermark);
                 let planned = plan(&Situation {
-                    watermark, tip, done: &done, head, final_height: head.checked_sub(depth), busy: &busy, held: &busy,
+                    watermark, tip, done: &done, head, final_height: head.checked_sub(depth), busy: &busy, failing: &busy,
                     batch_blocks, historical_slots: slots, max_intervals: usize::MAX,
                 });
                 if planned == Plan::default() {

@@ -177,8 +177,9 @@ impl Tracks {
         let Some(head) = view.heights.deliverable(self.ctx.deliver, depth) else { return };
         let now = Instant::now();
         self.pauses.forget_past(now);
-        let held: IntervalSet = self.pauses.held().collect();
-        let busy: IntervalSet = self.ranges().map(|(_, range)| range).chain(held.iter()).collect();
+        let failing: IntervalSet = self.pauses.failing().collect();
+        let begun = self.ranges().map(|(_, range)| range);
+        let busy: IntervalSet = begun.chain(self.pauses.held()).chain(failing.iter()).collect();
         let historical = self.ranges().filter(|(track, _)| *track == Track::Historical).count();
         let realtime_free = self.pauses.realtime_free(now) && !self.ranges().any(|(track, _)| track == Track::Realtime);
         let planned = plan(&Situation {
@@ -188,7 +189,7 @@ impl Tracks {
             head: self.until.map_or(head, |until| head.min(until)),
             final_height: view.heights.final_height(depth),
             busy: &busy,
-            held: &held,
+            failing: &failing,
             batch_blocks: self.ctx.chain.batch_blocks,
             historical_slots: self.pauses.historical_slots(now, historical),
             max_intervals: MAX_DONE_INTERVALS,
