@@ -370,8 +370,55 @@ async fn flushing_while_it_runs_ends_the_process_with_the_reason() {
     assert!(messages.is_empty(), "nothing is delivered after the state is gone");
     assert!(log.contains("state vanished"), "{log}");
     assert!(log.contains("\"watermark\":120") && log.contains("chain:1:progress"), "how to go on: {log}");
+    assert!(log.contains("the next start begins at the chain's head") && !log.contains("EXPECT_STATE"), "{log}");
     let size: u64 = deployment.server.cli(0, "DBSIZE").await;
     assert_eq!(size, 0, "nothing is written into the emptiness");
+}
+
+#[tokio::test]
+async fn where_state_is_expected_an_empty_store_is_refused_and_a_filled_one_goes_on() {
+    let (server, chain) = tokio::join!(RedisServer::start(), chain(1, 120));
+    let any = listener(&chain, 1, &server, 0);
+    let expecting = Deployment { settings: any.clone().set("EXPECT_STATE", "true"), server, chain };
+    let assert_tells = |log: String| {
+        for part in ["EXPECT_STATE is set", "chain:1:progress", "see that REDIS_URL names the right server", "unset"] {
+            assert!(log.contains(part), "{part} is missing: {log}");
+        }
+    };
+    assert_tells(expecting.refused().await);
+    // A view alone is no state: it says where to begin, and that is what is not wanted.
+    expecting.server.shell("redis-cli HSET realtime_processed_block block 110").await;
+    assert_tells(expecting.refused().await);
+    let begun = Deployment { settings: any, ..expecting };
+    assert_once(&begun.run_to(120).await, &begun.transfers(111, 120).await);
+    begun.chain.mine(5).await;
+    let expecting = Deployment { settings: begun.settings.clone().set("EXPECT_STATE", "true"), ..begun };
+    assert_once(&expecting.run_to(125).await, &expecting.transfers(121, 125).await);
+    assert_settled(&expecting, 111, 125).await;
+}
+
+#[tokio::test]
+async fn state_that_vanishes_where_it_is_expected_is_not_begun_anew_and_goes_on_as_the_log_says() {
+    let begun = Deployment::caught_up(120).await;
+    let any = begun.settings.clone();
+    let expecting = Deployment { settings: any.clone().set("EXPECT_STATE", "true"), ..begun };
+    let listener = expecting.settings.start();
+    listener.wait_ready(true, SOON).await;
+    expecting.server.shell("redis-cli -n 0 FLUSHDB").await;
+    let (code, messages, log) = listener.end(SOON).await;
+    assert_eq!((code, messages.len()), (69, 0), "{log}");
+    for part in ["state vanished", "the next start is refused", "\"watermark\":120", "unset EXPECT_STATE"] {
+        assert!(log.contains(part), "{part} is missing: {log}");
+    }
+    expecting.chain.mine(10).await;
+    expecting.refused().await;
+    expecting.server.shell("redis-cli HSET chain:1:progress block 120").await;
+    expecting.refused().await;
+    let again = Deployment { settings: any, ..expecting };
+    assert_once(&again.run_to(130).await, &again.transfers(121, 130).await);
+    let expecting = Deployment { settings: again.settings.clone().set("EXPECT_STATE", "true"), ..again };
+    expecting.chain.mine(1).await;
+    assert_once(&expecting.run_to(131).await, &expecting.transfers(131, 131).await);
 }
 
 #[tokio::test]

@@ -111,7 +111,8 @@ async fn assert_unready(listener: &Listener, why: &str) {
     .await;
     for _ in 0..20 {
         assert_alive(listener).await;
-        assert_eq!(ready_line(listener).await.0, 503, "ready although {why}");
+        let (code, body) = ready_line(listener).await;
+        assert_eq!(code, 503, "ready although {why}: {body}");
         sleep(Duration::from_millis(100)).await;
     }
 }
@@ -702,6 +703,29 @@ async fn r12_an_empty_answer_is_not_taken_where_the_blocks_bloom_has_logs() {
     assert!(counted.ends_with(" 2"), "{counted}");
     let (_, messages, _) = listener.stop().await;
     assert_delivered(&messages, &transfers(&chain.rpc(), 101, 113, None).await, 0);
+}
+
+/// The bloom of an empty block that speaks of everything: the third empty answer is believed, and the block is not given up
+/// in between.
+#[tokio::test]
+async fn a_bloom_that_is_wrong_costs_a_block_two_more_questions_and_no_second_try() {
+    let chain = Devchain::start(Options { logs_per_block: 0, ..still(110) }).await;
+    let node = FaultyNode::before(chain.rpc()).await;
+    node.fail(Fault::Result("eth_getBlockByNumber", |block| {
+        if block.is_object() {
+            block["logsBloom"] = json!(format!("0x{}", "ff".repeat(256)));
+        }
+    }));
+    let listener = listener_of(&node.url()).set("START_BLOCK", 101).start();
+    listener.wait_watermark(110, SOON).await;
+    chain.mine(3).await;
+    listener.wait_watermark(113, SOON).await;
+    let (_, metrics) = listener.get("/metrics").await.unwrap();
+    let counted = metrics.lines().find(|line| line.starts_with("chaintap_rpc_empty_with_bloom_total")).unwrap();
+    assert!(counted.ends_with(" 26"), "two for each of 13 blocks: {counted}");
+    let given_up = metrics.lines().find(|line| line.contains("stage_errors_total") && line.contains("\"fetch\""));
+    assert!(given_up.is_none_or(|line| line.ends_with(" 0")), "{given_up:?}");
+    assert!(listener.stop().await.1.is_empty());
 }
 
 #[tokio::test]

@@ -1,38 +1,45 @@
-//! The pipeline in this process, on the embedded store in memory and a simulated node, with faults that no real part
-//! produces on demand: replies that are lost after the effect, and a journal that another replica wrote to.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here fails the test")]
+//! The pipeline in this process, on the embedded store in memory and a chain of our own, in time that jumps: limits of
+//! minutes, and what happens between two calls that no real server can be told to do just then.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "what fails here fails the test"
+)]
 
 mod support;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use alloy::primitives::{Address, U256};
+use alloy::primitives::{Address, B256, U256};
 use async_trait::async_trait;
 use chaintap::{
-    config::{ChainProfile, Limits, Sources, StartBlock, load_offline},
-    devchain::Options,
-    domain::{Args, BlockRange, BlockRef, DeliveryMode, Digest, Event, Track},
+    config::{ChainProfile, Limits, Registry, Settings, Sources, StartBlock, load_offline},
+    domain::{Args, BlockRange, BlockRef, DeliveryMode, Digest, Event},
     pipeline::{self, Audit, Context, Ended, Filters, Span},
-    rpc::{At, Endpoints, LogFilter},
+    rpc::LogFilter,
     sinks::{Message, Outcome, Sink, SinkError},
-    store::{
-        Amend, AmendReply, BlockCommit, ClaimReply, CommitReply, DeadLetter, Duty, FinalCommit, Grant, Initialised,
-        Intent, IntentReply, JournalEntry, Orphan, Publication, PublishReply, Published, ReplayReply, RewindReply,
-        SealReply, Snapshot, Start, StateStore, StoreError, embedded::Embedded,
-    },
+    store::{ClaimReply, Intent, IntentReply, Progress, Start, StateStore, embedded::Embedded},
     telemetry::Vitals,
 };
-use support::devchain::{Devchain, still};
-use tokio::time::timeout;
+use support::small_chain::{Blocks, Other, SmallChain};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 const CHAIN: u64 = 31_337;
+/// Blocks that may leave the chain.
+const FINALITY: u64 = 4;
+const MINUTE: Duration = Duration::from_mins(1);
 
-/// A sink that keeps what it acknowledged; every third message of a call fails at its first try.
+/// A sink that keeps what it acknowledged; every third message of a call fails at its first try, where it is picky.
 #[derive(Default)]
 struct Memory {
     kept: Mutex<Vec<Message>>,
@@ -69,189 +76,163 @@ impl Memory {
     }
 }
 
-/// A store of which every fifth reply is lost after the effect, and which may contradict the first final commits.
-struct Lossy {
-    store: Embedded,
-    calls: Mutex<HashMap<&'static str, u64>>,
-    contradictions: Mutex<u32>,
-}
-
-impl Lossy {
-    fn over(store: Embedded) -> Self {
-        Self { store, calls: Mutex::default(), contradictions: Mutex::default() }
-    }
-
-    fn reply<T>(&self, operation: &'static str, reply: Result<T, StoreError>) -> Result<T, StoreError> {
-        let mut calls = self.calls.lock().unwrap();
-        let count = calls.entry(operation).or_default();
-        *count += 1;
-        if *count % 5 == 1 { Err(StoreError::Transient(format!("the reply of {operation} was lost"))) } else { reply }
-    }
-}
-
-#[async_trait]
-impl StateStore for Lossy {
-    async fn init(&self, start: Start) -> Result<Initialised, StoreError> {
-        self.reply("init", self.store.init(start).await)
-    }
-    async fn peek(&self) -> Result<Option<Snapshot>, StoreError> {
-        self.store.peek().await
-    }
-    async fn snapshot(&self) -> Result<Snapshot, StoreError> {
-        self.reply("snapshot", self.store.snapshot().await)
-    }
-    async fn heartbeat(&self) -> Result<(), StoreError> {
-        self.store.heartbeat().await
-    }
-    async fn claim(&self, range: BlockRange) -> Result<ClaimReply, StoreError> {
-        self.reply("claim", self.store.claim(range).await)
-    }
-    async fn renew(&self, grant: &Grant) -> Result<bool, StoreError> {
-        self.reply("renew", self.store.renew(grant).await)
-    }
-    async fn release(&self, grant: &Grant) -> Result<(), StoreError> {
-        self.reply("release", self.store.release(grant).await)
-    }
-    async fn retire(&self) -> Result<(), StoreError> {
-        self.store.retire().await
-    }
-    async fn intent(&self, intent: Intent<'_>) -> Result<IntentReply, StoreError> {
-        self.reply("intent", self.store.intent(intent).await)
-    }
-    async fn journaled(&self, block: BlockRef, epoch: u64) -> Result<Vec<Event>, StoreError> {
-        self.reply("journaled", self.store.journaled(block, epoch).await)
-    }
-    async fn journal(&self, up_to: u64) -> Result<Vec<JournalEntry>, StoreError> {
-        self.reply("journal", self.store.journal(up_to).await)
-    }
-    async fn commit(&self, commit: BlockCommit, track: Track, grant: &Grant) -> Result<CommitReply, StoreError> {
-        self.reply("commit", self.store.commit(commit, track, grant).await)
-    }
-    async fn commit_final(&self, commit: FinalCommit, track: Track, grant: &Grant) -> Result<CommitReply, StoreError> {
-        {
-            let mut left = self.contradictions.lock().unwrap();
-            if *left > 0 {
-                *left -= 1;
-                return Ok(CommitReply::Conflict("another replica journaled a block of the range".into()));
-            }
-        }
-        self.reply("commit_final", self.store.commit_final(commit, track, grant).await)
-    }
-    async fn seal(&self, at: BlockRef, tops: &[BlockRef]) -> Result<SealReply, StoreError> {
-        self.reply("seal", self.store.seal(at, tops).await)
-    }
-    async fn orphans(&self) -> Result<Vec<Orphan>, StoreError> {
-        self.store.orphans().await
-    }
-    async fn rewind(
-        &self,
-        entries: &[(BlockRef, u64)],
-        sealed: Option<BlockRef>,
-        epoch: u64,
-    ) -> Result<RewindReply, StoreError> {
-        self.reply("rewind", self.store.rewind(entries, sealed, epoch).await)
-    }
-    async fn retracted(&self, orphan: Orphan) -> Result<(), StoreError> {
-        self.reply("retracted", self.store.retracted(orphan).await)
-    }
-    async fn amend(&self, amend: Amend<'_>) -> Result<AmendReply, StoreError> {
-        self.reply("amend", self.store.amend(amend).await)
-    }
-    async fn resume(&self, at: BlockRef, epoch: u64) -> Result<ReplayReply, StoreError> {
-        self.store.resume(at, epoch).await
-    }
-    async fn replay(&self, to: i64, until: Option<u64>, epoch: u64) -> Result<ReplayReply, StoreError> {
-        self.store.replay(to, until, epoch).await
-    }
-    async fn published(&self) -> Result<Published, StoreError> {
-        self.store.published().await
-    }
-    async fn publish(&self, publication: Publication<'_>) -> Result<PublishReply, StoreError> {
-        self.store.publish(publication).await
-    }
-    async fn duty(&self) -> Result<Option<Duty>, StoreError> {
-        self.store.duty().await
-    }
-    async fn scanned(&self, duty: u64, up_to: u64) -> Result<(), StoreError> {
-        self.store.scanned(duty, up_to).await
-    }
-    async fn wipe(&self) -> Result<(), StoreError> {
-        self.store.wipe().await
-    }
-    async fn skip(&self, to: u64, epoch: u64) -> Result<ReplayReply, StoreError> {
-        self.store.skip(to, epoch).await
-    }
-    async fn bury(&self, letters: &[DeadLetter]) -> Result<bool, StoreError> {
-        self.reply("bury", self.store.bury(letters).await)
-    }
-    async fn dead_letters_len(&self) -> Result<u64, StoreError> {
-        self.store.dead_letters_len().await
-    }
-    async fn dead_letters(&self, after: Option<&str>, limit: usize) -> Result<Vec<DeadLetter>, StoreError> {
-        self.store.dead_letters(after, limit).await
-    }
-    async fn exhume(&self, keys: &[String]) -> Result<u64, StoreError> {
-        self.store.exhume(keys).await
-    }
-    fn durability(&self) -> String {
-        self.store.durability()
-    }
-}
-
 /// The settings that the binary carries, for the development chain.
-fn context(chain: &Devchain, store: Arc<dyn StateStore>, sink: Arc<dyn Sink>) -> Context {
-    let environment = [("CHAIN_ID", CHAIN.to_string()), ("WEB3_PROVIDER", format!("ws://{}", chain.address))];
+fn settings() -> Settings {
+    let environment = [("CHAIN_ID", CHAIN.to_string()), ("WEB3_PROVIDER", "http://127.0.0.1:1".to_owned())];
     let environment = environment.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-    let settings = load_offline(&Sources { environment, ..Sources::default() }).unwrap();
-    let limits = Limits::default();
-    Context {
-        chain: ChainProfile { spacing: Duration::ZERO, ..settings.chain.clone() },
-        deliver: DeliveryMode::Instant,
-        log_filter: LogFilter { addresses: vec![], topics: settings.registry.topics() },
-        registry: settings.registry.clone(),
-        source: Arc::new(Endpoints::new(CHAIN, settings.providers.clone(), limits.clone())),
-        store,
-        sinks: BTreeMap::from([("handleTransferEvent".to_owned(), sink)]),
-        filters: Filters::off(),
-        audit: Audit::new(true),
-        vitals: Arc::new(Vitals::default()),
-        span: Span::new(settings.chain.batch_blocks),
-        limits,
+    load_offline(&Sources { environment, ..Sources::default() }).unwrap()
+}
+
+/// A chain, a state and a sink; processes come and go.
+struct Bench {
+    chain: Arc<SmallChain>,
+    store: Embedded,
+    sink: Arc<Memory>,
+    block_time: Duration,
+}
+
+/// One process.
+struct Process {
+    vitals: Arc<Vitals>,
+    stop: CancellationToken,
+    running: JoinHandle<Ended>,
+}
+
+impl Process {
+    fn says(&self, words: &str) -> bool {
+        self.vitals.health().reasons.iter().any(|reason| reason.contains(words))
+    }
+
+    async fn end(self) {
+        self.stop.cancel();
+        assert!(matches!(self.running.await.unwrap(), Ended::Stopped));
     }
 }
 
-async fn run_until(context: Context, start: u64, until: u64) {
-    let running = pipeline::run(Arc::new(context), StartBlock::At(start), Some(until), CancellationToken::new());
-    let ended = timeout(Duration::from_mins(2), running).await.expect("it reaches the block in time");
-    assert!(matches!(ended, Ended::Reached), "{ended:?}");
+impl Bench {
+    fn of(height: u64) -> Self {
+        let store = Embedded::in_memory(CHAIN, "development").unwrap();
+        Self {
+            chain: Arc::new(SmallChain::of(height)),
+            store,
+            sink: Arc::default(),
+            block_time: Duration::from_secs(12),
+        }
+    }
+
+    fn context(&self, registry: Arc<Registry>) -> Context {
+        let settings = settings();
+        let limits = Limits::default();
+        Context {
+            chain: ChainProfile {
+                block_time: self.block_time,
+                finality_depth: FINALITY,
+                spacing: Duration::ZERO,
+                ..settings.chain.clone()
+            },
+            deliver: DeliveryMode::Instant,
+            log_filter: LogFilter { addresses: vec![], topics: registry.topics() },
+            registry,
+            source: self.chain.clone(),
+            store: Arc::new(self.store.clone()),
+            sinks: BTreeMap::from([("handleTransferEvent".to_owned(), self.sink.clone() as Arc<dyn Sink>)]),
+            filters: Filters::off(),
+            audit: Audit::new(true),
+            vitals: Arc::default(),
+            span: Span::new(settings.chain.batch_blocks),
+            limits,
+        }
+    }
+
+    /// Begins at a block and runs until every block up to another one is delivered.
+    async fn run_until(&self, start: u64, until: u64) {
+        let context = Arc::new(self.context(settings().registry));
+        let running = pipeline::run(context, StartBlock::At(start), Some(until), CancellationToken::new());
+        let ended = timeout(60 * MINUTE, running).await.expect("it reaches the block within an hour");
+        assert!(matches!(ended, Ended::Reached), "{ended:?}");
+    }
+
+    fn start(&self, registry: Arc<Registry>, first: u64) -> Process {
+        let (context, stop) = (self.context(registry), CancellationToken::new());
+        let vitals = context.vitals.clone();
+        let running = tokio::spawn(pipeline::run(Arc::new(context), StartBlock::At(first), None, stop.clone()));
+        Process { vitals, stop, running }
+    }
+
+    async fn progress(&self) -> Progress {
+        self.store.snapshot().await.unwrap().progress
+    }
+
+    fn mine(&self, count: u64) {
+        self.chain.change(|blocks| blocks.mine(count));
+    }
+
+    fn other(&self, other: Other) {
+        self.chain.change(|blocks| blocks.other = other);
+    }
+
+    /// One block after the other, each delivered before the next.
+    async fn mine_to(&self, height: u64) {
+        while self.chain.change(|blocks| blocks.at(height)).is_none() {
+            self.mine(1);
+            let head = self.chain.change(|blocks| blocks.head().number);
+            self.wait_watermark(head).await;
+        }
+    }
+
+    async fn wait_watermark(&self, number: u64) {
+        self.wait("the watermark", async |bench| bench.progress().await.watermark.cast_unsigned() == number).await;
+    }
+
+    /// Looks once a second, for an hour.
+    async fn wait(&self, what: &str, is_so: impl AsyncFn(&Self) -> bool) {
+        for _ in 0..3_600 {
+            if is_so(self).await {
+                return;
+            }
+            sleep(Duration::from_secs(1)).await;
+        }
+        panic!("within an hour not: {what}; {:?}", self.progress().await);
+    }
+
+    /// The sink holds all transfers of these blocks, and nothing else.
+    fn assert_all(&self, from: u64, to: u64) {
+        let delivered: BTreeSet<String> = self.sink.ids().into_iter().collect();
+        let expected = self.chain.ids(CHAIN, BlockRange { from, to }).into_iter().collect();
+        let difference: Vec<_> = delivered.symmetric_difference(&expected).collect();
+        assert!(difference.is_empty(), "{difference:?}");
+    }
+
+    /// And each once.
+    fn assert_exactly(&self, from: u64, to: u64) {
+        self.assert_all(from, to);
+        assert_eq!(self.sink.ids().len(), self.chain.ids(CHAIN, BlockRange { from, to }).len());
+    }
 }
 
-#[tokio::test]
-async fn lost_replies_and_entries_that_fail_once_cost_neither_an_event_nor_a_duplicate() {
-    let chain = Devchain::start(Options { logs_per_block: 8, ..still(75) }).await;
-    let sink = Arc::new(Memory { picky: true, ..Memory::default() });
-    let store = Arc::new(Lossy::over(Embedded::in_memory(CHAIN, "development").unwrap()));
-    run_until(context(&chain, store.clone(), sink.clone()), 1, 75).await;
-    let delivered = sink.ids();
-    let distinct: BTreeSet<&String> = delivered.iter().collect();
-    assert_eq!(distinct.len(), delivered.len(), "nothing twice");
-    let plain = Arc::new(Memory::default());
-    let other = Arc::new(Embedded::in_memory(CHAIN, "development").unwrap());
-    run_until(context(&chain, other, plain.clone()), 1, 75).await;
-    assert_eq!(distinct, plain.ids().iter().collect(), "the same as without faults");
-    let lost = store.calls.lock().unwrap();
-    assert!(["claim", "intent", "commit", "commit_final"].iter().all(|operation| lost[operation] > 1), "{lost:?}");
+/// What another replica, which died, would have journaled.
+async fn journal(store: &Embedded, block: BlockRef, parent: B256, events: &[Event]) {
+    let epoch = store.snapshot().await.unwrap().progress.epoch;
+    let intent = Intent { block, parent, epoch, filter_version: 1, digest: Digest::of(events), events };
+    assert_eq!(store.intent(intent).await.unwrap(), IntentReply::Journaled);
 }
 
-#[tokio::test]
+// Ranges ---------------------------------------------------------------------------------------------------------------
+
+#[tokio::test(start_paused = true)]
+async fn entries_that_fail_once_cost_neither_an_event_nor_a_duplicate() {
+    let bench = Bench { sink: Arc::new(Memory { picky: true, ..Memory::default() }), ..Bench::of(75) };
+    bench.run_until(1, 75).await;
+    bench.assert_exactly(1, 75);
+    assert!(!bench.sink.tried.lock().unwrap().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_another_replica_journaled_for_a_block_is_delivered_beside_our_own_events() {
-    let chain = Devchain::start(Options { logs_per_block: 8, ..still(20) }).await;
-    let store = Arc::new(Embedded::in_memory(CHAIN, "development").unwrap());
-    let sink = Arc::new(Memory::default());
-    let context = context(&chain, store.clone(), sink.clone());
-    // A replica that knew one token more journaled an event of it, and died.
-    let header = context.source.header(At::Number(20)).await.unwrap().unwrap();
-    let epoch = store.init(Start::At(20)).await.unwrap().progress.epoch;
+    let bench = Bench::of(20);
+    bench.store.init(Start::At(20)).await.unwrap();
+    let header = bench.chain.change(|blocks| blocks.at(20)).unwrap();
+    // It knew one token more.
     let theirs = Event {
         block: header.block(),
         timestamp: header.timestamp,
@@ -265,25 +246,161 @@ async fn what_another_replica_journaled_for_a_block_is_delivered_beside_our_own_
         args: Args::Transfer { from: Address::ZERO, to: Address::ZERO, value: U256::ONE },
         token: None,
     };
-    let intent = Intent {
-        block: header.block(),
-        parent: header.parent,
-        epoch,
-        filter_version: 0,
-        digest: Digest::of([&theirs]),
-        events: std::slice::from_ref(&theirs),
-    };
-    assert_eq!(store.intent(intent).await.unwrap(), IntentReply::Journaled);
-    run_until(context, 20, 20).await;
-    let delivered = sink.ids();
-    assert!(delivered.contains(&format!("{CHAIN}:{}:999", header.hash)), "{delivered:?}");
-    assert!(delivered.len() > 1, "and ours");
+    journal(&bench.store, header.block(), header.parent, &[theirs]).await;
+    bench.run_until(20, 20).await;
+    let ours = bench.chain.ids(CHAIN, BlockRange::single(20));
+    let expected = ours.into_iter().chain([format!("{CHAIN}:{}:999", header.hash)]);
+    assert_eq!(bench.sink.ids().into_iter().collect::<BTreeSet<_>>(), expected.collect());
 }
 
-#[tokio::test]
+/// Between CLAIM and `COMMIT_FINAL`, so that neither the look before nor the claim could see it. While the audit waits nothing
+/// is sealed, so a final block can still be journaled.
+#[tokio::test(start_paused = true)]
 async fn a_contradiction_that_came_in_between_holds_nothing_up() {
-    let chain = Devchain::start(Options { logs_per_block: 2, ..still(75) }).await;
-    let store = Lossy::over(Embedded::in_memory(CHAIN, "development").unwrap());
-    *store.contradictions.lock().unwrap() = 2;
-    run_until(context(&chain, Arc::new(store), Arc::new(Memory::default())), 1, 75).await;
+    let bench = Bench::of(20);
+    bench.other(Other::Silent);
+    bench.run_until(20, 20).await;
+    let before = bench.progress().await.epoch;
+    bench.mine(55);
+    let (store, block) = (bench.store.clone(), BlockRef { number: 50, hash: B256::repeat_byte(50) });
+    bench.chain.at_next_range(async move { journal(&store, block, B256::repeat_byte(49), &[]).await });
+    bench.run_until(20, 75).await;
+    bench.assert_all(20, 75);
+    let after = bench.progress().await;
+    assert!(after.epoch > before && after.retracting == 0, "it was found and taken back: {after:?}");
+}
+
+/// A node that has a header before it has the logs: nothing is given up, so the block is claimed once.
+#[tokio::test(start_paused = true)]
+async fn logs_that_come_late_are_asked_for_again_under_the_same_claim() {
+    let bench = Bench::of(20);
+    bench.chain.change(|blocks| blocks.late = 2);
+    bench.run_until(20, 20).await;
+    bench.assert_exactly(20, 20);
+    assert_eq!(bench.chain.change(|blocks| blocks.asked.len()), 3);
+    let ClaimReply::Granted(next) = bench.store.claim(BlockRange::single(21)).await.unwrap() else { panic!() };
+    assert_eq!(next.token, "embedded:2", "the second claim on this store is ours");
+}
+
+/// A node that no longer knows a block may say that it has no logs: by then that is not believed of it.
+#[tokio::test(start_paused = true)]
+async fn the_logs_of_a_block_that_left_the_chain_meanwhile_are_not_asked_for_again() {
+    let bench = Bench { block_time: Duration::from_millis(400), ..Bench::of(20) };
+    let left = bench.chain.change(|blocks| blocks.at(20)).unwrap().hash;
+    bench.chain.change(|blocks| blocks.late = 1);
+    let chain = bench.chain.clone();
+    bench.chain.at_next_block(async move { chain.change(Blocks::replace_head) });
+    bench.store.init(Start::At(20)).await.unwrap();
+    let before = bench.progress().await.epoch;
+    bench.run_until(20, 20).await;
+    bench.assert_exactly(20, 20);
+    let asked = bench.chain.change(|blocks| blocks.asked.clone());
+    assert_eq!((asked[0], asked.iter().filter(|hash| **hash == left).count()), (left, 1));
+    assert_eq!(bench.progress().await.epoch, before, "nothing had to be taken back");
+}
+
+// The audit before sealing ---------------------------------------------------------------------------------------------
+
+/// A process that delivered the blocks 21 to 30, one after the other and so from the journal, of a chain whose final height
+/// is 26; what was sealed is the block before them.
+async fn audited(other: Other) -> (Bench, Process) {
+    let bench = Bench::of(20);
+    bench.other(other);
+    let process = bench.start(settings().registry, 21);
+    bench.wait("the start", async |bench| bench.store.peek().await.unwrap().is_some()).await;
+    bench.wait("the seal of what was there", async |bench| bench.progress().await.sealed == 16).await;
+    bench.mine_to(30).await;
+    (bench, process)
+}
+
+/// For so long nothing above this block is sealed.
+async fn assert_sealed_no_higher(bench: &Bench, number: i64, minutes: u32) {
+    for _ in 0..minutes {
+        assert!(bench.progress().await.sealed <= number);
+        sleep(MINUTE).await;
+    }
+    assert!(bench.progress().await.sealed <= number);
+}
+
+async fn wait_sealed(bench: &Bench, number: i64) {
+    bench.wait("the seal", async |bench| bench.progress().await.sealed == number).await;
+}
+
+const WITHOUT: &str = "sealed without a second provider's opinion";
+
+#[tokio::test(start_paused = true)]
+async fn an_audit_waits_for_an_absent_provider_ten_minutes_and_no_longer() {
+    let begun = Instant::now();
+    let (bench, process) = audited(Other::Silent).await;
+    let delivered = begun.elapsed();
+    assert!(delivered < 3 * MINUTE, "{delivered:?}");
+    assert_sealed_no_higher(&bench, 20, 6).await;
+    bench.mine_to(31).await;
+    assert!(!process.says(WITHOUT));
+    wait_sealed(&bench, 27).await;
+    let waited = begun.elapsed();
+    assert!((10 * MINUTE..10 * MINUTE + delivered + MINUTE).contains(&waited), "{waited:?}");
+    assert!(process.says(WITHOUT));
+    // As long as it stays away nothing waits any more.
+    bench.mine_to(32).await;
+    let asked = Instant::now();
+    wait_sealed(&bench, 28).await;
+    assert!(asked.elapsed() < MINUTE);
+    // Its first answer ends the matter, and the next absence is waited for anew.
+    bench.other(Other::Agrees);
+    bench.mine_to(33).await;
+    wait_sealed(&bench, 29).await;
+    assert!(!process.says(WITHOUT));
+    bench.other(Other::Silent);
+    bench.mine_to(34).await;
+    assert_sealed_no_higher(&bench, 29, 9).await;
+    wait_sealed(&bench, 30).await;
+    process.end().await;
+    bench.assert_exactly(21, 34);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_sealed_while_two_providers_have_different_blocks_at_a_final_height() {
+    let (bench, process) = audited(Other::Forked).await;
+    assert_sealed_no_higher(&bench, 20, 30).await;
+    assert!(process.says("two providers have different blocks at the final height 26: nothing is sealed"));
+    bench.mine_to(35).await;
+    bench.other(Other::Agrees);
+    wait_sealed(&bench, 31).await;
+    assert!(!process.says("two providers"));
+    process.end().await;
+    bench.assert_exactly(21, 35);
+}
+
+// Deployments that want different things --------------------------------------------------------------------------------
+
+/// The older one ends last, as where a deployment that was begun is given up: nobody else is left then (protocol §7).
+#[tokio::test(start_paused = true)]
+async fn a_superseded_process_takes_over_where_for_two_minutes_nobody_delivers_what_could_be() {
+    let bench = Bench::of(20);
+    let older = bench.start(settings().registry, 21);
+    bench.wait("the start", async |bench| bench.store.peek().await.unwrap().is_some()).await;
+    bench.mine(3);
+    bench.wait_watermark(23).await;
+    // Another deployment, which listens to nothing, and so delivers blocks without events.
+    let newer = bench.start(Arc::default(), 21);
+    bench.wait("the new filter", async |bench| bench.store.published().await.unwrap().version == 2).await;
+    for number in 24..=43 {
+        bench.mine(1);
+        bench.wait_watermark(number).await;
+        sleep(MINUTE / 2).await;
+        assert!(older.says("superseded"), "another one delivers");
+    }
+    newer.end().await;
+    sleep(10 * MINUTE).await;
+    assert!(older.says("superseded"), "there is nothing to deliver");
+    bench.mine(1);
+    let mined = Instant::now();
+    bench.wait_watermark(44).await;
+    let waited = mined.elapsed();
+    assert!((2 * MINUTE..3 * MINUTE).contains(&waited), "{waited:?}");
+    assert!(!older.says("superseded"));
+    older.end().await;
+    let delivered: BTreeSet<_> = bench.sink.ids().into_iter().collect();
+    assert!(bench.chain.ids(CHAIN, BlockRange::single(44)).iter().all(|id| delivered.contains(id)));
 }

@@ -4,8 +4,12 @@
 //! behind the URL. Below the final height a range is asked for by numbers, in one batch with the headers of its ends.
 //! An answer that is too large halves the range; what a provider bears is remembered and grows back slowly.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
+use tokio::time::sleep;
 use tracing::debug;
 
 use super::{Context, StageError};
@@ -13,6 +17,10 @@ use crate::{
     domain::{BlockRange, BlockRef, Header, RawLog},
     rpc::{At, LogFilter, RangeLogs, RpcError},
 };
+
+/// Pauses before a block's logs are asked for again: a node that has a block has its logs soon. Together they are longer
+/// than the pauses of a range that failed twice, so that nothing is believed sooner than after two new plans.
+const AGAIN: [Duration; 2] = [Duration::from_millis(250), Duration::from_millis(500)];
 
 /// Blocks that one request may name, learned from what the provider refused.
 #[derive(Debug)]
@@ -42,7 +50,9 @@ impl Span {
     }
 }
 
-/// The canonical block at a height, and its logs by hash; the header is asked for where it is not at hand.
+/// The canonical block at a height, and its logs by hash; the header is asked for where it is not at hand. Logs that no
+/// node has yet, though a header is there whose bloom may speak of some, are asked for again here, as long as the block is
+/// the chain's: to give the range up and plan it anew would cost seconds, and a bloom says too much often.
 pub(super) async fn block(
     ctx: &Context,
     filter: &LogFilter,
@@ -53,8 +63,21 @@ pub(super) async fn block(
         Some(header) => header,
         None => canonical(ctx, number).await?,
     };
-    let logs = ctx.source.block_logs(header.block(), header.timestamp, filter).await?;
-    Ok((header, logs))
+    let mut pauses = AGAIN.into_iter();
+    loop {
+        let error = match ctx.source.block_logs(header.block(), header.timestamp, filter).await {
+            Ok(logs) => return Ok((header, logs)),
+            Err(error) => error,
+        };
+        let Some(pause) = pauses.next().filter(|_| matches!(error, RpcError::Behind(_))) else {
+            return Err(error.into());
+        };
+        debug!(block = %header.block(), %error, "asked again");
+        sleep(pause).await;
+        if canonical(ctx, number).await?.hash != header.hash {
+            return Err(error.into());
+        }
+    }
 }
 
 /// The canonical header at a height.

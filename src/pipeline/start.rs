@@ -68,11 +68,17 @@ pub async fn run(ctx: Arc<Context>, start: StartBlock, until: Option<u64>, stop:
     };
     if let Ended::Unusable(StoreError::Vanished(reason)) = &ended {
         let (chain, watermark) = (ctx.chain.id, tracks.watermark);
+        let (next, allow) = match start {
+            StartBlock::Latest => ("begins at the chain's head", ""),
+            StartBlock::At(_) => ("begins at START_BLOCK", ""),
+            StartBlock::Expected => ("is refused", ", and unset EXPECT_STATE for that start"),
+        };
         error!(
             reason,
             watermark,
-            "the state is gone, and the next start begins anew; to go on where this one ended, first set START_BLOCK to the \
-             block after this watermark, or in Redis `block` of chain:{chain}:progress to the watermark"
+            "the state is gone, and the next start {next}: restore it; or, to go on where this one ended, first set \
+             START_BLOCK to the block after this watermark, or in Redis `block` of chain:{chain}:progress to the \
+             watermark{allow}"
         );
     }
     tracks.drain().await;

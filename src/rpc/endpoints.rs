@@ -289,7 +289,13 @@ impl ChainSource for Endpoints {
         let current = self.current.load(Ordering::Relaxed);
         let mut reason = None;
         for (index, endpoint) in self.by_preference.iter().enumerate() {
-            if index == current || endpoint.is_ejected() {
+            if index == current {
+                continue;
+            }
+            if endpoint.is_ejected() {
+                // It is no opinion, and yet there is someone to wait for.
+                let text = format!("{} is on another fork and not asked for some minutes", endpoint.name);
+                reason = reason.or(Some(RpcError::Transient(text)));
                 continue;
             }
             match self.ask_one(endpoint, |node| async move { node.range_logs(range, filter).await }).await {
@@ -445,6 +451,22 @@ mod tests {
         assert!(endpoints.header(At::Number(500)).await.unwrap().is_none());
         assert_eq!((current(&endpoints), head(&endpoints).await), (0, 100));
         assert!(endpoints.endpoints().iter().all(|state| state.errors == 0 && state.last_error.is_none()));
+    }
+
+    #[tokio::test]
+    async fn a_second_opinion_comes_from_another_endpoint_and_an_ejected_one_has_none() {
+        let (first, second) = (Devchain::start(0, 10).await, Devchain::start(0, 10).await);
+        let topic = alloy::primitives::keccak256("Transfer(address,address,uint256)");
+        let (range, filter) = (BlockRange { from: 1, to: 10 }, LogFilter { addresses: vec![], topics: vec![topic] });
+        let sole = endpoints(vec![first.url("http")], Duration::from_secs(20));
+        assert!(sole.second_opinion(range, &filter).await.unwrap().is_none(), "there is no other");
+        let both = endpoints(vec![first.url("http"), second.url("http")], Duration::from_secs(20));
+        assert_eq!(both.second_opinion(range, &filter).await.unwrap().unwrap().last.number, 10);
+        let [one, two] = both.endpoints().try_into().unwrap();
+        assert_eq!((one.asked, two.asked), (0, 1));
+        both.eject(&two.name, "it has another block at the sealed height");
+        assert!(both.second_opinion(range, &filter).await.unwrap_err().to_string().contains("another fork"));
+        assert_eq!(both.endpoints()[1].asked, 1, "it is not asked");
     }
 
     #[tokio::test]

@@ -74,7 +74,8 @@ pub trait ChainSource: Send + Sync {
     /// The matching logs of a range; [`RpcError::TooLarge`] where the node wants a smaller one.
     async fn range_logs(&self, range: BlockRange, filter: &LogFilter) -> Result<RangeLogs, RpcError>;
 
-    /// The logs of a range as another endpoint than the one in use has them; `None` where there is no other.
+    /// The logs of a range as another endpoint than the one in use has them; `None` where there is no other. One that is
+    /// ejected has no opinion, which is an error and not `None`.
     async fn second_opinion(&self, range: BlockRange, filter: &LogFilter) -> Result<Option<RangeLogs>, RpcError>;
 
     /// What every endpoint has at this height, asked side by side: for what one endpoint's word is not enough for.

@@ -38,5 +38,6 @@ pub mod process;
 pub mod proxy;
 pub mod puppet;
 pub mod redis;
+pub mod small_chain;
 pub mod sqs;
 pub mod world;

@@ -254,13 +254,13 @@ fn text(error: impl Display) -> String {
 mod tests {
     use std::collections::BTreeMap;
 
-    use alloy::primitives::Address;
+    use alloy::primitives::{Address, B256};
     use tokio::sync::Notify;
 
     use super::*;
     use crate::{
         config::{Limits, Registry, Sources, load_offline},
-        domain::{DeliveryMode, Token},
+        domain::{DeliveryMode, Header, Heights, Token},
         pipeline::{Audit, Filters, Span},
         rpc::{Endpoints, LogFilter},
         store::{Start, StateStore as _, embedded::Embedded},
@@ -364,6 +364,31 @@ mod tests {
         }
         assert_eq!((older.version(), store.published().await.unwrap().version), (None, 2));
         assert!(older.context.vitals.health().reasons.iter().any(|reason| reason.contains("other contracts")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn however_far_behind_the_others_are_nobody_takes_over_while_they_deliver() {
+        let store = store().await;
+        let (older, newer) = (process(&store, reading([1]), false), process(&store, reading([1]), true));
+        let head = Header { number: 1_000, hash: B256::ZERO, parent: B256::ZERO, timestamp: 0 };
+        let view = View { head, heights: Heights { head: head.number, ..Heights::default() } };
+        let mut first = Publisher::new(&older.context, watch::channel(Some(view)).1);
+        older.looks(&mut first, &[1]).await;
+        newer.looks(&mut newer.publisher(), &[1]).await;
+        for delivered in 1..=20 {
+            let reason = older.looks(&mut first, &[1]).await.expect("it is superseded");
+            first.superseded(reason).await;
+            let epoch = store.snapshot().await.unwrap().progress.epoch;
+            store.skip(delivered, epoch).await.unwrap();
+            sleep(NOBODY / 2).await;
+        }
+        for is_long_enough in [false, false, true] {
+            assert!(older.looks(&mut first, &[1]).await.is_some());
+            first.superseded("nobody delivers").await;
+            assert_eq!(first.adopted.is_none(), is_long_enough);
+            sleep(NOBODY / 2).await;
+        }
+        assert_eq!(older.looks(&mut first, &[1]).await, None, "it takes over");
     }
 
     #[tokio::test]
