@@ -149,6 +149,11 @@ async fn reset_takes_back_what_is_not_final_and_then_forgets_everything() {
         assert!(out.is_empty(), "{out}");
     }
     assert_eq!(deployment.server.dump(0).await, before, "saying it changes nothing");
+    let now: u64 = deployment.progress("epoch").await.unwrap().parse().unwrap();
+    deployment.server.shell(&format!("redis-cli HSET chain:1:progress epoch {}", now + 1_000)).await;
+    let (_, log) = deployment.ends(75, &["reset", "--yes"]).await;
+    assert_says(&log, &["ahead of the clock", "lower versions"]);
+    deployment.server.shell(&format!("redis-cli HSET chain:1:progress epoch {now}")).await;
     let (out, log) = deployment.ends(0, &["reset", "--yes"]).await;
     let retractions: Vec<Value> = out.lines().map(well_formed).collect();
     assert!(retractions.iter().all(|message| message["eventType"] == "TransferRetracted"), "{out}");

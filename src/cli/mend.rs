@@ -29,7 +29,7 @@ use crate::{
 
 /// A node that is asked only for its newest block is waited for this long.
 const NODE_WITHIN: Duration = Duration::from_secs(5);
-/// An epoch that is further ahead of the clock is not waited for.
+/// An epoch that is further ahead of the clock is not waited for: nothing is forgotten meanwhile.
 const LONGEST_LEAD: Duration = Duration::from_secs(10);
 
 /// Flags of `replay`.
@@ -197,6 +197,14 @@ pub(super) async fn reset(
     let (store, snapshot) = opened(settings).await?;
     let progress = thawed(snapshot.progress)?;
     nobody_else(&*store).await?;
+    let ahead = lead(progress.epoch);
+    if ahead > LONGEST_LEAD {
+        return Err(Failure::Temporary(format!(
+            "versions are {} s ahead of the clock (each change of the state takes one, a second gives one): what begins anew \
+             would have lower versions than what was sent, and consumers would leave it out; repeat this when they are not",
+            ahead.as_secs()
+        )));
+    }
     let live = unsealed(&*store, &progress).await?;
     let letters = store.dead_letters_len().await.map_err(|error| app::store_failure(&error))?;
     let sinks = app::sinks(settings).await?;
@@ -243,16 +251,16 @@ pub(super) async fn reset(
     }
     nobody_else(&*store).await?;
     store.wipe().await.map_err(|error| app::store_failure(&error))?;
-    outlive(epoch).await;
+    // The one change that this was may add a second.
+    tokio::time::sleep(lead(epoch).min(LONGEST_LEAD + Duration::from_secs(1))).await;
     say(notes, "done: the store holds nothing of this chain")
 }
 
-/// Waits until a state that begins now has a higher epoch than the one that was forgotten: its epoch is the time in
-/// seconds, and several changes within a second run ahead of it.
-async fn outlive(epoch: u64) {
-    let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-    let ahead = epoch.saturating_add(1).saturating_sub(now());
-    tokio::time::sleep(Duration::from_secs(ahead).min(LONGEST_LEAD)).await;
+/// How long it takes until a state that begins has a higher epoch than this one: its epoch is the time in seconds, and
+/// several changes within a second run ahead of it.
+fn lead(epoch: u64) -> Duration {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    Duration::from_secs(epoch.saturating_add(1).saturating_sub(now))
 }
 
 /// Goes on after final blocks left the chain.

@@ -55,7 +55,7 @@ enum Command {
     Tokens(Configured<OneOf<tokens::TokensCommand>>),
     /// List, send again and drop what could not be delivered
     Dlq(Configured<OneOf<dlq::DlqCommand>>),
-    /// Read blocks A to B again, and say what of them was delivered, what was not and why
+    /// Read blocks A to B again, and say what of them was delivered, what was not and why; exit code 1 on a difference
     Audit(Configured<audit::AuditArgs>),
     /// Deliver blocks A to B again, with the same ids and higher versions
     Replay(Configured<mend::ReplayArgs>),
