@@ -274,6 +274,9 @@ impl Tracks {
             self.pauses.hold(*blocks, *until);
             return;
         }
+        if let Finished::Range(Processed::Committed(Some(block))) = finished {
+            self.footing.grew(*block);
+        }
         self.pauses.succeeded(track, range);
         if track == Track::Historical {
             self.ctx.vitals.historical_done(range);

@@ -28,6 +28,8 @@ use crate::{
 const SHORTER: Duration = Duration::from_mins(1);
 /// A single endpoint that does not know what was sealed is believed after this long (protocol §3.5, step 4).
 const FOREIGN: Duration = Duration::from_mins(5);
+/// What was delivered since the last look is looked at once nothing more was delivered for so long.
+const SETTLES: Duration = Duration::from_secs(1);
 /// One operation of the store is tried for this long before the loop looks anew.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -36,6 +38,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(super) struct Footing {
     /// The head above which everything journaled was last found to be canonical.
     firm: Option<BlockRef>,
+    /// When something else than that head was delivered last, since a look began.
+    grown: Option<Instant>,
     doubt: Option<(Doubt, Instant)>,
     /// Something contradicted it since the last look began.
     shaken: bool,
@@ -80,11 +84,22 @@ impl Footing {
         }
         let Some(firm) = self.firm else { return false };
         let is_next = head.parent == firm.hash && head.number == firm.number + 1;
+        if self.grown.is_some_and(|last| last.elapsed() >= SETTLES) {
+            return false;
+        }
         let is_closed = progress.tip == signed(firm.number) && progress.watermark == progress.tip;
         if is_next && is_closed {
             self.firm = Some(head.block());
         }
         self.firm == Some(head.block())
+    }
+
+    /// A block was delivered. One that is not the head that is firm came from a node that was asked by its number, or of an
+    /// older head: once no more follow it is held against the chain, lest it wait for a next head that gives it away.
+    pub(super) fn grew(&mut self, block: BlockRef) {
+        if self.firm != Some(block) {
+            self.grown = Some(Instant::now());
+        }
     }
 
     /// Something contradicted it, perhaps while a look was going on.
@@ -95,7 +110,7 @@ impl Footing {
 
     /// A look begins; answers whether it has to be thorough, because nothing is firm.
     pub(super) fn begin(&mut self) -> bool {
-        self.shaken = false;
+        (self.shaken, self.grown) = (false, None);
         self.firm.is_none()
     }
 
@@ -295,6 +310,23 @@ mod tests {
         footing.shake();
         footing.found(Look::Firm(header(8, 8, 7).block()));
         assert!(!footing.holds(&header(8, 8, 7), &progress(8, 8)), "it was contradicted during the look");
+    }
+
+    #[test]
+    fn what_is_delivered_beside_the_head_is_looked_at_once_no_more_follows() {
+        let mut footing = Footing::default();
+        let head = header(7, 7, 6);
+        footing.found(Look::Firm(head.block()));
+        footing.grew(head.block());
+        assert_eq!(footing.grown, None, "the head itself was looked at");
+        footing.grew(header(6, 16, 5).block());
+        assert!(footing.holds(&head, &progress(7, 7)), "more may follow at once");
+        footing.grown = footing.grown.map(|last| last.checked_sub(SETTLES).unwrap());
+        assert!(!footing.holds(&head, &progress(7, 7)));
+        assert!(!footing.begin(), "nothing contradicted it: the look need not be thorough");
+        footing.grew(header(6, 6, 5).block());
+        footing.found(Look::Firm(head.block()));
+        assert!(footing.grown.is_some(), "delivered while the look was going on");
     }
 
     #[test]
