@@ -9,7 +9,7 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -36,13 +36,25 @@ const NOTE: &str = "audit";
 pub struct Audit {
     is_on: bool,
     absent_since: Mutex<Option<Instant>>,
+    /// Blocks whose journal entry holds what an audit found and no sink has acknowledged yet.
+    owed: Mutex<BTreeSet<BlockRef>>,
 }
 
 impl Audit {
     /// Audits, or none (`AUDIT`).
     #[must_use]
     pub fn new(is_on: bool) -> Self {
-        Self { is_on, absent_since: Mutex::default() }
+        Self { is_on, absent_since: Mutex::default(), owed: Mutex::default() }
+    }
+
+    /// What was found for a block is journaled before it is sent: from then until it is sent, the journal says nothing of
+    /// what was delivered.
+    fn owes(&self, block: BlockRef) -> bool {
+        self.owed().contains(&block)
+    }
+
+    fn owed(&self) -> MutexGuard<'_, BTreeSet<BlockRef>> {
+        self.owed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// For how long the second provider has not answered, now that it did not again; `None`: it did.
@@ -74,6 +86,7 @@ pub(super) async fn before_sealing(ctx: &Context, entries: &[JournalEntry]) -> R
         compare(ctx, &filter, batch, answer).await?;
     }
     ctx.audit.absence(false, Instant::now());
+    ctx.audit.owed().clear();
     ctx.vitals.note(NOTE, None);
     Ok(())
 }
@@ -162,14 +175,22 @@ async fn compare(ctx: &Context, filter: &Filter, batch: &[JournalEntry], answer:
         let held = persist(ctx, "journaled", PATIENCE, read).await?;
         tell_extra(entry.block, held.iter().filter(|held| !theirs.contains(&(held.block, held.log_index))));
         let Some(wanted) = wanted.remove(&entry.block) else { continue };
-        let missing = Wanted { events: deliver::lacking(&held, &wanted.events), undecodable: vec![], ..wanted };
-        if missing.events.is_empty() || !is_journaled(ctx, entry).await? {
+        let lacking = deliver::lacking(&held, &wanted.events);
+        let is_owed = ctx.audit.owes(entry.block);
+        if !is_owed && (lacking.is_empty() || !is_journaled(ctx, entry).await?) {
             continue;
         }
-        tell_missing(filter, entry.block, missing.events.len() as u64);
+        if !is_owed {
+            tell_missing(filter, entry.block, lacking.len() as u64);
+        }
+        // Where an earlier try was given up, nothing tells which of the journaled events were sent: all are sent again.
+        let events = if is_owed { wanted.events } else { lacking };
+        let missing = Wanted { events, undecodable: vec![], version: wanted.version };
+        ctx.audit.owed().insert(entry.block);
         if let Amended::Final(epoch) = deliver::amended(ctx, entry.block, &missing).await? {
             epochs.push(epoch);
         }
+        ctx.audit.owed().remove(&entry.block);
     }
     deliver::still_of(ctx, &epochs).await
 }

@@ -24,7 +24,7 @@ use tracing::{Instrument, debug, info, info_span};
 use crate::{
     backoff::Backoff,
     config::{ChainProfile, Limits, Registry},
-    domain::{BlockRange, DeliveryMode, Header, RawLog, Track, signed},
+    domain::{BlockRange, BlockRef, DeliveryMode, Header, RawLog, Track, signed},
     rpc::{ChainSource, LogFilter, RpcError},
     sinks::Sink,
     store::{Progress, StateStore, StoreError},
@@ -113,8 +113,8 @@ pub enum StageError {
 /// What became of a range.
 #[derive(Debug)]
 enum Processed {
-    /// Delivered and committed.
-    Committed,
+    /// Delivered and committed; the block, where it may still leave the chain.
+    Committed(Option<BlockRef>),
     /// Delivered by someone else.
     AlreadyDone,
     /// Someone else has some of it, until then.
@@ -138,9 +138,9 @@ async fn process(ctx: &Context, track: Track, range: BlockRange, view: &View) ->
         let final_height = view.heights.final_height(ctx.chain.finality_depth);
         let is_final = final_height.is_some_and(|height| range.to <= height) || signed(range.to) <= claim.grant.sealed;
         if is_final {
-            final_range(ctx, track, &claim, &filter).await
+            final_range(ctx, track, &claim, &filter).await.map(|()| None)
         } else {
-            one_block(ctx, track, &claim, &filter, view).await
+            one_block(ctx, track, &claim, &filter, view).await.map(Some)
         }
     };
     let span = info_span!("range", %range, %track);
@@ -153,11 +153,17 @@ async fn process(ctx: &Context, track: Track, range: BlockRange, view: &View) ->
         debug!(%range, %error, "range not finished");
         claim::release(ctx, &claim).await;
     }
-    outcome.map(|()| Processed::Committed)
+    outcome.map(Processed::Committed)
 }
 
 /// A block that may still leave the chain: by hash, journaled before it is sent.
-async fn one_block(ctx: &Context, track: Track, claim: &Claim, filter: &Filter, view: &View) -> Result<(), StageError> {
+async fn one_block(
+    ctx: &Context,
+    track: Track,
+    claim: &Claim,
+    filter: &Filter,
+    view: &View,
+) -> Result<BlockRef, StageError> {
     let number = claim.grant.range.from;
     // The head's header is at hand; for another block it is asked for.
     let header = Some(view.head).filter(|head| head.number == number);
@@ -167,7 +173,7 @@ async fn one_block(ctx: &Context, track: Track, claim: &Claim, filter: &Filter, 
     while timed("commit", commit::advance(ctx, track, claim, delivered)).await? == Advanced::More {
         delivered = timed("deliver", deliver::merged(ctx, claim, &header, &wanted)).await?;
     }
-    Ok(())
+    Ok(header.block())
 }
 
 /// Blocks that are final: by number, in parts as large as the provider bears, committed as one.

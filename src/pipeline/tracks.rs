@@ -163,9 +163,6 @@ impl Tracks {
             return None;
         }
         self.begin_ranges(&view, &snapshot);
-        if self.ranges().next().is_none() && self.footing.is_outdated(&view.head, &snapshot.progress) {
-            self.begin_look(&view, &snapshot.progress);
-        }
         metrics::claims_held(self.ranges().count());
         self.begin_rescan(&view);
         self.begin_seal(view, &snapshot);
@@ -280,6 +277,9 @@ impl Tracks {
             self.pauses.hold(*blocks, *until);
             return;
         }
+        if let Finished::Range(Processed::Committed(Some(block))) = finished {
+            self.footing.grew(*block);
+        }
         self.pauses.succeeded(track, range);
         if track == Track::Historical {
             self.ctx.vitals.historical_done(range);
@@ -323,20 +323,15 @@ impl Tracks {
         if progress.retracting == 0 && self.footing.holds(&view.head, progress) {
             return true;
         }
-        self.begin_look(view, progress);
-        false
-    }
-
-    fn begin_look(&mut self, view: &View, progress: &Progress) {
-        if !self.pauses.unwinding.is_over(Instant::now()) {
-            return;
+        if self.pauses.unwinding.is_over(Instant::now()) {
+            self.in_flight.push(Work::Unwind);
+            let (ctx, head, progress) = (self.ctx.clone(), view.head, progress.clone());
+            let (thorough, believed) = (self.footing.begin(), self.footing.believed());
+            self.tasks.spawn(async move {
+                (Work::Unwind, unwind(&ctx, &head, &progress, thorough, believed).await.map(Finished::Looked))
+            });
         }
-        self.in_flight.push(Work::Unwind);
-        let (ctx, head, progress) = (self.ctx.clone(), view.head, progress.clone());
-        let (thorough, believed) = (self.footing.begin(&progress), self.footing.believed());
-        self.tasks.spawn(async move {
-            (Work::Unwind, unwind(&ctx, &head, &progress, thorough, believed).await.map(Finished::Looked))
-        });
+        false
     }
 
     /// Whether nothing may be delivered because the chain was reorganised below what was sealed; what was begun is

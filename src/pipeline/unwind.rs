@@ -28,14 +28,16 @@ use crate::{
 const SHORTER: Duration = Duration::from_mins(1);
 /// A single endpoint that does not know what was sealed is believed after this long (protocol §3.5, step 4).
 const FOREIGN: Duration = Duration::from_mins(5);
+/// What was delivered since the last look is looked at once nothing more was delivered for so long.
+const SETTLES: Duration = Duration::from_secs(1);
 
 /// What everything that was delivered stands on.
 #[derive(Debug, Default)]
 pub(super) struct Footing {
     /// The head above which everything journaled was last found to be canonical.
     firm: Option<BlockRef>,
-    /// Watermark and tip when the last look began.
-    looked_at: Option<(i64, i64)>,
+    /// When something else than that head was delivered last, since a look began.
+    grown: Option<Instant>,
     doubt: Option<(Doubt, Instant)>,
     /// Something contradicted it since the last look began.
     shaken: bool,
@@ -80,6 +82,9 @@ impl Footing {
         }
         let Some(firm) = self.firm else { return false };
         let is_next = head.parent == firm.hash && head.number == firm.number + 1;
+        if self.grown.is_some_and(|last| last.elapsed() >= SETTLES) {
+            return false;
+        }
         let is_closed = progress.tip == signed(firm.number) && progress.watermark == progress.tip;
         if is_next && is_closed {
             self.firm = Some(head.block());
@@ -87,12 +92,12 @@ impl Footing {
         self.firm == Some(head.block())
     }
 
-    /// Whether something was delivered since the last look that nothing ties to the head: by number, and a node on a
-    /// stale branch may have answered. A chain that is closed up to the head is tied to it by the parents that INTENT
-    /// compared, so only what is delivered below the head is looked at again.
-    pub(super) fn is_outdated(&self, head: &Header, progress: &Progress) -> bool {
-        let is_tied = progress.watermark == progress.tip && progress.tip == signed(head.number);
-        !is_tied && self.looked_at != Some((progress.watermark, progress.tip)) && !planted(Mutant::NeverLook)
+    /// A block was delivered. One that is not the head that is firm came from a node that was asked by its number, or of an
+    /// older head: once no more follow it is held against the chain, lest it wait for a next head that gives it away.
+    pub(super) fn grew(&mut self, block: BlockRef) {
+        if self.firm != Some(block) {
+            self.grown = Some(Instant::now());
+        }
     }
 
     /// Something contradicted it, perhaps while a look was going on.
@@ -102,9 +107,8 @@ impl Footing {
     }
 
     /// A look begins, and nothing is firm until it ends; answers whether it has to be thorough, because nothing was.
-    pub(super) fn begin(&mut self, progress: &Progress) -> bool {
-        self.shaken = false;
-        self.looked_at = Some((progress.watermark, progress.tip));
+    pub(super) fn begin(&mut self) -> bool {
+        (self.shaken, self.grown) = (false, None);
         self.firm.take().is_none()
     }
 
@@ -296,22 +300,27 @@ mod tests {
         assert!(footing.holds(&header(8, 8, 7), &progress(7, 7)), "it is the firm one now");
         footing.shake();
         assert!(!footing.holds(&header(8, 8, 7), &progress(8, 8)));
-        assert!(footing.begin(&progress(7, 7)), "after a contradiction the look is thorough");
+        assert!(footing.begin(), "after a contradiction the look is thorough");
         footing.shake();
         footing.found(Look::Firm(header(8, 8, 7).block()));
         assert!(!footing.holds(&header(8, 8, 7), &progress(8, 8)), "it was contradicted during the look");
     }
 
     #[test]
-    fn what_was_delivered_below_the_head_is_looked_at_again() {
+    fn what_is_delivered_beside_the_head_is_looked_at_once_no_more_follows() {
         let mut footing = Footing::default();
-        footing.begin(&progress(5, 5));
-        footing.found(Look::Firm(header(7, 7, 6).block()));
-        let is_outdated = |watermark, tip| footing.is_outdated(&header(7, 7, 6), &progress(watermark, tip));
-        assert!(!is_outdated(5, 5), "nothing was delivered since");
-        assert!(is_outdated(6, 6), "a block below the head");
-        assert!(is_outdated(5, 7), "the head, above a gap");
-        assert!(!is_outdated(7, 7), "all of it up to the head");
+        let head = header(7, 7, 6);
+        footing.found(Look::Firm(head.block()));
+        footing.grew(head.block());
+        assert_eq!(footing.grown, None, "the head itself was looked at");
+        footing.grew(header(6, 16, 5).block());
+        assert!(footing.holds(&head, &progress(7, 7)), "more may follow at once");
+        footing.grown = footing.grown.map(|last| last.checked_sub(SETTLES).unwrap());
+        assert!(!footing.holds(&head, &progress(7, 7)));
+        assert!(!footing.begin(), "nothing contradicted it: the look need not be thorough");
+        footing.grew(header(6, 6, 5).block());
+        footing.found(Look::Firm(head.block()));
+        assert!(footing.grown.is_some(), "delivered while the look was going on");
     }
 
     #[test]

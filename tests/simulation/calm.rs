@@ -16,6 +16,8 @@ use crate::{
 const CONVERGES_WITHIN: Duration = Duration::from_mins(15);
 /// The grace period, and a little more.
 const STOPS_WITHIN: Duration = Duration::from_secs(30);
+/// Nothing is sent any more so long after the store froze.
+const FREEZES_WITHIN: Duration = Duration::from_secs(40);
 /// Whether the newest list is in use is looked at this often.
 const LISTS_EVERY: Duration = Duration::from_secs(3);
 
@@ -27,6 +29,7 @@ impl Run {
         let now = Instant::now();
         self.starts.iter_mut().for_each(|(when, _)| *when = now);
         self.converge("chaos").await;
+        self.world.note([88, 0, 0, 0], || "delivered".to_owned());
         self.story = self.world.calls();
         self.read_lists().await;
         self.converge("the newest list").await;
@@ -76,6 +79,22 @@ impl Run {
         }
     }
 
+    /// A frozen store stays so, also over a restart, and nothing is delivered meanwhile.
+    async fn stay_frozen(&mut self) {
+        // Whoever works sees it soon, and gives up what was begun.
+        self.until(Instant::now() + FREEZES_WITHIN).await;
+        let sent = self.world.sent();
+        self.crash(0, None, Duration::from_secs(1));
+        self.until(Instant::now() + FREEZES_WITHIN).await;
+        if !self.storage.is_frozen() && !self.is_over() {
+            self.failure = Some("a frozen store is not frozen any more".to_owned());
+        }
+        if self.world.sent() > sent {
+            self.failure = Some(format!("{} messages sent while frozen", self.world.sent() - sent));
+        }
+        self.world.saw("a freeze that outlives a process");
+    }
+
     /// Messages that are still on their way arrive when nobody runs any more, and change nothing of what holds.
     pub async fn stragglers(&mut self) {
         while self.world.late[1].load(Ordering::Relaxed) > 0 {
@@ -111,10 +130,15 @@ impl Run {
     }
 
     pub async fn converge(&mut self, after: &str) {
-        let deadline = Instant::now() + CONVERGES_WITHIN;
+        let mut deadline = Instant::now() + CONVERGES_WITHIN;
         let mut missing = String::new();
         while Instant::now() < deadline && !self.is_over() {
             self.until(Instant::now() + Duration::from_secs(1)).await;
+            if self.storage.is_frozen() {
+                self.stay_frozen().await;
+                self.accept(self.world.swarm.seed.is_multiple_of(2)).await;
+                deadline = Instant::now() + CONVERGES_WITHIN;
+            }
             match self.left_over() {
                 None => return,
                 Some(left) => missing = left,
@@ -149,10 +173,14 @@ impl Run {
             return Some(format!("entry {} {} (epoch {}) is left, {:?}", key.0, key.1, key.2, at.progress("")));
         }
         let tree = self.world.tree();
+        // Who took an empty block for another empty one has said nothing wrong.
+        let has_events = |entry: &Entry, number| {
+            !entry.events.is_empty() || tree.at(number).is_some_and(|block| !block.logs.is_empty())
+        };
         let has_left = |(key, entry): &(&Key, &Entry)| {
             let block = BlockRef { number: key.0, hash: key.1 };
             let may_leave = key.0 <= height && key.0.cast_signed() > at.sealed;
-            may_leave && !entry.events.is_empty() && !tree.is_canonical(block)
+            may_leave && has_events(entry, key.0) && !tree.is_canonical(block)
         };
         if let Some(((number, hash, epoch), _)) = at.live.iter().find(has_left) {
             return Some(format!("entry {number} {hash} (epoch {epoch}) is not on the chain, {:?}", at.progress("")));

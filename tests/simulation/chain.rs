@@ -158,7 +158,15 @@ impl Tree {
     /// The block at which the chain parts from now on: `depth` blocks leave it, as many as the floor allows; answers
     /// how many did.
     pub fn leave(&mut self, depth: u64) -> u64 {
-        let depth = depth.min(self.height() - self.floor());
+        self.cut(depth.min(self.height() - self.floor()))
+    }
+
+    /// So many blocks leave the chain that should not have, beside all that may; answers how many did.
+    pub fn leave_deeply(&mut self, below: u64) -> u64 {
+        self.cut((self.height() - self.floor() + below).min(self.height()))
+    }
+
+    fn cut(&mut self, depth: u64) -> u64 {
         if depth == 0 {
             return 0;
         }

@@ -120,11 +120,18 @@ impl Witnessed {
         epoch: u64,
     ) -> Result<RewindReply, StoreError> {
         let before = self.look_before(entries).await;
+        // What is sealed by now, or taken back, is named in vain.
+        let live = self.storage.entries();
+        let taken: Vec<(BlockRef, u64)> = entries
+            .iter()
+            .filter(|(block, epoch)| live.contains(&(block.number, block.hash, *epoch)))
+            .copied()
+            .collect();
         let reply = self.inner.rewind(entries, sealed, epoch).await;
         match &reply {
             Ok(RewindReply::Rewound(progress)) => {
                 before.into_iter().for_each(|what| self.world.saw(what));
-                self.world.oracle().rewound(entries, progress.epoch, progress.watermark);
+                self.world.oracle().rewound(&taken, progress.epoch, progress.watermark);
                 self.world.saw("REWIND");
             }
             Ok(RewindReply::Stale) => self.world.saw("REWIND stale"),
@@ -285,6 +292,9 @@ impl StateStore for Journal {
         match &reply {
             Ok(ClaimReply::Held { .. }) => self.gate.world.saw("CLAIM held"),
             Ok(ClaimReply::Done) => self.gate.world.saw("CLAIM done"),
+            Err(StoreError::Transient(reason)) if reason.contains("gaps") => {
+                self.gate.world.saw("CLAIM above too many gaps")
+            }
             _ => {}
         }
         reply
@@ -313,7 +323,13 @@ impl StateStore for Journal {
         self.ask(Op::Journaled, block.number, self.store.inner.journaled(block, epoch)).await
     }
     async fn journal(&self, up_to: u64) -> Result<Vec<JournalEntry>, StoreError> {
-        self.ask(Op::Journal, up_to, self.store.inner.journal(up_to)).await
+        let entries = self.ask(Op::Journal, up_to, self.store.inner.journal(up_to)).await;
+        // Of everything, where it is held against the chain; otherwise of what is about to be sealed.
+        if let (Ok(entries), true) = (&entries, up_to < MAX_BLOCK_NUMBER) {
+            let committed = entries.iter().filter(|entry| entry.done).map(|entry| entry.block).collect();
+            self.gate.world.oracle().audits().begins((self.gate.replica, self.gate.life), committed);
+        }
+        entries
     }
     async fn commit(&self, commit: BlockCommit, track: Track, grant: &Grant) -> Result<CommitReply, StoreError> {
         let owned = grant.clone();
@@ -327,7 +343,11 @@ impl StateStore for Journal {
     }
     async fn seal(&self, at: BlockRef, tops: &[BlockRef]) -> Result<SealReply, StoreError> {
         let tops = tops.to_vec();
-        self.late_or(Op::Seal, at.number, |store| async move { store.seal(at, &tops).await }).await
+        let sealed = self.late_or(Op::Seal, at.number, |store| async move { store.seal(at, &tops).await }).await;
+        if matches!(sealed, Ok(SealReply::Sealed { .. })) {
+            self.gate.world.oracle().audits().sealed((self.gate.replica, self.gate.life), at.number);
+        }
+        sealed
     }
     async fn orphans(&self) -> Result<Vec<Orphan>, StoreError> {
         self.ask(Op::Orphans, 0, self.store.inner.orphans()).await
@@ -346,7 +366,13 @@ impl StateStore for Journal {
         self.late_or(Op::Retracted, orphan.block.number, effect).await
     }
     async fn amend(&self, amend: Amend<'_>) -> Result<AmendReply, StoreError> {
-        self.ask(Op::Amend, amend.block.number, self.store.amend(amend)).await
+        let (block, who) = (amend.block, (self.gate.replica, self.gate.life));
+        let events: Vec<u64> = amend.events.iter().map(|event| event.log_index).collect();
+        let reply = self.ask(Op::Amend, block.number, self.store.amend(amend)).await;
+        if self.gate.world.oracle().amended(who, block.hash, &events) {
+            self.gate.world.saw("a log found that was left out");
+        }
+        reply
     }
     async fn resume(&self, at: BlockRef, epoch: u64) -> Result<ReplayReply, StoreError> {
         self.store.inner.resume(at, epoch).await

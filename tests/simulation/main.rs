@@ -11,11 +11,13 @@
 
 mod calm;
 mod chain;
+mod excuses;
 mod faults;
 mod journal;
 #[cfg(feature = "mutants")]
 mod mutants;
 mod node;
+mod operators;
 mod oracle;
 mod random;
 mod replica;

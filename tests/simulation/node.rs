@@ -1,7 +1,11 @@
 //! A node behind the chain's edge, as a replica sees it: mostly the chain as it is, sometimes some blocks behind or on a
 //! branch that was left.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use alloy::primitives::B256;
 use async_trait::async_trait;
@@ -24,10 +28,16 @@ const SIGNS: usize = 4;
 
 /// The node of one replica.
 pub struct Node {
-    pub gate: Arc<Gate>,
+    gate: Arc<Gate>,
+    /// How often answers without logs were not taken, by block.
+    not_taken: Mutex<HashMap<B256, u8>>,
 }
 
 impl Node {
+    pub fn new(gate: Arc<Gate>) -> Self {
+        Self { gate, not_taken: Mutex::default() }
+    }
+
     /// The answer to one request, from the branch that the node is on.
     async fn ask<T>(
         &self,
@@ -70,6 +80,34 @@ impl Node {
         }
     }
 
+    /// The logs of a block, without those that nodes leave out.
+    fn told(&self, block: &Block, filter: &LogFilter) -> Vec<RawLog> {
+        let world = &self.gate.world;
+        let is_told = |log: &&RawLog| {
+            let leaves_out = world.leaves_out(log);
+            if leaves_out {
+                world.oracle().left_out(log.block.hash, log.log_index);
+            }
+            !leaves_out
+        };
+        matching(block, filter).filter(is_told).cloned().collect()
+    }
+
+    /// What the client does with an answer without logs that the header's bloom contradicts (`src/rpc/blooms.rs`).
+    fn hold_against_bloom(&self, block: &Block, filter: &LogFilter, logs: &[RawLog]) -> Result<(), RpcError> {
+        if !logs.is_empty() || matching(block, filter).next().is_none() {
+            return Ok(());
+        }
+        let mut not_taken = self.not_taken.lock().unwrap();
+        let times = not_taken.entry(block.header.hash).or_insert(0);
+        if *times >= 2 {
+            return Ok(());
+        }
+        *times += 1;
+        self.gate.world.saw("an answer that the bloom contradicts");
+        Err(RpcError::Behind("the bloom says that there may be logs".into()))
+    }
+
     /// The newest block that the node knows.
     fn tip(tree: &Tree, strike: &mut Strike) -> B256 {
         let head = tree.head().header;
@@ -96,16 +134,21 @@ fn header(tree: &Tree, tip: &B256, at: At) -> Option<Header> {
     }
 }
 
-fn matching(block: &Block, filter: &LogFilter) -> Vec<RawLog> {
+fn matching<'a>(block: &'a Block, filter: &'a LogFilter) -> impl Iterator<Item = &'a RawLog> {
     let wants = |log: &&RawLog| log.topics.first().is_some_and(|topic| filter.topics.contains(topic));
-    block.logs.iter().filter(wants).cloned().collect()
+    block.logs.iter().filter(wants)
 }
 
-fn range_logs(tree: &Tree, tip: &B256, range: BlockRange, filter: &LogFilter) -> Result<RangeLogs, RpcError> {
+fn range_logs(
+    tree: &Tree,
+    tip: &B256,
+    range: BlockRange,
+    logs: impl Fn(&Block) -> Vec<RawLog>,
+) -> Result<RangeLogs, RpcError> {
     let blocks = tree.range(tip, range).ok_or_else(|| RpcError::Behind("the range is not there yet".into()))?;
     let ends = (blocks.first().map(|block| block.header), blocks.last().map(|block| block.header));
     let (Some(first), Some(last)) = ends else { return Err(RpcError::Invalid("an empty range".into())) };
-    Ok(RangeLogs { logs: blocks.iter().flat_map(|block| matching(block, filter)).collect(), first, last })
+    Ok(RangeLogs { logs: blocks.into_iter().flat_map(logs).collect(), first, last })
 }
 
 #[async_trait]
@@ -139,17 +182,26 @@ impl ChainSource for Node {
             if !is_there && block.hash.0[0].is_multiple_of(2) {
                 return Err(RpcError::Orphaned(block.to_string()));
             }
-            Ok(matching(found, filter))
+            let logs = self.told(found, filter);
+            self.hold_against_bloom(found, filter, &logs)?;
+            Ok(logs)
         })
         .await
     }
 
     async fn range_logs(&self, range: BlockRange, filter: &LogFilter) -> Result<RangeLogs, RpcError> {
-        self.ask(Op::RangeLogs, range.from, |tree, tip| range_logs(tree, tip, range, filter)).await
+        let logs = |block: &Block| self.told(block, filter);
+        self.ask(Op::RangeLogs, range.from, |tree, tip| range_logs(tree, tip, range, logs)).await
     }
 
     async fn second_opinion(&self, range: BlockRange, filter: &LogFilter) -> Result<Option<RangeLogs>, RpcError> {
-        self.ask(Op::Opinion, range.from, |tree, tip| range_logs(tree, tip, range, filter).map(Some)).await
+        // The second node leaves nothing out.
+        let logs = |block: &Block| matching(block, filter).cloned().collect();
+        let opinion = self.ask(Op::Opinion, range.from, |tree, tip| range_logs(tree, tip, range, logs).map(Some)).await;
+        if opinion.is_ok() {
+            self.gate.world.oracle().audits().told((self.gate.replica, self.gate.life), range);
+        }
+        opinion
     }
 
     async fn witnesses(&self, number: u64) -> Vec<Witness> {

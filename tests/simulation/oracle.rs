@@ -12,6 +12,7 @@ use chaintap::{
 
 use crate::{
     chain::{Block, Tree, event, is_transfer},
+    excuses::{Audits, Excuses},
     world::tokens,
 };
 
@@ -63,6 +64,11 @@ pub struct Oracle {
     /// Blocks whose commit was right.
     committed: BTreeMap<u64, BTreeSet<B256>>,
     watermark: i64,
+    /// What operators and the chain did beside delivering.
+    excuses: Excuses,
+    /// What nodes left out of their answers.
+    left_out: BTreeSet<Id>,
+    audits: Audits,
     pub duplicates: u64,
     pub violations: Vec<String>,
 }
@@ -80,6 +86,9 @@ impl Oracle {
             rewound: HashMap::new(),
             committed: BTreeMap::new(),
             watermark: i64::try_from(start).unwrap() - 1,
+            excuses: Excuses::default(),
+            left_out: BTreeSet::new(),
+            audits: Audits::default(),
             duplicates: 0,
             violations: vec![],
         }
@@ -114,6 +123,49 @@ impl Oracle {
             }
         }
         self.watermark = self.watermark.min(watermark);
+    }
+
+    /// Blocks left the chain that were final, at or below `floor`, from `first` on.
+    pub fn reorganised_deeply(&mut self, floor: u64, first: u64) {
+        self.excuses.deep(floor, first);
+    }
+
+    /// The lowest block that was replaced by a deep reorganisation.
+    pub fn first_replaced(&self) -> Option<u64> {
+        self.excuses.first
+    }
+
+    /// These blocks are to be delivered again; whether no fail-over will take that back.
+    pub fn replayed(&mut self, range: BlockRange, watermark: i64, is_sure: bool) {
+        self.watermark = self.watermark.min(watermark);
+        if is_sure {
+            self.committed.retain(|number, _| !range.contains(*number));
+            self.excuses.replayed(range, self.start);
+        }
+    }
+
+    /// What is not delivered of these blocks never need be.
+    pub fn skipped(&mut self, range: BlockRange, watermark: i64) {
+        let is_missing = |number: &u64| self.committed.get(number).is_none_or(BTreeSet::is_empty);
+        self.excuses.skipped.extend((range.from..=range.to).filter(is_missing));
+        self.advanced(watermark);
+    }
+
+    /// A node leaves this log out of an answer.
+    pub fn left_out(&mut self, block: B256, index: u64) {
+        self.left_out.insert((block, index));
+    }
+
+    /// A life journals these events of a block that was delivered; answers whether a node had left one out.
+    pub fn amended(&mut self, who: (usize, u64), block: B256, events: &[u64]) -> bool {
+        let found: Vec<Id> =
+            events.iter().map(|index| (block, *index)).filter(|id| self.left_out.contains(id)).collect();
+        found.iter().for_each(|id| self.audits.amended(who, *id));
+        !found.is_empty()
+    }
+
+    pub fn audits(&mut self) -> &mut Audits {
+        &mut self.audits
     }
 
     /// The store went back to what it was some time ago, which was right then.
@@ -199,7 +251,9 @@ impl Oracle {
     pub fn committed_final(&mut self, tree: &Tree, commit: &FinalCommit, watermark: i64) {
         let BlockRange { from, to } = commit.range;
         for number in from..=to {
-            match tree.at(number).filter(|_| to <= tree.floor()) {
+            // Of a branch that was final and left all the same it may come late.
+            let is_final = tree.at(to).is_some_and(|at| at.header.hash == commit.hash) || self.excuses.is_deep(to);
+            match tree.on_branch(&commit.hash, number).filter(|_| is_final && to <= tree.floor()) {
                 None => self.violation(format!("final commit of {number}, which is not final")),
                 Some(block) => self.check_commit(block, commit.epoch),
             }
@@ -212,7 +266,7 @@ impl Oracle {
         for id in self.due(block, Due::Always) {
             let version = 2 * epoch + 1;
             let has = self.kept.get(&id).is_some_and(|kept| kept.versions.contains_key(&version));
-            if !has && !self.buried.contains(&id) {
+            if !has && !self.buried.contains(&id) && !self.left_out.contains(&id) {
                 let text = format!("commit of block {} before {} v{version} was acknowledged", header.number, name(id));
                 self.violation(text);
             }
@@ -223,7 +277,8 @@ impl Oracle {
     fn advanced(&mut self, watermark: i64) {
         for number in self.watermark + 1..=watermark {
             let number = u64::try_from(number).unwrap_or_default();
-            if self.committed.get(&number).is_none_or(BTreeSet::is_empty) {
+            let is_missing = self.committed.get(&number).is_none_or(BTreeSet::is_empty);
+            if is_missing && !self.excuses.skipped.contains(&number) {
                 self.violation(format!("the watermark is {watermark}, but {number} is not delivered"));
             }
         }
@@ -249,7 +304,7 @@ impl Oracle {
         let end = u64::try_from(watermark + 1).unwrap_or_default();
         for block in (self.start..end).filter_map(|number| tree.at(number)) {
             for id in [self.due(block, Due::Always), self.due(block, Due::Must)].concat() {
-                if !live.remove(&id) && !self.buried.contains(&id) {
+                if !live.remove(&id) && !self.buried.contains(&id) && !self.is_excused(block, &id) {
                     lost.push(format!("{} of block {}", name(id), block.header.number));
                 }
             }
@@ -268,10 +323,18 @@ impl Oracle {
         for text in lost.into_iter().take(5) {
             self.violation(format!("lost: {text}"));
         }
-        for id in live.into_iter().take(5) {
+        let must_go = |id: &Id| tree.block(&id.0).is_none_or(|block| !self.excuses.is_deep(block.header.number));
+        let left: Vec<Id> = live.into_iter().filter(must_go).take(5).collect();
+        for id in left {
             let versions: Vec<u64> = self.kept[&id].versions.keys().copied().collect();
             self.violation(format!("never taken back: {}, versions {versions:?}", name(id)));
         }
+    }
+
+    /// Whether an event that is due need not have come.
+    fn is_excused(&self, block: &Block, id: &Id) -> bool {
+        let is_found = self.audits.has_passed(id) && self.due(block, Due::Always).contains(id);
+        self.excuses.is_unsaid(block.header.number) || self.left_out.contains(id) && !is_found
     }
 
     /// Everything that the sink has, for the trace.

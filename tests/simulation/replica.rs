@@ -94,7 +94,7 @@ fn context(gate: &Arc<Gate>, store: Witnessed) -> (Arc<Context>, StartBlock, imp
         deliver: swarm.deliver,
         log_filter: LogFilter { addresses: vec![], topics: settings.registry.topics() },
         registry: settings.registry.clone(),
-        source: Arc::new(Node { gate: gate.clone() }),
+        source: Arc::new(Node::new(gate.clone())),
         store: Arc::new(Journal { gate: gate.clone(), store }),
         sinks: BTreeMap::from([(
             "handleTransferEvent".to_owned(),

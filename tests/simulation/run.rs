@@ -72,6 +72,7 @@ impl Run {
     fn new(world: Arc<World>, crashed: mpsc::UnboundedReceiver<(usize, u64)>) -> Self {
         let fails_over = world.swarm.script.iter().any(|(_, act)| *act == Act::FailOver);
         let storage = Storage::new(fails_over, world.options.mutant);
+        storage.set_most_pieces(world.swarm.most_pieces);
         if fails_over && !world.swarm.seed.is_multiple_of(3) {
             storage.set_barrier_delay(Duration::from_millis(world.swarm.seed % 3 * 20));
         }
@@ -264,6 +265,18 @@ impl Run {
             }
             Act::Token => self.change_tokens(),
             Act::Outage { edge, for_ } => self.world.outage(edge, for_),
+            Act::Deep { below } => self.reorganise_deeply(below, seconds),
+            Act::Accept { again } => self.accept(again).await,
+            Act::Replay { back, blocks } => self.replay(back, blocks).await,
+            Act::Skip { blocks } => self.skip(blocks).await,
+            Act::Clock { seconds } => {
+                self.world.saw(if seconds < 0 {
+                    "the store's clock is set back"
+                } else {
+                    "the store's clock is set forward"
+                });
+                self.storage.jump(seconds);
+            }
         }
         self.world.new_head();
     }

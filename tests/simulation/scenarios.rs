@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chaintap::domain::DeliveryMode;
+use chaintap::{domain::DeliveryMode, store::MAX_DONE_INTERVALS};
 
 use crate::{
     chain::Making,
@@ -83,6 +83,21 @@ const SCENARIOS: &[Scenario] = &[
         script: &[(2, Act::Mine(2)), (4, reorg(1, 2)), (5, Act::FailOver), (7, Act::Mine(1))],
         change: |_| {},
     },
+    Scenario {
+        name: "an operator has blocks delivered again, and one of them leaves",
+        script: &[(2, Act::Mine(7)), (4, Act::Replay { back: 4, blocks: 4 }), (5, reorg(2, 3))],
+        change: |_| {},
+    },
+    Scenario {
+        name: "a node leaves out logs that another one has",
+        script: &[(2, Act::Mine(4)), (5, Act::Mine(7))],
+        change: |swarm| (swarm.omits, swarm.audits, swarm.making.density) = (0.5, true, 4),
+    },
+    Scenario {
+        name: "final blocks leave, and an operator accepts it",
+        script: &[(2, Act::Mine(8)), (6, Act::Deep { below: 2 }), (330, Act::Accept { again: true })],
+        change: |_| {},
+    },
 ];
 
 pub fn swarm(scenario: &Scenario) -> Swarm {
@@ -102,8 +117,10 @@ pub fn swarm(scenario: &Scenario) -> Swarm {
         sink_batch: 10,
         poison: 0,
         announces: false,
+        omits: 0.0,
+        most_pieces: MAX_DONE_INTERVALS,
         rates: Rates::default(),
-        waits_out: true,
+        waits_out: false,
         script,
         chaos: Duration::from_mins(2),
         calls: 1_000_000,
@@ -122,6 +139,9 @@ fn check(scenario: &Scenario, crash_at: Option<(u64, bool)>) -> Report {
     report
 }
 
+/// At so many calls of each story every `cargo test` crashes.
+const FEW: u64 = 9;
+
 /// What came of a story: its calls until everything is delivered, the crashes that were tried, and the time of all runs.
 #[derive(Clone, Copy, Default)]
 struct Row {
@@ -133,13 +153,17 @@ struct Row {
 #[test]
 fn a_crash_at_any_call_loses_nothing() {
     // All of them take a while in a debug build, where a few have to do.
-    let step = if std::env::var_os("SIM_EXHAUSTIVE").is_some() { 1 } else { 23 };
+    let is_exhaustive = std::env::var_os("SIM_EXHAUSTIVE").is_some();
+    let step = |calls: u64| if is_exhaustive { 1 } else { calls.div_ceil(FEW).try_into().unwrap() };
     let begun = Instant::now();
     let table: Vec<Mutex<Row>> = SCENARIOS.iter().map(|_| Mutex::default()).collect();
     for (scenario, row) in SCENARIOS.iter().zip(&table) {
         row.lock().unwrap().calls = check(scenario, None).story;
     }
-    let crash = |at: usize| (1..=table[at].lock().unwrap().calls).step_by(step).map(move |call| (at, call));
+    let crash = |at: usize| {
+        let calls = table[at].lock().unwrap().calls;
+        (1..=calls).step_by(step(calls)).map(move |call| (at, call))
+    };
     let crashes: Vec<(usize, u64)> = (0..SCENARIOS.len()).flat_map(crash).collect();
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {

@@ -37,6 +37,7 @@ impl Queue {
     }
 
     fn keep(&self, message: &Message) {
+        self.world().sends();
         let tree = self.world().tree();
         self.world().oracle().acknowledged(&tree, message);
     }

@@ -3,7 +3,6 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use chaintap::{domain::BlockRange, store::StateStore};
-use tokio::time::Instant;
 
 use crate::{
     random::Draw,
@@ -42,7 +41,7 @@ impl Storage {
 
     /// Whether someone has a claim on some of these blocks.
     pub fn is_claimed(&self, range: BlockRange) -> bool {
-        let now = Instant::now();
+        let now = self.model.now();
         let is_held = |state: &State| state.claims.range(range.from..=range.to).any(|(_, claim)| claim.until > now);
         self.model.look(|state| state.is_some_and(is_held))
     }
@@ -61,6 +60,21 @@ impl Storage {
     /// Looks at everything at one moment; `None` where the store is empty.
     pub fn look<T>(&self, look: impl FnOnce(Option<&State>) -> T) -> T {
         self.model.look(look)
+    }
+
+    /// The store's clock jumps by so many seconds.
+    pub fn jump(&self, seconds: i64) {
+        self.model.jump(seconds);
+    }
+
+    /// Whether nothing may be delivered until an operator says so.
+    pub fn is_frozen(&self) -> bool {
+        self.model.look(|state| state.is_some_and(|state| state.frozen.is_some()))
+    }
+
+    /// There may be so few pieces of delivered blocks.
+    pub fn set_most_pieces(&self, pieces: usize) {
+        self.model.set_most_pieces(pieces);
     }
 
     /// How long a barrier waits for the store's replica.

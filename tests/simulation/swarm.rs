@@ -3,7 +3,7 @@
 
 use std::{num::ParseIntError, str::FromStr, time::Duration};
 
-use chaintap::domain::DeliveryMode;
+use chaintap::{domain::DeliveryMode, store::MAX_DONE_INTERVALS};
 
 use crate::{
     chain::Making,
@@ -36,6 +36,10 @@ pub struct Swarm {
     pub poison: u64,
     /// Whether the directory of tokens tells of changes.
     pub announces: bool,
+    /// Share of the logs that nodes leave out, for a while or for good.
+    pub omits: f64,
+    /// Most pieces of delivered blocks that the store takes.
+    pub most_pieces: usize,
     pub rates: Rates,
     /// Whether what happens after a long outage waits until it is over.
     pub waits_out: bool,
@@ -76,6 +80,27 @@ pub enum Act {
     Outage {
         edge: u8,
         for_: Duration,
+    },
+    /// So many blocks leave that were final.
+    Deep {
+        below: u64,
+    },
+    /// An operator accepts that, where the store is frozen for it.
+    Accept {
+        again: bool,
+    },
+    /// An operator has delivered again what lies so far below the tip, so many blocks.
+    Replay {
+        back: u64,
+        blocks: u64,
+    },
+    /// An operator leaves out the next missing blocks.
+    Skip {
+        blocks: u64,
+    },
+    /// The store's clock jumps.
+    Clock {
+        seconds: i64,
     },
 }
 
@@ -145,6 +170,8 @@ impl Swarm {
             sink_batch: [1, 3, 10, 1_000][draw.below(4) as usize],
             poison: if draw.chance(0.3) { draw.between(1, 100) } else { 0 },
             announces: false,
+            omits: 0.0,
+            most_pieces: MAX_DONE_INTERVALS,
             rates: Rates::default(),
             waits_out: false,
             script: vec![],
@@ -166,11 +193,48 @@ impl Swarm {
         self.waits_out = true;
         self.making.begins_final = true;
         self.announces = draw.chance(0.5);
+        self.omits = if draw.chance(0.5) { 0.0 } else { 0.2 * draw.fraction() * draw.fraction() };
+        self.most_pieces = if draw.chance(0.5) { MAX_DONE_INTERVALS } else { draw.between(7, 12) as usize };
+        let mut later = vec![];
+        let mut at = |draw: &mut Draw, act: Act| later.push((self.chaos.mul_f64(draw.fraction()), act));
+        if draw.chance(0.5) {
+            for _ in 0..draw.between(1, 3) {
+                let (back, blocks) = (draw.below(60), draw.between(1, 60));
+                at(draw, Act::Replay { back, blocks });
+            }
+        }
+        if draw.chance(0.5) {
+            for _ in 0..draw.between(1, 3) {
+                let blocks = draw.between(1, 10);
+                at(draw, Act::Skip { blocks });
+            }
+        }
+        if draw.chance(0.5) {
+            for _ in 0..draw.between(1, 5) {
+                // A clock that is set back lets claims of the dead live on for as long.
+                let seconds = if draw.chance(0.5) { draw.between(1, 4_000) } else { draw.between(1, 240) };
+                let seconds = if draw.chance(0.5) { seconds.cast_signed() } else { -seconds.min(240).cast_signed() };
+                at(draw, Act::Clock { seconds });
+            }
+        }
+        if draw.chance(0.1) {
+            let below = draw.between(1, 3 * self.making.finality);
+            at(draw, Act::Deep { below });
+        }
+        let accepted =
+            |draw: &mut Draw, at: Duration| (at + draw.seconds(60, 1_200), Act::Accept { again: draw.chance(0.5) });
+        let deep = later.iter().find(|(_, act)| matches!(act, Act::Deep { .. })).map(|(at, _)| *at);
+        later.extend(deep.map(|at| accepted(draw, at)));
+        self.script.extend(later);
+        self.script.sort_by_key(|(at, _)| *at);
     }
 
     /// Neither faults nor anything else than new blocks.
     pub fn is_calm(&self) -> bool {
-        self.poison == 0 && self.rates.are_zero() && self.script.iter().all(|(_, act)| matches!(act, Act::Mine(_)))
+        self.poison == 0
+            && self.omits == 0.0
+            && self.rates.are_zero()
+            && self.script.iter().all(|(_, act)| matches!(act, Act::Mine(_)))
     }
 }
 

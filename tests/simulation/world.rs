@@ -10,14 +10,14 @@ use std::{
 };
 
 use alloy::primitives::Address;
-use chaintap::domain::Token;
+use chaintap::domain::{RawLog, Token};
 use tokio::{
     sync::{Notify, mpsc, watch},
     time::Instant,
 };
 
 use crate::{
-    chain::{TOKENS, Tree, address},
+    chain::{GENESIS_TIME, TOKENS, Tree, address},
     faults::{Gate, Kind, Name, Op, Strike, strike},
     oracle::Oracle,
     random::{Draw, mix},
@@ -83,6 +83,8 @@ pub struct World {
     listeners: Mutex<Vec<Arc<Notify>>>,
     /// Effects on the store and messages that are still on their way.
     pub late: [AtomicU64; 2],
+    /// Messages that were handed over and taken.
+    sent: AtomicU64,
     /// Until when a process stands still or an edge is out: asked of every call, and mostly not at all.
     paused: [Until; MOST_REPLICAS],
     outages: [Until; 3],
@@ -121,6 +123,7 @@ impl World {
             sockets: Mutex::default(),
             listeners: Mutex::default(),
             late: Default::default(),
+            sent: AtomicU64::new(0),
             paused: Default::default(),
             outages: Default::default(),
             crashes,
@@ -147,6 +150,28 @@ impl World {
 
     pub fn elapsed(&self) -> Duration {
         self.began.elapsed()
+    }
+
+    /// Whether nodes leave this log out of their answers now: half of such logs for good, the others for some minutes.
+    pub fn leaves_out(&self, log: &RawLog) -> bool {
+        if self.swarm.omits == 0.0 {
+            return false;
+        }
+        let mut draw = Draw::of(&[
+            self.swarm.seed,
+            0x0417,
+            u64::from_be_bytes(log.block.hash[..8].try_into().unwrap()),
+            log.log_index,
+        ]);
+        if !draw.chance(self.swarm.omits) {
+            return false;
+        }
+        let age = (GENESIS_TIME + self.elapsed().as_secs()).saturating_sub(log.timestamp);
+        let leaves_out = draw.chance(0.5) || age < draw.between(1, 300);
+        if leaves_out {
+            self.saw("a log left out");
+        }
+        leaves_out
     }
 
     /// From now on nothing goes wrong.
@@ -180,6 +205,15 @@ impl World {
 
     pub fn crashed(&self, replica: usize, life: u64) {
         self.crashes.send((replica, life)).unwrap_or_default();
+    }
+
+    pub fn sends(&self) {
+        self.sent.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many messages were handed over and taken.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
     }
 
     /// Who is woken when the directory of tokens changed.

@@ -15,8 +15,9 @@ use chaintap::{
     domain::{BlockRange, BlockRef, Event, MAX_BLOCK_NUMBER, Track},
     store::{
         Amend, AmendReply, BlockCommit, CLAIM_TTL, ClaimReply, CommitReply, DeadLetter, Duty, FinalCommit, Grant,
-        HEARTBEAT_TTL, Initialised, Intent, IntentReply, JournalEntry, MAX_CLAIM_BLOCKS, Orphan, Publication,
-        PublishReply, Published, ReplayReply, RewindReply, SealReply, Snapshot, Start, StateStore, StoreError,
+        HEARTBEAT_TTL, Initialised, Intent, IntentReply, JournalEntry, MAX_CLAIM_BLOCKS, MAX_DONE_INTERVALS, Orphan,
+        Publication, PublishReply, Published, ReplayReply, RewindReply, SealReply, Snapshot, Start, StateStore,
+        StoreError,
     },
 };
 use tokio::time::Instant;
@@ -37,10 +38,14 @@ struct World {
     state: Option<State>,
     /// Seconds since the Unix epoch at `begun`.
     clock: u64,
+    /// How far the clock of claims and heartbeats is ahead of tokio's.
+    ahead: Duration,
     begun: Instant,
     barrier_delay: Duration,
     /// Raised by every fail-over.
     generation: u64,
+    /// Most pieces of delivered blocks.
+    most_pieces: usize,
     /// Number of the last write.
     writes: u64,
     /// The state after the last write that a barrier vouched for, and after every later one, by number.
@@ -51,6 +56,11 @@ struct World {
 impl World {
     fn clock(&self) -> u64 {
         self.clock + self.begun.elapsed().as_secs()
+    }
+
+    /// The moment by the store's clock.
+    fn now(&self) -> Instant {
+        Instant::now() + self.ahead
     }
 
     fn state(&mut self) -> Result<&mut State, StoreError> {
@@ -95,9 +105,12 @@ impl Model {
         let world = World {
             state: None,
             clock: 1_700_000_000,
+            // Room for a clock that is set back.
+            ahead: Duration::from_hours(24),
             begun: Instant::now(),
             barrier_delay: Duration::ZERO,
             generation: 0,
+            most_pieces: MAX_DONE_INTERVALS,
             writes: 0,
             history: None,
             mutant: None,
@@ -113,6 +126,30 @@ impl Model {
     /// Plants a fault, before the first INIT.
     pub fn plant(&self, mutant: Option<StoreMutant>) {
         self.lock().mutant = mutant;
+    }
+
+    /// Sets the store's clock: seconds since the Unix epoch, from which epochs are taken.
+    pub fn set_clock(&self, seconds: u64) {
+        let mut world = self.lock();
+        (world.clock, world.begun) = (seconds, Instant::now());
+    }
+
+    /// The store's clock jumps by so many seconds: claims and heartbeats end earlier or later than their owners think.
+    pub fn jump(&self, seconds: i64) {
+        let mut world = self.lock();
+        let by = Duration::from_secs(seconds.unsigned_abs());
+        world.clock = world.clock.saturating_add_signed(seconds);
+        world.ahead = if seconds < 0 { world.ahead.saturating_sub(by) } else { world.ahead + by };
+    }
+
+    /// The moment by the store's clock.
+    pub fn now(&self) -> Instant {
+        self.lock().now()
+    }
+
+    /// From now on there may be so few pieces of delivered blocks.
+    pub fn set_most_pieces(&self, pieces: usize) {
+        self.lock().most_pieces = pieces;
     }
 
     /// How long a barrier waits for the replicas between its write and its answer; not at all at first.
@@ -197,7 +234,7 @@ impl ModelStore {
 
     fn write<T>(&self, work: impl FnOnce(&mut State, Instant, u64) -> T) -> Result<T, StoreError> {
         let mut world = self.world.lock().unwrap();
-        let (now, clock) = (Instant::now(), world.clock());
+        let (now, clock) = (world.now(), world.clock());
         let value = work(world.state()?, now, clock);
         world.record();
         Ok(value)
@@ -242,7 +279,8 @@ impl StateStore for ModelStore {
             return Err(StoreError::Fatal("EXPECT_STATE is set, but the store is empty".into()));
         };
         check(first)?;
-        let state = State { mutant: world.mutant, ..State::begin(first, world.clock()) };
+        let state =
+            State { mutant: world.mutant, most_pieces: world.most_pieces, ..State::begin(first, world.clock()) };
         let progress = state.progress(SERVICE);
         world.state = Some(state);
         // A store that forgets its beginning is an empty one, which is another matter than a fail-over.

@@ -47,6 +47,8 @@ pub struct Claim {
 pub struct State {
     /// The fault that is planted.
     pub mutant: Option<StoreMutant>,
+    /// Most pieces that `done` may have before nothing is claimed apart from them.
+    pub most_pieces: usize,
     pub watermark: i64,
     pub tip: i64,
     pub sealed: i64,
@@ -106,6 +108,7 @@ impl State {
         let last = signed(first) - 1;
         Self {
             mutant: None,
+            most_pieces: MAX_DONE_INTERVALS,
             watermark: last,
             tip: last,
             sealed: -1,
@@ -251,7 +254,7 @@ impl State {
         let borders = signed(range.from) == self.watermark + 1
             || range.from > 0 && self.done.contains(&(range.from - 1))
             || self.done.contains(&(range.to + 1));
-        if self.pieces >= MAX_DONE_INTERVALS && !borders {
+        if self.pieces >= self.most_pieces && !borders {
             return Err(StoreError::Transient("as many gaps are open as may be".into()));
         }
         let held: Vec<(u64, Instant)> = (self.claims.range(range.from..=range.to))
