@@ -293,7 +293,7 @@ impl StateStore for Journal {
             Ok(ClaimReply::Held { .. }) => self.gate.world.saw("CLAIM held"),
             Ok(ClaimReply::Done) => self.gate.world.saw("CLAIM done"),
             Err(StoreError::Transient(reason)) if reason.contains("gaps") => {
-                self.gate.world.saw("CLAIM above too many gaps")
+                self.gate.world.saw("CLAIM above too many gaps");
             }
             _ => {}
         }

@@ -276,9 +276,10 @@ fn hunt(fault: Fault, time: Duration, broken: &mut BTreeMap<u64, String>) -> Row
         let seed = FROM + row.seeds + nth;
         row.seeds += nth + 1;
         // What fails without the fault, too, says nothing of it.
-        match violation(Swarm::of(Seed::new(seed)), None) {
-            Some(words) => _ = broken.insert(seed, words),
-            None => (row.seed, row.killed) = (Some(seed), Some((format!("seed {seed}"), words))),
+        if let Some(words) = violation(Swarm::of(Seed::new(seed)), None) {
+            broken.insert(seed, words);
+        } else {
+            (row.seed, row.killed) = (Some(seed), Some((format!("seed {seed}"), words)));
         }
     }
     if row.killed.is_none() {

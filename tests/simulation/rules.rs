@@ -51,6 +51,7 @@ struct Desk {
     first_epoch: u64,
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "what is expected is written where it is handed over")]
 fn expect<T: PartialEq + Debug>(got: T, wanted: T) -> Kept {
     if got == wanted { Ok(()) } else { Err(format!("{got:?} instead of {wanted:?}")) }
 }
