@@ -220,6 +220,21 @@ async fn a_reorganisation_of_final_blocks_freezes_until_an_operator_accepts_it()
 }
 
 #[tokio::test]
+async fn a_chain_that_came_back_is_resumed_without_an_alarm_for_consumers() {
+    let deployment = Deployment::new().await;
+    let listener = deployment.caught_up().await;
+    deployment.server.shell("redis-cli HSET chain:1:progress frozen 'the nodes were on a fork'").await;
+    eventually("it is frozen", SOON, || async { listener.health().await["status"] == "fail" }).await;
+    let (out, _) = deployment.ends(0, &["resume", "--accept-reorg", "--yes"]).await;
+    assert_says(&out, &["frozen: the nodes were on a fork", "no final block left", "done: watermark 130"]);
+    assert!(!out.contains("onsumers") && !out.contains("--from"), "{out}");
+    deployment.chain.mine(2).await;
+    listener.wait_watermark(HEAD + 2, SOON).await;
+    let (_, messages, _) = listener.stop().await;
+    assert_counts(&folded(&messages), &deployment.transfers(FIRST, HEAD + 2).await);
+}
+
+#[tokio::test]
 async fn the_embedded_store_is_mended_while_nothing_runs() {
     let mut deployment = Deployment::new().await;
     deployment.settings = deployment.settings.unset("REDIS_URL");

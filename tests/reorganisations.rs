@@ -233,6 +233,22 @@ async fn f28_a_head_that_goes_back_for_a_while_takes_nothing_back() {
     assert_eq!(ids(&messages[before..]).into_iter().collect::<BTreeSet<_>>(), scene.transfers(111, 113).await, "{log}");
 }
 
+#[tokio::test]
+async fn a_shorter_chain_is_told_in_health_with_what_will_come_of_it() {
+    let scene = Scene::at(110).await;
+    let listener = scene.settings.start();
+    listener.wait_watermark(110, SOON).await;
+    scene.reorganise(5, 2).await;
+    let told = "the head, block 107, is below delivered blocks and on another chain: nothing is delivered; what left is taken \
+                back if it stays for 1 min";
+    eventually("it is told", SOON, || async { listener.health().await["reasons"].to_string().contains(told) }).await;
+    scene.chain.mine(4).await;
+    scene.wait_right(&[&listener]).await;
+    eventually("and over", SOON, || async { !listener.health().await["reasons"].to_string().contains("the head,") })
+        .await;
+    assert_eq!(listener.stop().await.0, 0);
+}
+
 /// F27: blocks 101 to 140 are a gap that is still being filled while its middle leaves the chain.
 #[tokio::test]
 async fn f27_a_reorganisation_under_an_open_gap_is_found_in_every_part() {

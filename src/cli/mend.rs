@@ -285,22 +285,26 @@ pub(super) async fn resume(
     say(out, &format!("frozen: {reason}"))?;
     let was = sealed_hash.map_or_else(|| "unknown".to_owned(), |hash| hash.to_string());
     say(out, &format!("final was block {sealed} ({was}); the chain has {} there now", now.hash))?;
-    if Some(now.hash) == sealed_hash {
-        say(out, "which is the same: the nodes that contradicted it are not the ones that answer now")?;
+    let is_back = Some(now.hash) == sealed_hash;
+    if is_back {
+        say(out, "which is the same, so no final block left: the nodes that said so are not the ones that answer now")?;
     }
     say(
         out,
         &format!("block {base} will count as final, and everything above it is verified and taken back where it left"),
     )?;
-    say(
-        out,
-        &format!(
-            "what was delivered of final blocks that left the chain cannot be taken back: up to {at} the journal is closed. \
+    if !is_back {
+        say(
+            out,
+            &format!(
+                "what was delivered of final blocks that left the chain cannot be taken back: up to {at} the journal is closed. \
              Tell the consumers, who know what they hold from these blocks"
-        ),
-    )?;
+            ),
+        )?;
+    }
     match args.from {
         Some(from) => say(out, &format!("blocks {from} to {tip} will be delivered again, as the chain has them now"))?,
+        None if is_back => {}
         None => {
             say(out, "the blocks that took their place are not delivered by this: --from N delivers from block N on")?;
         }

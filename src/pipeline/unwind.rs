@@ -155,8 +155,12 @@ pub(super) async fn look(
         return Ok(Look::Firm(head.block()));
     }
     if signed(head.number) < progress.tip && believed != Some(Doubt::Shorter) {
-        let text = format!("the head, block {}, is below delivered blocks and on another chain", head.number);
-        warn!(head = head.number, tip = progress.tip, "a shorter chain; it is believed if it stays");
+        let (head, minutes) = (head.number, SHORTER.as_secs() / 60);
+        let text = format!(
+            "the head, block {head}, is below delivered blocks and on another chain: nothing is delivered; what left is \
+             taken back if it stays for {minutes} min"
+        );
+        warn!(head, tip = progress.tip, "a shorter chain; it is believed if it stays");
         ctx.vitals.note("chain", Some(text));
         return Ok(Look::Doubt(Doubt::Shorter));
     }
@@ -251,7 +255,11 @@ async fn foreign(ctx: &Context, sealed: BlockRef, epoch: u64, believed: Option<D
         return Err(StageError::Again("no endpoint tells what is at the sealed height"));
     };
     if theirs.len() == 1 && believed != Some(Doubt::Foreign) {
-        let text = format!("the endpoint has {hash} at the height of the sealed block {sealed}");
+        let minutes = FOREIGN.as_secs() / 60;
+        let text = format!(
+            "the only endpoint that answers has {hash} at the height of the sealed block {sealed}: nothing is delivered, and \
+             deliveries freeze if that stays for {minutes} min"
+        );
         warn!(%sealed, %hash, "the only endpoint is on another fork than what was sealed; it is believed if it stays");
         ctx.vitals.note("chain", Some(text));
         return Ok(Look::Doubt(Doubt::Foreign));
