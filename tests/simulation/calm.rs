@@ -165,10 +165,9 @@ impl Run {
 
     /// What the store lacks of the chain up to `head`, where the chain has this `height`.
     fn left_in(&self, at: &State, head: u64, height: u64) -> Option<String> {
-        // An entry of an earlier epoch stays until its block is sealed, and one above a chain that became shorter until
-        // there is a block at its height.
+        // An entry of an earlier epoch stays until its block is sealed, and one that a shorter chain does not deliver yet.
         let is_left =
-            |(key, entry): &(&Key, &Entry)| !entry.done && key.0.cast_signed() > at.watermark && key.0 <= height;
+            |(key, entry): &(&Key, &Entry)| !entry.done && key.0.cast_signed() > at.watermark && key.0 <= head;
         if let Some((key, _)) = at.live.iter().find(is_left) {
             return Some(format!("entry {} {} (epoch {}) is left, {:?}", key.0, key.1, key.2, at.progress("")));
         }

@@ -171,11 +171,14 @@ impl Witnessed {
         reply
     }
 
-    async fn amend(&self, amend: Amend<'_>) -> Result<AmendReply, StoreError> {
+    async fn amend(&self, who: (usize, u64), amend: Amend<'_>) -> Result<AmendReply, StoreError> {
         let (block, events) = (amend.block, amend.events.iter().map(|event| event.log_index).collect::<Vec<_>>());
         let reply = self.inner.amend(amend).await;
         match &reply {
             Ok(AmendReply::Journaled { epoch } | AmendReply::Final { epoch }) => {
+                if self.world.oracle().amended(who, block.hash, &events) {
+                    self.world.saw("a log found that was left out");
+                }
                 self.world.oracle().journaled(block, *epoch, events.into_iter());
                 self.world.saw("AMEND");
             }
@@ -366,13 +369,8 @@ impl StateStore for Journal {
         self.late_or(Op::Retracted, orphan.block.number, effect).await
     }
     async fn amend(&self, amend: Amend<'_>) -> Result<AmendReply, StoreError> {
-        let (block, who) = (amend.block, (self.gate.replica, self.gate.life));
-        let events: Vec<u64> = amend.events.iter().map(|event| event.log_index).collect();
-        let reply = self.ask(Op::Amend, block.number, self.store.amend(amend)).await;
-        if self.gate.world.oracle().amended(who, block.hash, &events) {
-            self.gate.world.saw("a log found that was left out");
-        }
-        reply
+        let who = (self.gate.replica, self.gate.life);
+        self.ask(Op::Amend, amend.block.number, self.store.amend(who, amend)).await
     }
     async fn resume(&self, at: BlockRef, epoch: u64) -> Result<ReplayReply, StoreError> {
         self.store.inner.resume(at, epoch).await

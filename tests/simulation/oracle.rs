@@ -169,8 +169,15 @@ impl Oracle {
     }
 
     /// The store went back to what it was some time ago, which was right then.
-    pub fn failed_over(&mut self, watermark: i64) {
+    pub fn failed_over(&mut self, watermark: i64, done: &[u64]) {
         self.watermark = watermark;
+        for number in done {
+            let hashes = self.committed.entry(*number).or_default();
+            if hashes.is_empty() {
+                // What was taken back is not any more.
+                hashes.insert(B256::ZERO);
+            }
+        }
     }
 
     pub fn buried(&mut self, key: &str) {

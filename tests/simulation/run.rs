@@ -15,6 +15,7 @@ use crate::{
     journal::Witnessed,
     replica::{self, Death, Life},
     storage::Storage,
+    support::model_store::State,
     swarm::{Act, Swarm},
     world::{Options, World},
 };
@@ -259,8 +260,9 @@ impl Run {
                 self.world.note([92, lost, 0, 0], || format!("fail-over, {lost} writes are gone"));
                 if lost > 0 {
                     self.world.saw("fail-over that loses writes");
-                    let watermark = self.watermark().await.unwrap_or(-1);
-                    self.world.oracle().failed_over(watermark);
+                    let done = |state: &State| (state.watermark, state.done.iter().copied().collect());
+                    let (watermark, done) = self.storage.look(|state| state.map(done)).unwrap_or((-1, vec![]));
+                    self.world.oracle().failed_over(watermark, &done);
                 }
             }
             Act::Token => self.change_tokens(),
