@@ -1,8 +1,8 @@
 //! Asks another provider before blocks are sealed: one that leaves out a log is found as long as a second one has it
 //! (F09).
 //!
-//! What the second provider has and the journal lacks is delivered, with an alarm; what it lacks is only told, because
-//! a log that was there once cannot be made up. Blocks of which the two have different hashes are not sealed. A second
+//! What the second provider has and the journal lacks is delivered, with an alarm; until that is acknowledged a dead letter
+//! holds it, too. What it lacks is only told, because a log that was there once cannot be made up. Blocks of which the two have different hashes are not sealed. A second
 //! provider that does not answer holds sealing up for some minutes, not for ever: the journal is bounded.
 //!
 //! What it does not see: history below the final height, which has no journal and comes from one provider.
@@ -169,7 +169,7 @@ async fn compare(ctx: &Context, filter: &Filter, batch: &[JournalEntry], answer:
     let theirs: BTreeSet<(BlockRef, u64)> =
         decoded.candidates.iter().map(|found| (found.event.block, found.event.log_index)).collect();
     let mut wanted = filter::by_token(filter, decoded).by_block();
-    let mut epochs = Vec::new();
+    let (mut epochs, mut found) = (Vec::new(), Vec::new());
     for entry in batch {
         let read = || ctx.store.journaled(entry.block, entry.epoch);
         let held = persist(ctx, "journaled", PATIENCE, read).await?;
@@ -186,13 +186,19 @@ async fn compare(ctx: &Context, filter: &Filter, batch: &[JournalEntry], answer:
         // Where an earlier try was given up, nothing tells which of the journaled events were sent: all are sent again.
         let events = if is_owed { wanted.events } else { lacking };
         let missing = Wanted { events, undecodable: vec![], version: wanted.version };
+        deliver::found(ctx, entry.epoch, &missing.events).await?;
         ctx.audit.owed().insert(entry.block);
         if let Amended::Final(epoch) = deliver::amended(ctx, entry.block, &missing).await? {
             epochs.push(epoch);
         }
-        ctx.audit.owed().remove(&entry.block);
+        found.extend(missing.events);
     }
-    deliver::still_of(ctx, &epochs).await
+    deliver::still_of(ctx, &epochs).await?;
+    if !found.is_empty() {
+        deliver::acknowledged(ctx, &found).await?;
+        ctx.audit.owed().retain(|block| !batch.iter().any(|entry| entry.block == *block));
+    }
+    Ok(())
 }
 
 /// Whether the entry is still there, and so was what was read of it: another replica may have sealed the block meanwhile,

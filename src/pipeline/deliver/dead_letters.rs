@@ -35,18 +35,46 @@ pub(super) fn refused(message: &Message, event: &Event, reason: String) -> DeadL
     }
 }
 
+/// Keeps what an audit found until [`acknowledged`] takes it back. It is journaled before it is sent, and the journal does
+/// not tell what of a delivered block was sent: a process that dies in between leaves it to the operator instead of to
+/// nobody. A key of its own keeps it apart from what a sink refuses of it.
+pub(in crate::pipeline) async fn found(ctx: &Context, epoch: u64, events: &[Event]) -> Result<(), StageError> {
+    let letter = |event: &Event| {
+        let message = Message::apply(event, ctx.chain.id, epoch);
+        let reason = "an audit found it, and nothing says yet that it was delivered: retry it".to_owned();
+        let key = found_key(ctx, event);
+        DeadLetter { key, ..refused(&message, event, reason) }
+    };
+    bury(ctx, None, &events.iter().map(letter).collect::<Vec<_>>()).await
+}
+
+/// What an audit found of a block was delivered.
+pub(in crate::pipeline) async fn acknowledged(ctx: &Context, events: &[Event]) -> Result<(), StageError> {
+    exhume(ctx, events.iter().map(|event| found_key(ctx, event)).collect()).await
+}
+
 /// Drops the dead letters of events whose block left the chain: they are not to be sent again (contract §10).
 pub(super) async fn forget(ctx: &Context, events: &[Event]) -> Result<(), StageError> {
     if ctx.store.dead_letters_len().await? == 0 {
         return Ok(());
     }
-    let of = |event: &Event| key(&Message::id_of(ctx.chain.id, event.block.hash, event.log_index), &event.handler);
-    for chunk in events.chunks(LETTERS_AT_ONCE) {
-        let keys: Vec<String> = chunk.iter().map(of).collect();
-        persist(ctx, "exhume", Duration::MAX, || ctx.store.exhume(&keys)).await?;
+    exhume(ctx, events.iter().flat_map(|event| [refused_key(ctx, event), found_key(ctx, event)]).collect()).await
+}
+
+async fn exhume(ctx: &Context, keys: Vec<String>) -> Result<(), StageError> {
+    for chunk in keys.chunks(LETTERS_AT_ONCE) {
+        persist(ctx, "exhume", Duration::MAX, || ctx.store.exhume(chunk)).await?;
     }
     count_dead_letters(ctx).await;
     Ok(())
+}
+
+fn refused_key(ctx: &Context, event: &Event) -> String {
+    key(&Message::id_of(ctx.chain.id, event.block.hash, event.log_index), &event.handler)
+}
+
+fn found_key(ctx: &Context, event: &Event) -> String {
+    key(&refused_key(ctx, event), "audit")
 }
 
 /// Keeps logs of tracked contracts that are not what their ABI says.

@@ -19,6 +19,7 @@ mod dead_letters;
 mod hand_over;
 
 pub(super) use amend::{Amended, amended, still_of};
+pub(super) use dead_letters::{acknowledged, found};
 use dead_letters::{bury_undecodable, forget, wall_clock};
 use hand_over::{Say, send};
 
