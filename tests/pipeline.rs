@@ -217,7 +217,7 @@ async fn journal(store: &Embedded, block: BlockRef, parent: B256, events: &[Even
     assert_eq!(store.intent(intent).await.unwrap(), IntentReply::Journaled);
 }
 
-// Ranges ---------------------------------------------------------------------------------------------------------------
+// Ranges --------------------------------------------------------------------------------------------------------------
 
 #[tokio::test(start_paused = true)]
 async fn entries_that_fail_once_cost_neither_an_event_nor_a_duplicate() {
@@ -253,8 +253,8 @@ async fn what_another_replica_journaled_for_a_block_is_delivered_beside_our_own_
     assert_eq!(bench.sink.ids().into_iter().collect::<BTreeSet<_>>(), expected.collect());
 }
 
-/// Between CLAIM and `COMMIT_FINAL`, so that neither the look before nor the claim could see it. While the audit waits nothing
-/// is sealed, so a final block can still be journaled.
+/// Between CLAIM and `COMMIT_FINAL`, so that neither the look before nor the claim could see it. While the audit waits
+/// nothing is sealed, so a final block can still be journaled.
 #[tokio::test(start_paused = true)]
 async fn a_contradiction_that_came_in_between_holds_nothing_up() {
     let bench = Bench::of(20);
@@ -299,10 +299,10 @@ async fn the_logs_of_a_block_that_left_the_chain_meanwhile_are_not_asked_for_aga
     assert_eq!(bench.progress().await.epoch, before, "nothing had to be taken back");
 }
 
-// The audit before sealing ---------------------------------------------------------------------------------------------
+// The audit before sealing --------------------------------------------------------------------------------------------
 
-/// A process that delivered the blocks 21 to 30, one after the other and so from the journal, of a chain whose final height
-/// is 26; what was sealed is the block before them.
+/// A process that delivered the blocks 21 to 30 of a chain whose final height is 26: one after the other, and so from the
+/// journal. Nothing of them is sealed unless the other endpoint agrees.
 async fn audited(other: Other) -> (Bench, Process) {
     let bench = Bench::of(20);
     bench.other(other);
@@ -372,7 +372,7 @@ async fn nothing_is_sealed_while_two_providers_have_different_blocks_at_a_final_
     bench.assert_exactly(21, 35);
 }
 
-// Deployments that want different things --------------------------------------------------------------------------------
+// Deployments that want different things ------------------------------------------------------------------------------
 
 /// The older one ends last, as where a deployment that was begun is given up: nobody else is left then (protocol §7).
 #[tokio::test(start_paused = true)]

@@ -672,13 +672,17 @@ async fn a_seal_needs_the_tops_of_all_runs(home: Home) {
         home.deliver(number, 0).await;
     }
     let (low, high) = (block(103, 0), block(111, 0));
-    let wrong: [(&[BlockRef], &str); 6] = [
+    let wrong: [(&[BlockRef], &str); 10] = [
         (&[], "none"),
         (&[high], "the lower run forgotten"),
         (&[low], "the higher run forgotten"),
         (&[block(103, 1), high], "another chain below"),
         (&[low, block(111, 1)], "another chain above"),
         (&[block(102, 0), low, high], "more than the tops"),
+        (&[low, high, high], "one of them twice"),
+        (&[low, low, high, high], "each of them twice"),
+        (&[low, low], "one twice in place of the other"),
+        (&[high, high], "the other twice"),
     ];
     for (tops, what) in wrong {
         assert_eq!(home.seal(115, 0, tops).await, SealReply::Refused, "{what}");

@@ -485,7 +485,8 @@ pub trait StateStore: Send + Sync {
     /// `COMMIT_FINAL` a range after every sink acknowledged every event of it.
     async fn commit_final(&self, commit: FinalCommit, track: Track, grant: &Grant) -> Result<CommitReply, StoreError>;
 
-    /// SEAL: `at` is the canonical block at the final height, `tops` the canonical top of every run at or below it.
+    /// SEAL: `at` is the canonical block at the final height, `tops` the canonical top of every run at or below it, each
+    /// once.
     async fn seal(&self, at: BlockRef, tops: &[BlockRef]) -> Result<SealReply, StoreError>;
 
     /// BARRIER: the entries that are being taken back, ascending, at most [`MAX_ORPHANS`] of them; once it answers, the

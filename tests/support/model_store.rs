@@ -198,6 +198,14 @@ impl Model {
         }
     }
 
+    /// Whoever has a heartbeat has it for a day.
+    pub fn keep_alive(&self) {
+        let until = Instant::now() + Duration::from_hours(24);
+        if let Some(state) = &mut self.lock().state {
+            Arc::make_mut(&mut state.heartbeats).values_mut().for_each(|heartbeat| *heartbeat = until);
+        }
+    }
+
     /// Fail-overs so far.
     pub fn generation(&self) -> u64 {
         self.lock().generation

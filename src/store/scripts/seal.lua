@@ -27,7 +27,10 @@ if sealed > p.sealed then
   local tops, count = run_tops(entries)
   if count ~= (#ARGV - FIXED - 3) / 2 then return { 'REFUSED' } end
   for i = 4, #ARGV - FIXED, 2 do
-    if not tops[arg(i) .. ' ' .. arg(i + 1)] then return { 'REFUSED' } end
+    local top = arg(i) .. ' ' .. arg(i + 1)
+    if not tops[top] then return { 'REFUSED' } end
+    -- One that is said twice would stand for another that is not said.
+    tops[top] = nil
   end
   for _, e in ipairs(entries) do
     if e.n == sealed and e.hash ~= hash then return { 'REFUSED' } end

@@ -478,7 +478,8 @@ impl State {
             let is_top = |block: &BlockRef| !parents.contains(&(block.number + 1, block.hash));
             let expected: BTreeSet<BlockRef> = below.iter().map(|(key, _)| block_of(key)).filter(is_top).collect();
             let contradicted = below.iter().any(|(key, _)| key.0 == at.number && key.1 != at.hash);
-            let is_wrong = expected != tops.iter().copied().collect() || contradicted;
+            let said: BTreeSet<BlockRef> = tops.iter().copied().collect();
+            let is_wrong = expected != said || tops.len() != said.len() || contradicted;
             if is_wrong && !self.has(StoreMutant::SealBlind) {
                 return SealReply::Refused;
             }
