@@ -166,7 +166,7 @@ impl Run {
     /// What the store lacks of the chain up to `head`; the chain's `height` is `short` of its highest.
     fn left_in(&self, at: &State, head: u64, height: u64, short: u64) -> Option<String> {
         // An entry of an earlier epoch stays until its block is sealed, and one that a shorter chain does not deliver yet.
-        let is_near = |number| number <= head || self.world.swarm.deliver == DeliveryMode::Instant;
+        let is_near = |number| number <= head || short == 0 && self.world.swarm.deliver == DeliveryMode::Instant;
         let is_left =
             |(key, entry): &(&Key, &Entry)| !entry.done && key.0.cast_signed() > at.watermark && is_near(key.0);
         if let Some((key, _)) = at.live.iter().find(is_left) {

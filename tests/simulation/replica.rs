@@ -123,16 +123,14 @@ impl TokenDirectory for Directory {
         let mut strike = self.gate.enter(Op::Tokens, 0).await;
         let tracked: BTreeSet<Address> = self.gate.world.directory.borrow().clone();
         self.gate.leave(Op::Tokens, &mut strike).await;
-        match strike.kind {
-            Some(Kind::Fails | Kind::Lost | Kind::Hangs | Kind::Late) => Err(TokenError::Transient("away".into())),
-            _ => {
-                if is_calm {
-                    self.gate.has_read_in_calm();
-                }
-                let tokens = tokens().values().filter(|token| tracked.contains(&token.address)).cloned().collect();
-                Ok(Loaded { tokens, from: BTreeMap::new(), skipped: vec![] })
-            }
+        if matches!(strike.kind, Some(Kind::Fails | Kind::Lost | Kind::Hangs | Kind::Late)) {
+            return Err(TokenError::Transient("away".into()));
         }
+        if is_calm {
+            self.gate.has_read_in_calm();
+        }
+        let tokens = tokens().values().filter(|token| tracked.contains(&token.address)).cloned().collect();
+        Ok(Loaded { tokens, from: BTreeMap::new(), skipped: vec![] })
     }
 
     async fn changed(&self) {
