@@ -81,7 +81,7 @@ impl Audits {
         }
     }
 
-    pub fn amended(&mut self, who: Who, id: (B256, u64)) {
+    pub fn amends(&mut self, who: Who, id: (B256, u64)) {
         self.amended.entry(id).or_insert(who);
     }
 

@@ -156,11 +156,11 @@ impl Oracle {
         self.left_out.insert((block, index));
     }
 
-    /// A life journals these events of a block that was delivered; answers whether a node had left one out.
-    pub fn amended(&mut self, who: (usize, u64), block: B256, events: &[u64]) -> bool {
+    /// A life is about to journal these events of a block that was delivered; answers whether a node had left one out.
+    pub fn amends(&mut self, who: (usize, u64), block: B256, events: &[u64]) -> bool {
         let found: Vec<Id> =
             events.iter().map(|index| (block, *index)).filter(|id| self.left_out.contains(id)).collect();
-        found.iter().for_each(|id| self.audits.amended(who, *id));
+        found.iter().for_each(|id| self.audits.amends(who, *id));
         !found.is_empty()
     }
 

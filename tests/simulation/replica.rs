@@ -123,7 +123,7 @@ impl TokenDirectory for Directory {
         let mut strike = self.gate.enter(Op::Tokens, 0).await;
         let tracked: BTreeSet<Address> = self.gate.world.directory.borrow().clone();
         self.gate.leave(Op::Tokens, &mut strike).await;
-        if let Some(Kind::Fails | Kind::Lost | Kind::Hangs | Kind::Late) = strike.kind {
+        if matches!(strike.kind, Some(Kind::Fails | Kind::Lost | Kind::Hangs | Kind::Late)) {
             return Err(TokenError::Transient("away".into()));
         }
         if is_calm {

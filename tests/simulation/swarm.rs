@@ -13,6 +13,7 @@ use crate::{
 
 /// One seed.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is drawn by itself")]
 pub struct Swarm {
     pub seed: u64,
     pub replicas: usize,
