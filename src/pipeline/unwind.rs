@@ -30,12 +30,17 @@ const SHORTER: Duration = Duration::from_mins(1);
 const FOREIGN: Duration = Duration::from_mins(5);
 /// What was delivered since the last look is looked at once nothing more was delivered for so long.
 const SETTLES: Duration = Duration::from_secs(1);
+/// What nothing ties to the head is looked at so often, while the head stays: a node on a stale branch may have answered
+/// the look itself.
+const UNTIED: Duration = Duration::from_mins(1);
 
 /// What everything that was delivered stands on.
 #[derive(Debug, Default)]
 pub(super) struct Footing {
     /// The head above which everything journaled was last found to be canonical.
     firm: Option<BlockRef>,
+    /// When the last look began, or the head last needed none.
+    looked: Option<Instant>,
     /// When something else than that head was delivered last, since a look began.
     grown: Option<Instant>,
     doubt: Option<(Doubt, Instant)>,
@@ -85,9 +90,13 @@ impl Footing {
         if self.grown.is_some_and(|last| last.elapsed() >= SETTLES) {
             return false;
         }
+        // By the parents that INTENT compared.
         let is_closed = progress.tip == signed(firm.number) && progress.watermark == progress.tip;
+        if !is_closed && self.looked.is_some_and(|last| last.elapsed() >= UNTIED) {
+            return false;
+        }
         if is_next && is_closed {
-            self.firm = Some(head.block());
+            (self.firm, self.looked) = (Some(head.block()), Some(Instant::now()));
         }
         self.firm == Some(head.block())
     }
@@ -108,7 +117,7 @@ impl Footing {
 
     /// A look begins, and nothing is firm until it ends; answers whether it has to be thorough, because nothing was.
     pub(super) fn begin(&mut self) -> bool {
-        (self.shaken, self.grown) = (false, None);
+        (self.shaken, self.grown, self.looked) = (false, None, Some(Instant::now()));
         self.firm.take().is_none()
     }
 
@@ -329,6 +338,17 @@ mod tests {
         footing.grew(header(6, 6, 5).block());
         footing.found(Look::Firm(head.block()));
         assert!(footing.grown.is_some(), "delivered while the look was going on");
+    }
+
+    #[test]
+    fn what_nothing_ties_to_the_head_is_looked_at_again_while_the_head_stays() {
+        let mut footing = Footing::default();
+        let head = header(9, 9, 8);
+        footing.begin();
+        footing.found(Look::Firm(head.block()));
+        footing.looked = footing.looked.map(|last| last.checked_sub(UNTIED).unwrap());
+        assert!(footing.holds(&head, &progress(9, 9)), "closed up to the head");
+        assert!(!footing.holds(&head, &progress(8, 8)), "only what is deep enough is delivered");
     }
 
     #[test]

@@ -187,8 +187,9 @@ impl Run {
         // A tag that was seen does not go back, so that of a chain that became shorter more may be delivered.
         let most = if self.world.swarm.deliver == DeliveryMode::Instant { head } else { height.max(head) };
         let is_there = u64::try_from(at.watermark).is_ok_and(|at| (head..=most).contains(&at));
-        if !at.duties.is_empty() {
-            return Some("a duty to scan for tokens that joined".into());
+        // What was delivered above a chain that became shorter is looked at again once the chain has a block there.
+        if let Some(duty) = at.duties.values().find(|duty| duty.range.from <= height) {
+            return Some(format!("{duty:?} is open, {:?}", at.progress("")));
         }
         // What may be delivered became less: holes above it wait until it is more again.
         let is_whole = at.tip == at.watermark || at.tip > head.cast_signed();

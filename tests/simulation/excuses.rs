@@ -55,10 +55,8 @@ type Who = (usize, u64);
 pub struct Audits {
     /// What each life looks at before it seals: the committed entries, and those of them that the second node told of.
     going_on: BTreeMap<Who, (Vec<BlockRef>, Vec<BlockRef>)>,
-    /// What was sealed after that, and by whom.
-    passed: BTreeMap<B256, Who>,
-    /// Who journaled what was found: what dies with its process before it is sent is not known to be owed.
-    amended: BTreeMap<(B256, u64), Who>,
+    /// What was sealed after that.
+    passed: BTreeSet<B256>,
 }
 
 impl Audits {
@@ -77,17 +75,12 @@ impl Audits {
     /// A life sealed up to here.
     pub fn sealed(&mut self, who: Who, at: u64) {
         if let Some((_, told)) = self.going_on.get(&who) {
-            self.passed.extend(told.iter().filter(|block| block.number <= at).map(|block| (block.hash, who)));
+            self.passed.extend(told.iter().filter(|block| block.number <= at).map(|block| block.hash));
         }
     }
 
-    pub fn amends(&mut self, who: Who, id: (B256, u64)) {
-        self.amended.entry(id).or_insert(who);
-    }
-
-    /// Whether this log had to be found, and to be sent.
-    pub fn has_passed(&self, id: &(B256, u64)) -> bool {
-        let Some(sealer) = self.passed.get(&id.0) else { return false };
-        self.amended.get(id).is_none_or(|finder| finder == sealer)
+    /// Whether what was left out of this block had to be found: sent, or kept as a dead letter by who died before that.
+    pub fn has_passed(&self, block: &B256) -> bool {
+        self.passed.contains(block)
     }
 }

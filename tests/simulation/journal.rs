@@ -171,10 +171,9 @@ impl Witnessed {
         reply
     }
 
-    async fn amend(&self, who: (usize, u64), amend: Amend<'_>) -> Result<AmendReply, StoreError> {
+    async fn amend(&self, amend: Amend<'_>) -> Result<AmendReply, StoreError> {
         let (block, events) = (amend.block, amend.events.iter().map(|event| event.log_index).collect::<Vec<_>>());
-        // Whoever dies while the barrier waits has journaled it all the same.
-        let is_found = self.world.oracle().amends(who, block.hash, &events);
+        let is_found = self.world.oracle().was_left_out(block.hash, &events);
         let reply = self.inner.amend(amend).await;
         match &reply {
             Ok(AmendReply::Journaled { epoch } | AmendReply::Final { epoch }) => {
@@ -371,8 +370,7 @@ impl StateStore for Journal {
         self.late_or(Op::Retracted, orphan.block.number, effect).await
     }
     async fn amend(&self, amend: Amend<'_>) -> Result<AmendReply, StoreError> {
-        let who = (self.gate.replica, self.gate.life);
-        self.ask(Op::Amend, amend.block.number, self.store.amend(who, amend)).await
+        self.ask(Op::Amend, amend.block.number, self.store.amend(amend)).await
     }
     async fn resume(&self, at: BlockRef, epoch: u64) -> Result<ReplayReply, StoreError> {
         self.store.inner.resume(at, epoch).await

@@ -156,12 +156,9 @@ impl Oracle {
         self.left_out.insert((block, index));
     }
 
-    /// A life is about to journal these events of a block that was delivered; answers whether a node had left one out.
-    pub fn amends(&mut self, who: (usize, u64), block: B256, events: &[u64]) -> bool {
-        let found: Vec<Id> =
-            events.iter().map(|index| (block, *index)).filter(|id| self.left_out.contains(id)).collect();
-        found.iter().for_each(|id| self.audits.amends(who, *id));
-        !found.is_empty()
+    /// Whether a node had left out one of these events of a block that was delivered.
+    pub fn was_left_out(&self, block: B256, events: &[u64]) -> bool {
+        events.iter().any(|index| self.left_out.contains(&(block, *index)))
     }
 
     pub fn audits(&mut self) -> &mut Audits {
@@ -340,7 +337,7 @@ impl Oracle {
 
     /// Whether an event that is due need not have come.
     fn is_excused(&self, block: &Block, id: &Id) -> bool {
-        let is_found = self.audits.has_passed(id) && self.due(block, Due::Always).contains(id);
+        let is_found = self.audits.has_passed(&id.0) && self.due(block, Due::Always).contains(id);
         self.excuses.is_unsaid(block.header.number) || self.left_out.contains(id) && !is_found
     }
 
