@@ -16,8 +16,7 @@ use serde::Serialize;
 
 use super::{
     Failure,
-    equip::{self, stage_failure},
-    operate::{opened, say},
+    equip::{self, opened, say, stage_failure},
 };
 use crate::{
     app,

@@ -5,7 +5,7 @@ use std::io::{BufRead, IsTerminal as _, Write};
 
 use clap::Args;
 
-use super::{Failure, operate::say};
+use super::{Failure, equip::say};
 
 /// Flags of every command that changes the state.
 #[derive(Args, Clone, Copy, Debug, Default)]

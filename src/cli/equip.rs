@@ -1,7 +1,7 @@
-//! What commands work with beyond the store: nodes, sinks and the token list, as the listener has them, but read once and
-//! without tasks of their own; and whether each of the servers answers.
+//! What commands work with: the store, the nodes and the token list, as the listener has them, but read once and without
+//! tasks of their own; where they write; and whether each of the servers answers.
 
-use std::sync::Arc;
+use std::{io::Write, sync::Arc};
 
 use super::Failure;
 use crate::{
@@ -10,7 +10,30 @@ use crate::{
     domain::TokenList,
     pipeline::StageError,
     rpc::{At, ChainSource, RpcError},
+    store::{Snapshot, StateStore, StoreError},
 };
+
+/// The store and what it holds of this chain.
+pub(super) async fn opened(settings: &Settings) -> Result<(Arc<dyn StateStore>, Snapshot), Failure> {
+    let id = settings.chain.id;
+    let nothing = || Failure::No(format!("the store holds nothing of chain {id} yet: `chaintap run` begins it"));
+    let store = app::existing_store(settings).await.map_err(|error| match error {
+        // Told without a scheme: what looks like a URL is cut to its host.
+        StoreError::InUse(why) => {
+            let port = settings.http.port();
+            Failure::Temporary(format!("{why}\nif that is chaintap, it can be asked: curl localhost:{port}/health"))
+        }
+        other => app::store_failure(&other),
+    })?;
+    let store = store.ok_or_else(nothing)?;
+    let snapshot = store.peek().await.map_err(|error| app::store_failure(&error))?.ok_or_else(nothing)?;
+    Ok((store, snapshot))
+}
+
+/// Writes a line.
+pub(super) fn say(out: &mut (dyn Write + Send), line: &str) -> Result<(), Failure> {
+    writeln!(out, "{line}").map_err(|error| Failure::Internal(format!("cannot write: {error}")))
+}
 
 /// The configured nodes; for commands that cannot do without.
 pub(super) fn nodes(settings: &Settings) -> Result<Arc<dyn ChainSource>, Failure> {

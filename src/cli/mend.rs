@@ -15,8 +15,7 @@ use clap::Args;
 use super::{
     Failure,
     consent::Consent,
-    equip::{self, node_failure, stage_failure},
-    operate::{opened, say},
+    equip::{self, node_failure, opened, say, stage_failure},
 };
 use crate::{
     app,

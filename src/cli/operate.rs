@@ -1,15 +1,17 @@
 //! The commands that look at a deployment or change it, without listening.
 
-use std::{io::Write, sync::Arc};
+use std::io::Write;
 
 use super::{
-    Command, Configured, Failure, Overrides, audit, check, devchain, dlq, equip, healthcheck, mend, run::logs, status,
-    tokens,
+    Command, Configured, Failure, Overrides, audit, check, devchain, dlq,
+    equip::{self, opened, say},
+    healthcheck, mend,
+    run::logs,
+    status, tokens,
 };
 use crate::{
     app,
     config::{Purpose, Settings},
-    store::{Snapshot, StateStore, StoreError},
 };
 
 /// Does the commands that need a runtime.
@@ -86,26 +88,4 @@ async fn dead_letters(
     let nodes = (!settings.providers.is_empty()).then(|| app::nodes(settings, &settings.providers));
     let edges = dlq::Edges { store: &*store, sinks: &sinks, source: nodes.as_deref() };
     dlq::run(command, edges, out, &mut std::io::stderr()).await
-}
-
-/// The store and what it holds of this chain.
-pub(super) async fn opened(settings: &Settings) -> Result<(Arc<dyn StateStore>, Snapshot), Failure> {
-    let id = settings.chain.id;
-    let nothing = || Failure::No(format!("the store holds nothing of chain {id} yet: `chaintap run` begins it"));
-    let store = app::existing_store(settings).await.map_err(|error| match error {
-        // Told without a scheme: what looks like a URL is cut to its host.
-        StoreError::InUse(why) => {
-            let port = settings.http.port();
-            Failure::Temporary(format!("{why}\nif that is chaintap, it can be asked: curl localhost:{port}/health"))
-        }
-        other => app::store_failure(&other),
-    })?;
-    let store = store.ok_or_else(nothing)?;
-    let snapshot = store.peek().await.map_err(|error| app::store_failure(&error))?.ok_or_else(nothing)?;
-    Ok((store, snapshot))
-}
-
-/// Writes a line.
-pub(super) fn say(out: &mut (dyn Write + Send), line: &str) -> Result<(), Failure> {
-    writeln!(out, "{line}").map_err(|error| Failure::Internal(format!("cannot write: {error}")))
 }
