@@ -61,12 +61,22 @@ impl Owned {
 }
 
 impl Witnessed {
+    /// A barrier vouches for what was offered, and for what the entry holds besides: who put it there may have died before
+    /// its own barrier answered.
+    fn vouched(&self, block: BlockRef, epoch: u64, mut events: Vec<u64>) {
+        self.storage.look(|state| {
+            let entry = state.and_then(|state| state.live.get(&(block.number, block.hash, epoch)));
+            events.extend(entry.iter().flat_map(|entry| &entry.events).map(|event| event.log_index));
+        });
+        self.world.oracle().journaled(block, epoch, events.into_iter());
+    }
+
     async fn intent(&self, intent: Intent<'_>) -> Result<IntentReply, StoreError> {
         let (block, epoch) = (intent.block, intent.epoch);
         let events: Vec<u64> = intent.events.iter().map(|event| event.log_index).collect();
         let reply = self.inner.intent(intent).await;
         match &reply {
-            Ok(IntentReply::Journaled) => self.world.oracle().journaled(block, epoch, events.into_iter()),
+            Ok(IntentReply::Journaled) => self.vouched(block, epoch, events),
             Ok(IntentReply::Conflict(_)) => self.world.saw("INTENT conflicts"),
             Ok(IntentReply::Stale) => self.world.saw("INTENT stale"),
             Ok(IntentReply::Sealed) => self.world.saw("INTENT sealed"),
@@ -180,7 +190,7 @@ impl Witnessed {
                 if is_found {
                     self.world.saw("a log found that was left out");
                 }
-                self.world.oracle().journaled(block, *epoch, events.into_iter());
+                self.vouched(block, *epoch, events);
                 self.world.saw("AMEND");
             }
             Ok(AmendReply::More { .. }) => self.world.saw("AMEND more"),
