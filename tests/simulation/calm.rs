@@ -3,7 +3,10 @@
 use std::{collections::BTreeSet, sync::atomic::Ordering, time::Duration};
 
 use alloy::primitives::Address;
-use chaintap::domain::{BlockRef, DeliveryMode, Heights, Tag};
+use chaintap::{
+    domain::{BlockRef, DeliveryMode, Heights, Tag},
+    store::MAX_DONE_INTERVALS,
+};
 use tokio::time::{Instant, sleep};
 
 use crate::{
@@ -25,6 +28,8 @@ impl Run {
     /// No fault, and the chain stands still: everything is delivered soon, and so is one more block.
     pub async fn calm(&mut self) {
         self.world.calm_down();
+        // The plan knows the real cap only: under a smaller one it fills one hole in a pause, which takes long.
+        self.storage.set_most_pieces(MAX_DONE_INTERVALS);
         self.world.note([93, 0, 0, 0], || "calm".to_owned());
         let now = Instant::now();
         self.starts.iter_mut().for_each(|(when, _)| *when = now);
@@ -190,8 +195,10 @@ impl Run {
         if let Some(((number, hash, epoch), _)) = at.live.iter().find(has_left) {
             return Some(format!("entry {number} {hash} (epoch {epoch}) is not on the chain, {:?}", at.progress("")));
         }
-        // A tag that was seen does not go back, so that of a chain that became shorter more may be delivered.
-        let most = if self.world.swarm.deliver == DeliveryMode::Instant { head } else { height.max(head) };
+        // A tag that was seen does not go back, and a chain that only lost its last blocks is a node that lags: more may be
+        // delivered, up to the highest block that there was.
+        let highest = height + tree.is_short_of();
+        let most = if self.world.swarm.deliver == DeliveryMode::Instant { head } else { highest.max(head) };
         let is_there = u64::try_from(at.watermark).is_ok_and(|at| (head..=most).contains(&at));
         // What was delivered above a chain that became shorter is looked at again once the chain has a block there.
         if let Some(duty) = at.duties.values().find(|duty| duty.range.from <= height) {

@@ -149,7 +149,11 @@ impl Model {
 
     /// From now on there may be so few pieces of delivered blocks.
     pub fn set_most_pieces(&self, pieces: usize) {
-        self.lock().most_pieces = pieces;
+        let mut world = self.lock();
+        world.most_pieces = pieces;
+        if let Some(state) = &mut world.state {
+            state.most_pieces = pieces;
+        }
     }
 
     /// How long a barrier waits for the replicas between its write and its answer; not at all at first.
