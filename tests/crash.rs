@@ -117,6 +117,8 @@ async fn random_moment(dice: &mut Dice, listener: &Listener, messages: u64) {
 async fn kill_and_restart(home: Home, replicas: usize) {
     const NEW_BLOCKS: u64 = 40;
     let Effort { kills, blocks } = Effort::of_this_run();
+    // The others go on while one starts again: with more of them there is more to do.
+    let blocks = blocks * replicas as u64;
     let chain = Devchain::start(Options { logs_per_block: 4, ..still(blocks) }).await;
     let settings = home.settings(&chain);
     // Somewhat less than an equal share of all messages, so that the last kill comes before the catch-up ends.
