@@ -204,8 +204,9 @@ impl Model {
 
     /// Whoever has a heartbeat has it for a day.
     pub fn keep_alive(&self) {
-        let until = Instant::now() + Duration::from_hours(24);
-        if let Some(state) = &mut self.lock().state {
+        let mut world = self.lock();
+        let until = world.now() + Duration::from_hours(24);
+        if let Some(state) = &mut world.state {
             Arc::make_mut(&mut state.heartbeats).values_mut().for_each(|heartbeat| *heartbeat = until);
         }
     }
