@@ -1,9 +1,10 @@
 //! Asks another provider before blocks are sealed: one that leaves out a log is found as long as a second one has it
 //! (F09).
 //!
-//! What the second provider has and the journal lacks is delivered, with an alarm; until that is acknowledged a dead letter
-//! holds it, too. What it lacks is only told, because a log that was there once cannot be made up. Blocks of which the two have different hashes are not sealed. A second
-//! provider that does not answer holds sealing up for some minutes, not for ever: the journal is bounded.
+//! What the second provider has and the journal lacks is delivered, with an alarm; until that is acknowledged a dead
+//! letter holds it, too. What it lacks is only told, because a log that was there once cannot be made up. Blocks of which
+//! the two have different hashes are not sealed. A second provider that does not answer holds sealing up for some
+//! minutes, not for ever: the journal is bounded.
 //!
 //! What it does not see: history below the final height, which has no journal and comes from one provider.
 
