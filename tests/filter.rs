@@ -136,6 +136,38 @@ async fn f53_a_token_that_is_listed_while_blocks_pass_is_delivered_from_then_on_
         .await;
 }
 
+/// What is sent of a block without a journal entry cannot be taken back.
+#[tokio::test]
+async fn blocks_that_were_left_out_are_looked_at_for_a_new_token_once_they_are_final() {
+    let options = Options { logs_per_block: 16, tokens: 3, ..still(200) };
+    let (list, redis) = (TokenFile::of(&options), RedisServer::start().await);
+    let chain = Devchain::start(options).await;
+    list.list(&[(0, None)]);
+    let settings = replica(&chain, &redis, &list).set("START_BLOCK", 201);
+    let listener = settings.start();
+    listener.wait_ready(true, SOON).await;
+    chain.mine(5).await;
+    listener.wait_watermark(205, SOON).await;
+    listener.stop().await;
+    chain.mine(5).await;
+    let (code, out, log) = settings.output(&["skip", "--to", "210", "--yes"]).await;
+    assert_eq!(code, 0, "{out}{log}");
+    list.list(&[(0, None), (1, Some(201))]);
+    let replicas = [settings.start()];
+    let new = list.address(1);
+    let journaled = transfers(&chain.rpc(), 201, 205, Some(&[new])).await;
+    wait_sent(&replicas, "Transfer", &journaled).await;
+    chain.mine(1).await;
+    replicas[0].wait_watermark(211, SOON).await;
+    let left_out = transfers(&chain.rpc(), 206, 210, Some(&[new])).await;
+    assert!(!left_out.is_empty() && sent(&replicas, "Transfer").is_disjoint(&left_out), "sent before they are final");
+    assert_eq!(redis.cli::<u64>(DB, "EXISTS chain:31337:rescan").await, 1, "the duty waits");
+    chain.mine(FINAL).await;
+    wait_sent(&replicas, "Transfer", &left_out).await;
+    let none_left = || async { redis.cli::<u64>(DB, "EXISTS chain:31337:rescan").await == 0 };
+    eventually("no duty is left", SOON, none_left).await;
+}
+
 #[tokio::test]
 async fn a_token_with_a_first_block_is_delivered_from_there_final_blocks_and_others() {
     let options = Options { logs_per_block: 16, tokens: 3, ..still(200) };

@@ -44,7 +44,10 @@ pub(in crate::pipeline) async fn amended(
     for _ in 0..ROUNDS {
         let (epoch, amended) = match offer(ctx, block, wanted, &held).await? {
             AmendReply::Journaled { epoch } => (epoch, Amended::Journaled),
-            AmendReply::Final { epoch } => (epoch, Amended::Final(epoch)),
+            AmendReply::Final { epoch } => {
+                final_by_now(ctx, block).await?;
+                (epoch, Amended::Final(epoch))
+            }
             AmendReply::More { epoch } => {
                 held = persist(ctx, "journaled", PATIENCE, || ctx.store.journaled(block, epoch)).await?;
                 continue;
@@ -63,6 +66,16 @@ pub(in crate::pipeline) async fn amended(
         return Ok(amended);
     }
     Err(StageError::Again("someone else appends to the same journal entry"))
+}
+
+/// A block without an entry may be one that an operator left out and that is not final yet: until it is, what is sent
+/// of it could not be taken back (I4).
+async fn final_by_now(ctx: &Context, block: BlockRef) -> Result<(), StageError> {
+    let sealed = persist(ctx, "snapshot", PATIENCE, || ctx.store.snapshot()).await?.progress.sealed;
+    if u64::try_from(sealed).is_ok_and(|sealed| block.number <= sealed) {
+        return Ok(());
+    }
+    Err(StageError::Again("a block that was left out is not final yet"))
 }
 
 /// What was sent of final blocks counts only if the epoch that it was sent under is still the chain's: a retraction of
