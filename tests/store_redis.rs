@@ -1064,3 +1064,14 @@ async fn a_full_journal_begins_no_new_entry_but_finishes_what_is_begun() {
     let left: Vec<String> = server.cli(0, "KEYS chain:1:journal*").await;
     assert!(left.is_empty(), "{left:?}");
 }
+
+#[tokio::test]
+async fn a_number_that_was_overwritten_with_a_word_is_told_once_and_not_asked_again() {
+    let (server, store) = at_100().await;
+    let _: u32 = server.cli(0, "HSET chain:1:progress watermark abc").await;
+    for error in [store.snapshot().await.map(drop), store.init(Start::Latest(999)).await.map(drop)] {
+        let error = error.unwrap_err();
+        let told = "a key of the chain was changed by hand or by another version";
+        assert!(matches!(&error, StoreError::Fatal(text) if text.contains(told)), "{error}");
+    }
+}

@@ -212,6 +212,11 @@ pub(super) fn classify(error: &RedisError) -> StoreError {
             StoreError::Fatal("Redis is a cluster: use a single primary, with replicas if you like".into())
         }
         (_, "WRONGTYPE") => StoreError::Fatal(format!("a key of this chain has a wrong type in Redis ({error})")),
+        // A script met a value of another kind than it reckons with; what passes by itself (OOM, …) has a code of its own.
+        (_, "ERR") if error.to_string().contains("user_script") => StoreError::Fatal(format!(
+            "Redis holds state that this version cannot read ({error}): a key of the chain was changed by hand or by \
+             another version; put it back, or see `chaintap reset`"
+        )),
         _ if error.is_timeout() => StoreError::Transient("Redis did not answer in time".into()),
         // LOADING, OOM, MISCONF, READONLY, NOREPLICAS, a lost connection, …: it may be well again in a while.
         _ => StoreError::Transient(format!("Redis: {error}")),
