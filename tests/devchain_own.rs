@@ -219,7 +219,7 @@ async fn finalized_blocks_are_replaced_only_where_that_is_said() {
     let rpc = node.rpc();
     let finalized = hash_of(&rpc, 46).await;
     let refused = rpc.try_call("devchain_reorg", json!([6])).await.unwrap_err();
-    let words = "a reorganisation of 6 blocks takes back block 46, which is finalized: ask for it with \"deep\": true";
+    let words = "a reorganisation of 6 blocks takes back block 46, which is finalized: ask devchain_reorg for it with \"deep\": true";
     assert_eq!(refused["message"], words);
     assert_eq!(rpc.call("devchain_reorg", json!([{ "depth": 6, "deep": true }])).await, "0x32");
     let now = rpc.call("eth_getBlockByNumber", json!(["finalized", false])).await;

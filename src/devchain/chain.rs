@@ -315,7 +315,7 @@ impl Chain {
         }
         match self.final_height(state) {
             Some(height) if !deep && head - depth < height => Err(Error::Refused(format!(
-                "a reorganisation of {depth} blocks takes back block {height}, which is finalized: ask for it with \"deep\": true"
+                "a reorganisation of {depth} blocks takes back block {height}, which is finalized: ask devchain_reorg for it with \"deep\": true"
             ))),
             _ => Ok(()),
         }
