@@ -108,6 +108,8 @@ declare! {
         "Duration of one JSON-RPC request, to the last byte of the answer.";
     EMPTY_WITH_BLOOM = Kind::Counter, "rpc_empty_with_bloom_total", ["provider"],
         "Answers without logs that were not taken, because the block's bloom has some.";
+    UNKNOWN_MESSAGES = Kind::Counter, "rpc_unknown_messages_total", ["provider"],
+        "Error messages that are not known; they stand in warnings, please report them.";
     RPC_HEALTHY = Kind::Gauge, "rpc_provider_healthy", ["provider"], "1 while the provider answers, else 0.";
     RPC_HEAD = Kind::Gauge, "rpc_head_block_number", ["provider"], "The newest block that this provider tells of.";
 
@@ -212,6 +214,11 @@ pub fn rpc_request(provider: &str, method: &'static str, outcome: &'static str, 
 /// An answer without logs was not taken.
 pub fn empty_with_bloom(provider: &str) {
     count(&EMPTY_WITH_BLOOM, [label(provider)], 1);
+}
+
+/// A provider said what is not known.
+pub fn unknown_message(provider: &str) {
+    count(&UNKNOWN_MESSAGES, [label(provider)], 1);
 }
 
 /// A sink decided on messages: `acknowledged`, `retry`, `throttled`, `refused`.

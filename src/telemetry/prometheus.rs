@@ -109,6 +109,7 @@ mod tests {
         metrics::events_retracted(6);
         metrics::audit_missing(1);
         metrics::empty_with_bloom("node.example");
+        metrics::unknown_message("node.example");
         metrics::audit_extra(1);
         metrics::token_refresh_failed();
         metrics::tokens(150);
