@@ -10,6 +10,7 @@ use futures_util::stream::BoxStream;
 use crate::domain::{BlockRange, BlockRef, Header, RawLog};
 
 mod blooms;
+mod caps;
 mod client;
 mod endpoints;
 mod error;
@@ -20,6 +21,7 @@ mod unknown;
 mod wire;
 mod words;
 
+pub use caps::{Allowance, Bounds, Caps, Learned, Room};
 pub use endpoints::Endpoints;
 
 /// Which block to read.
