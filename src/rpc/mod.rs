@@ -15,6 +15,8 @@ mod endpoints;
 mod error;
 pub(crate) mod fuzzing;
 mod heads;
+mod proofs;
+mod receipts;
 mod transport;
 mod wire;
 
