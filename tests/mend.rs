@@ -409,4 +409,17 @@ async fn an_audit_asks_every_endpoint_and_notes_where_they_disagree() {
     poor.fail(Fault::Status(500, None));
     let (out, _) = deployment.ends(0, &["audit", "--from", "121", "--to", "130"]).await;
     assert_says(&out, &["not compared: endpoint 1 (127.0.0.1", "differences: 0"]);
+    // Another fork is a disagreement of the endpoints; what was delivered is held against the preferred one's.
+    let fork = Devchain::start(options()).await;
+    fork.rpc().call("devchain_reorg", json!([{ "depth": "0x5" }])).await;
+    let listed = format!("{good},{}", fork.rpc().url);
+    let (code, out, log) = deployment
+        .settings
+        .clone()
+        .set("WEB3_PROVIDER", listed)
+        .output(&["audit", "--from", "121", "--to", "130"])
+        .await;
+    assert_eq!(code, 1, "{out}{log}");
+    assert_says(&out, &["lacks", "10 of 10 delivered"]);
+    assert!(!out.contains("left the chain") && !out.contains("were not sent"), "{out}");
 }

@@ -67,9 +67,12 @@ async fn a_batch_that_is_rate_limited_is_throttled_for_as_long_as_the_node_says_
 async fn one_error_for_a_whole_batch_is_taken_by_its_words() {
     type Right = fn(&RpcError) -> bool;
     let rows: [(&str, Right); 3] = [
-        ("block range too large", |error| matches!(error, RpcError::TooLarge(_))),
+        ("block range too large", |error| matches!(error, RpcError::TooLarge { .. })),
         ("exceeded its throughput limit", |error| matches!(error, RpcError::Throttled { .. })),
-        ("something else", |error| matches!(error, RpcError::Transient(text) if text.contains("something else"))),
+        (
+            "something else",
+            |error| matches!(error, RpcError::Unclear { message, is_known: false } if message.contains("something else")),
+        ),
     ];
     for (words, right) in rows {
         let alone = refusal_of_a_range(move |_| error(&Value::Null, -32005, words).to_string().into_response()).await;
@@ -87,7 +90,7 @@ async fn one_error_for_a_whole_batch_is_taken_by_its_words() {
 #[tokio::test]
 async fn a_request_that_is_too_large_by_its_status_asks_for_less() {
     let refused = refusal_of_a_range(|_| (StatusCode::PAYLOAD_TOO_LARGE, "[]").into_response()).await;
-    assert!(matches!(refused, RpcError::TooLarge(_)), "{refused:?}");
+    assert!(matches!(refused, RpcError::TooLarge { .. }), "{refused:?}");
 }
 
 #[tokio::test]

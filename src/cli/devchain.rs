@@ -4,7 +4,7 @@ use std::{io::Write as _, net::IpAddr, path::PathBuf, time::Duration};
 
 use super::Failure;
 use crate::{
-    devchain::{self, Error, Limits, Options, Reorgs},
+    devchain::{self, Error, Limits, Options, Reorgs, Script},
     shutdown,
 };
 
@@ -75,6 +75,9 @@ pub struct Args {
     /// How many blocks that left the chain are still known by their hash.
     #[arg(long, value_name = "N", default_value_t = 1_024)]
     keep_orphans: usize,
+    /// Misbehave as this file says (docs/devchain.md); `devchain_setFaults` changes it while the node runs.
+    #[arg(long, value_name = "FILE")]
+    faults: Option<PathBuf>,
 }
 
 fn genesis_time(text: &str) -> Result<u64, String> {
@@ -97,6 +100,7 @@ impl Args {
             orphans: self.keep_orphans,
             ..Limits::default()
         };
+        let faults = self.faults.as_deref().map(Script::read).transpose().map_err(|error| failure(&error))?;
         Ok(Options {
             bind: self.bind,
             port: self.port,
@@ -114,6 +118,7 @@ impl Args {
             blocks: self.blocks,
             around: self.around,
             limits,
+            faults: faults.unwrap_or_default(),
         })
     }
 }
@@ -122,7 +127,7 @@ impl Args {
 ///
 /// # Errors
 ///
-/// Wrong options (64), unusable block files (65), a port that cannot be had (69).
+/// Wrong options (64), unusable files (65), a port that cannot be had (69).
 pub async fn run(args: Args) -> Result<(), Failure> {
     if args.print_tokens {
         return print(&format!("{:#}", devchain::token_documents(&args.options()?)));

@@ -6,6 +6,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::{Duration, Instant},
 };
 
 use alloy::{
@@ -115,6 +116,8 @@ struct State {
     /// Tip and orphans by hash.
     by_hash: HashMap<B256, Arc<Block>>,
     orphans: VecDeque<B256>,
+    /// When blocks came, of those in `by_hash` that were not there when the chain was built.
+    came: HashMap<B256, Instant>,
     /// The branch that the last reorganisation left, ascending. Its first block stands on one that is still canonical.
     left: Vec<Arc<Block>>,
     /// The highest head so far: what is finalized stays so when the head goes back.
@@ -136,6 +139,11 @@ impl State {
             self.orphans.retain(|orphan| *orphan != hash);
         }
         self.tip.push_back(block);
+    }
+
+    fn forget(&mut self, hash: &B256) {
+        self.by_hash.remove(hash);
+        self.came.remove(hash);
     }
 
     /// The fork number of a branch that is asked for.
@@ -243,6 +251,11 @@ impl Chain {
         })
     }
 
+    /// How long ago a block came; `None` where it is old.
+    pub(super) fn age(&self, hash: &B256) -> Option<Duration> {
+        self.read().came.get(hash).map(Instant::elapsed)
+    }
+
     /// The newest `count` blocks, newest first: where transactions are looked up.
     pub(super) fn newest(&self, count: usize) -> Vec<Arc<Block>> {
         self.read().tip.iter().rev().take(count).cloned().collect()
@@ -343,7 +356,8 @@ impl Chain {
         left.reverse();
         state.left = left;
         while state.orphans.len() > self.keep_orphans {
-            state.orphans.pop_front().map(|hash| state.by_hash.remove(&hash));
+            let Some(hash) = state.orphans.pop_front() else { break };
+            state.forget(&hash);
         }
     }
 
@@ -356,6 +370,7 @@ impl Chain {
     }
 
     fn put(&self, state: &mut State, block: Arc<Block>) {
+        state.came.insert(block.header.hash(), Instant::now());
         state.push(Arc::clone(&block));
         self.tell(Notice::Added(block));
     }
@@ -389,6 +404,6 @@ fn archive_oldest(state: &mut State, maker: &Maker, archive: &Archive) {
     state.first += SEGMENT as u64;
     archive.push(&segment, |number| maker.scheduled_fork(number, u64::MAX));
     for block in segment {
-        state.by_hash.remove(&block.header.hash());
+        state.forget(&block.header.hash());
     }
 }

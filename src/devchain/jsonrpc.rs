@@ -63,6 +63,11 @@ impl Params {
         }
     }
 
+    /// The first parameter, where there is one; it stays.
+    pub(super) fn first(&self) -> Option<&Value> {
+        self.0.first()
+    }
+
     /// Takes parameter `place`, which must be there.
     pub(super) fn required<T: DeserializeOwned>(&mut self, place: usize) -> Result<T, Fault> {
         self.optional(place)?.ok_or_else(|| Fault::params(format!("missing value for required argument {place}")))

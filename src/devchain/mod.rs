@@ -16,6 +16,10 @@
 //! Blocks that a reorganisation took away stay known by their hash for a while, as on real nodes
 //! ([`Limits::orphans`]); by number there is only the canonical one.
 //!
+//! It misbehaves as providers do where [`Options::faults`] or `devchain_setFaults` say so: see [`Fault`]. The mend comes with
+//! `devchain_clearFaults`; `devchain_faults` tells what was asked and what fell. Every path of the URL is an endpoint with
+//! its own faults.
+//!
 //! It executes nothing, keeps no state and takes no transactions; for that use anvil, against which the tests run the
 //! same checks.
 
@@ -23,6 +27,7 @@ mod archive;
 mod blooms;
 mod body;
 mod chain;
+mod faults;
 mod generator;
 mod history;
 mod jsonrpc;
@@ -46,6 +51,7 @@ use tokio::{net::TcpListener, task::JoinHandle, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
+pub use faults::{Does, Fault, Garbage, Period, Script, Vendor};
 pub use timetable::Reorgs;
 pub use tokens::{token_documents, tokens};
 
@@ -93,6 +99,8 @@ pub struct Options {
     pub around: u64,
     /// What one client may ask for.
     pub limits: Limits,
+    /// How it misbehaves.
+    pub faults: Script,
 }
 
 /// What one client may ask for, and for how long orphans are known.
@@ -183,6 +191,7 @@ impl Default for Options {
             blocks: Vec::new(),
             around: 3,
             limits: Limits::default(),
+            faults: Script::default(),
         }
     }
 }
@@ -193,7 +202,7 @@ pub enum Error {
     /// The options contradict each other.
     #[error("{0}")]
     Options(String),
-    /// A file with a real block cannot be used.
+    /// A file with a real block or with faults cannot be used.
     #[error("{}: {reason}", path.display())]
     File {
         /// The file.
@@ -255,7 +264,7 @@ pub async fn serve(options: Options, shutdown: CancellationToken) -> Result<Serv
     let built = tokio::task::spawn_blocking(move || build(&options).map(|built| (built, options)));
     let ((chain, chain_id, clock), options) = built.await.map_err(|error| Error::Internal(error.to_string()))??;
     let head = chain.head();
-    let node = Arc::new(Node::new(Arc::clone(&chain), chain_id, &options));
+    let node = Arc::new(Node::new(Arc::clone(&chain), chain_id, &options)?);
     info!(%address, chain_id, head, "devchain serves");
     let mining = clock.map(|clock| tokio::spawn(mine(chain, clock, shutdown.clone())));
     let task = tokio::spawn(async move {

@@ -1,6 +1,7 @@
 //! HTTP and WebSocket on one port.
 
 use std::{
+    collections::VecDeque,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -16,7 +17,7 @@ use axum::{
         DefaultBodyLimit, State,
         ws::{Message, WebSocket, WebSocketUpgrade},
     },
-    http::{StatusCode, header::CONTENT_TYPE},
+    http::{StatusCode, Uri},
     response::{IntoResponse as _, Response},
     routing::get,
 };
@@ -30,6 +31,7 @@ use tracing::{debug, warn};
 
 use super::{
     chain::Notice,
+    faults::{Endpoint, Exchange, pause},
     jsonrpc::{Answer, Params, respond},
     node::Node,
     subscriptions::Subscriptions,
@@ -55,18 +57,30 @@ pub(super) async fn serve(listener: TcpListener, node: Arc<Node>, shutdown: Canc
 }
 
 /// One call or batch over HTTP.
-async fn call(State(shared): State<Shared>, body: Bytes) -> Response {
-    let node = Arc::clone(&shared.node);
-    match shared.compute(move || respond_to(&node, &body, |method, params| node.call(method, params))).await {
+async fn call(State(shared): State<Shared>, uri: Uri, body: Bytes) -> Response {
+    let (node, shutdown) = (Arc::clone(&shared.node), shared.shutdown.clone());
+    let endpoint = node.endpoints.at(uri.path());
+    let work = move || {
+        let mut exchange = Exchange::new(endpoint, true);
+        let reply = respond_to(&node, &body, |method, params| {
+            exchange.call(&node, method, params, |node, params| node.call(method, params))
+        });
+        (reply.unwrap_or_default(), exchange.delivery)
+    };
+    match shared.compute(work).await {
         None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
-        Some(reply) => ([(CONTENT_TYPE, "application/json")], reply.unwrap_or_default()).into_response(),
+        Some((reply, delivery)) => delivery.over_http(reply, shutdown).await,
     }
 }
 
 /// A socket for calls and subscriptions.
-async fn connect(State(shared): State<Shared>, upgrade: WebSocketUpgrade) -> Response {
+async fn connect(State(shared): State<Shared>, uri: Uri, upgrade: WebSocketUpgrade) -> Response {
+    let endpoint = shared.node.endpoints.at(uri.path());
+    if let Some(refused) = endpoint.opening(&shared.node).opening(shared.shutdown.clone()).await {
+        return refused;
+    }
     let limit = shared.node.limits.request_bytes;
-    upgrade.max_message_size(limit).on_upgrade(move |socket| converse(socket, shared))
+    upgrade.max_message_size(limit).on_upgrade(move |socket| converse(socket, shared, endpoint))
 }
 
 fn respond_to(node: &Node, message: &[u8], call: impl FnMut(&str, Params) -> Answer) -> Option<String> {
@@ -87,22 +101,35 @@ impl Shared {
     }
 }
 
+/// One side of a socket.
+struct Conversation {
+    shared: Shared,
+    endpoint: Arc<Endpoint>,
+    subscriptions: Arc<Mutex<Subscriptions>>,
+    /// What the subscribers of a node that is behind are not told yet.
+    held: VecDeque<Notice>,
+}
+
+/// A message, and how long it waits before it is sent.
+type Outgoing = (String, Duration);
+
 /// One socket from upgrade to end.
-async fn converse(mut socket: WebSocket, shared: Shared) {
+async fn converse(mut socket: WebSocket, shared: Shared, endpoint: Arc<Endpoint>) {
     let id = shared.sockets.fetch_add(1, Ordering::Relaxed);
-    let subscriptions = Arc::new(Mutex::new(Subscriptions::new(id)));
     let mut notices = shared.node.chain.subscribe();
+    let subscriptions = Arc::new(Mutex::new(Subscriptions::new(id)));
+    let mut conversation = Conversation { shared, endpoint, subscriptions, held: VecDeque::new() };
     loop {
         let messages = tokio::select! {
-            () = shared.shutdown.cancelled() => break,
+            () = conversation.shared.shutdown.cancelled() => break,
             message = socket.recv() => match message {
-                Some(Ok(Message::Text(text))) => shared.reply(text.into(), &subscriptions).await,
-                Some(Ok(Message::Binary(bytes))) => shared.reply(bytes, &subscriptions).await,
+                Some(Ok(Message::Text(text))) => conversation.reply(text.into()).await,
+                Some(Ok(Message::Binary(bytes))) => conversation.reply(bytes).await,
                 Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
                 Some(Ok(Message::Close(_)) | Err(_)) | None => break,
             },
             notice = notices.recv() => match notice {
-                Ok(notice) => shared.notify(notice, &subscriptions).await,
+                Ok(notice) => conversation.notify(notice).await,
                 Err(RecvError::Lagged(missed)) => {
                     warn!(socket = id, missed, "subscriber is too slow, dropped");
                     break;
@@ -110,36 +137,50 @@ async fn converse(mut socket: WebSocket, shared: Shared) {
                 Err(RecvError::Closed) => break,
             },
         };
-        if !send(&mut socket, messages, shared.node.limits.send_timeout).await {
+        if !conversation.send(&mut socket, messages).await {
             debug!(socket = id, "socket does not take its messages, dropped");
             break;
         }
     }
 }
 
-impl Shared {
-    async fn reply(&self, message: Bytes, subscriptions: &Arc<Mutex<Subscriptions>>) -> Vec<String> {
-        let (node, subscriptions) = (Arc::clone(&self.node), Arc::clone(subscriptions));
+impl Conversation {
+    async fn reply(&self, message: Bytes) -> Vec<Outgoing> {
+        let (node, subscriptions) = (Arc::clone(&self.shared.node), Arc::clone(&self.subscriptions));
+        let mut exchange = Exchange::new(Arc::clone(&self.endpoint), false);
         let work = move || {
             let mut subscriptions = subscriptions.lock().unwrap_or_else(PoisonError::into_inner);
-            respond_to(&node, &message, |method, params| subscriptions.call(&node, method, params))
+            let reply = respond_to(&node, &message, |method, params| {
+                exchange.call(&node, method, params, |node, params| subscriptions.call(node, method, params))
+            });
+            exchange.delivery.over_socket(reply?)
         };
-        self.compute(work).await.flatten().into_iter().collect()
+        self.shared.compute(work).await.flatten().into_iter().collect()
     }
 
-    async fn notify(&self, notice: Notice, subscriptions: &Arc<Mutex<Subscriptions>>) -> Vec<String> {
-        let (node, subscriptions) = (Arc::clone(&self.node), Arc::clone(subscriptions));
-        let work = move || subscriptions.lock().unwrap_or_else(PoisonError::into_inner).messages(&node, &notice);
-        self.compute(work).await.unwrap_or_default()
+    async fn notify(&mut self, notice: Notice) -> Vec<Outgoing> {
+        self.held.push_back(notice);
+        let behind = usize::try_from(self.endpoint.behind(&self.shared.node)).unwrap_or(usize::MAX);
+        let due: Vec<Notice> = self.held.drain(..self.held.len().saturating_sub(behind)).collect();
+        let (node, endpoint) = (Arc::clone(&self.shared.node), Arc::clone(&self.endpoint));
+        let subscriptions = Arc::clone(&self.subscriptions);
+        let work = move || {
+            let subscriptions = subscriptions.lock().unwrap_or_else(PoisonError::into_inner);
+            let messages = due.iter().flat_map(|notice| subscriptions.messages(&node, notice));
+            messages.filter_map(|message| endpoint.notification(&node).over_socket(message)).collect()
+        };
+        self.shared.compute(work).await.unwrap_or_default()
     }
-}
 
-/// Whether all messages went out in time.
-async fn send(socket: &mut WebSocket, messages: Vec<String>, within: Duration) -> bool {
-    for message in messages {
-        if !matches!(timeout(within, socket.send(Message::text(message))).await, Ok(Ok(()))) {
-            return false;
+    /// Whether all messages went out in time.
+    async fn send(&self, socket: &mut WebSocket, messages: Vec<Outgoing>) -> bool {
+        for (message, wait) in messages {
+            pause(wait, &self.shared.shutdown).await;
+            let sent = timeout(self.shared.node.limits.send_timeout, socket.send(Message::text(message))).await;
+            if !matches!(sent, Ok(Ok(()))) {
+                return false;
+            }
         }
+        true
     }
-    true
 }

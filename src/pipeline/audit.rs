@@ -135,7 +135,9 @@ async fn opinion(ctx: &Context, batch: &[JournalEntry]) -> Result<Option<RangeLo
                     whole.last = part.last;
                 }
             },
-            (Err(RpcError::TooLarge(_) | RpcError::TimedOut), Some((lower, upper))) => ranges.extend([upper, lower]),
+            (Err(RpcError::TooLarge { .. } | RpcError::TimedOut | RpcError::Unclear { .. }), Some((lower, upper))) => {
+                ranges.extend([upper, lower]);
+            }
             (Err(error), _) => return Err(error),
         }
     }

@@ -114,10 +114,14 @@ pub(super) async fn part(
     }
 }
 
-/// Whether a smaller range may fare better. What takes a node too long is too large, whatever else may be wrong; but one
-/// block cannot be asked for in parts.
+/// Whether a smaller range may fare better. What takes a node too long, or what nobody understands, is too large, whatever
+/// else may be wrong; but one block cannot be asked for in parts.
 fn wants_less(error: &RpcError, range: BlockRange) -> bool {
-    matches!(error, RpcError::TooLarge(_)) || (matches!(error, RpcError::TimedOut) && range.blocks() > 1)
+    match error {
+        RpcError::TooLarge { .. } => true,
+        RpcError::TimedOut | RpcError::Unclear { .. } => range.blocks() > 1,
+        _ => false,
+    }
 }
 
 /// One block that is too large as a range: many providers exempt requests by hash from their limits.

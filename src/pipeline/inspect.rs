@@ -142,9 +142,12 @@ impl<'a> Inspection<'a> {
             return Err(StageError::Again("the chain was reorganised while it was read"));
         }
         let mut findings = Vec::new();
-        let logs = self.united(range, answer.logs, &mut findings).await?;
+        let ends = [answer.first.block(), answer.last.block()];
         let mut blocks: BTreeMap<u64, B256> =
-            logs.iter().map(|log| log.block).chain([answer.first.block(), answer.last.block()]).map(of_block).collect();
+            answer.logs.iter().map(|log| log.block).chain(ends).map(of_block).collect();
+        let mut logs = self.united(range, answer.logs, &mut findings).await?;
+        // An endpoint on another fork disagrees, and what it has is not of this chain.
+        logs.retain(|log| blocks.get(&log.block.number).is_none_or(|hash| *hash == log.block.hash));
         let decoded = decode::events(&ctx.registry, logs);
         let candidates = decoded.candidates.len();
         let wanted = filter::by_token(&self.filter, decoded);

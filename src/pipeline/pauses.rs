@@ -128,8 +128,12 @@ impl Pauses {
             StageError::Store(StoreError::Transient(_)) => (None, true),
             _ => (None, false),
         };
-        let pressed =
-            matches!(error, StageError::Rpc(RpcError::Throttled { .. } | RpcError::Transient(_) | RpcError::TimedOut));
+        let pressed = matches!(
+            error,
+            StageError::Rpc(
+                RpcError::Throttled { .. } | RpcError::Transient(_) | RpcError::TimedOut | RpcError::Unclear { .. }
+            )
+        );
         if track == Track::Historical && pressed && now >= self.next_press {
             self.pace.pressed();
             self.next_press = now + PRESS_EVERY;

@@ -28,6 +28,7 @@ use super::{
     proofs::Proofs,
     receipts::{self, Proven, Unproven, WireReceipt},
     transport::Capped,
+    unknown::UnknownMessages,
     wire::{self, WireHeader, WireLog},
 };
 use crate::{
@@ -53,13 +54,15 @@ pub(super) struct Node {
     timeout: Duration,
     blooms: Blooms,
     proofs: Proofs,
+    unknown: UnknownMessages,
 }
 
 impl Node {
     /// A node behind any transport.
     pub(super) fn new(name: String, rpc: RpcClient, limits: &Limits) -> Self {
         let proofs = Proofs::new(name.clone(), limits);
-        Self { name, rpc, timeout: limits.rpc_timeout, blooms: Blooms::default(), proofs }
+        let (blooms, unknown) = (Blooms::default(), UnknownMessages::default());
+        Self { name, rpc, timeout: limits.rpc_timeout, blooms, proofs, unknown }
     }
 
     /// A node behind an HTTP URL. Nothing is sent yet.
@@ -96,7 +99,7 @@ impl Node {
         let answered = async {
             match call.await {
                 Err(error) if asks_tag && tag_is_unknown(&error) => Ok(None),
-                other => other.map_err(classify),
+                other => other.map_err(|error| self.classify(error)),
             }
         };
         let found = match self.timed(method, answered).await {
@@ -146,7 +149,8 @@ impl Node {
         let header = add::<Option<types::Header>>(&mut batch, method, &params)?;
         let receipts = add::<Option<Vec<WireReceipt>>>(&mut batch, RECEIPTS, &json!([block]))?;
         self.send(RECEIPTS, batch).await?;
-        let (header, receipts) = (header.await.map_err(classify)?, receipts.await.map_err(classify)?);
+        let told = |error| self.classify(error);
+        let (header, receipts) = (header.await.map_err(told)?, receipts.await.map_err(told)?);
         let (Some(header), Some(receipts)) = (header, receipts) else {
             return Err(RpcError::Behind("the node lacks a block's header or receipts".into()).into());
         };
@@ -166,8 +170,8 @@ impl Node {
         let first = add_header(&mut batch, first_at)?;
         let last = add_header(&mut batch, last_at)?;
         self.send("eth_getLogs", batch).await?;
-        let (logs, first, last) =
-            (logs.await.map_err(classify)?, first.await.map_err(classify)?, last.await.map_err(classify)?);
+        let told = |error| self.classify(error);
+        let (logs, first, last) = (logs.await.map_err(told)?, first.await.map_err(told)?, last.await.map_err(told)?);
         let (Some(first), Some(last)) = (first, last) else {
             return Err(RpcError::Behind(format!("the node lacks an end of the range {range}")));
         };
@@ -256,7 +260,7 @@ impl Node {
                 hashes.iter().map(|hash| add_header(&mut batch, At::Hash(*hash))).collect::<Result<Vec<_>, _>>()?;
             self.send("eth_getBlockByHash", batch).await?;
             for (waiter, hash) in waiters.into_iter().zip(hashes) {
-                let found = waiter.await.map_err(classify)?;
+                let found = waiter.await.map_err(|error| self.classify(error))?;
                 let wire =
                     found.ok_or_else(|| RpcError::Behind("the node lacks the header of a log's block".into()))?;
                 times.insert(*hash, check_header(wire, At::Hash(*hash))?.timestamp);
@@ -276,11 +280,19 @@ impl Node {
         R: alloy::rpc::json_rpc::RpcRecv,
     {
         let call = self.rpc.request::<Value, R>(method, params);
-        self.timed(method, async { call.await.map_err(classify) }).await
+        self.timed(method, async { call.await.map_err(|error| self.classify(error)) }).await
     }
 
     async fn send(&self, method: &'static str, batch: BatchRequest<'_>) -> Result<(), RpcError> {
-        self.timed(method, async { batch.send().await.map_err(classify) }).await
+        self.timed(method, async { batch.send().await.map_err(|error| self.classify(error)) }).await
+    }
+
+    fn classify(&self, error: TransportError) -> RpcError {
+        let error = classify(error);
+        if let RpcError::Unclear { message, is_known: false } = &error {
+            self.unknown.note(&self.name, message);
+        }
+        error
     }
 
     /// A deadline of our own: requests over a socket have none, and wait through its outages.

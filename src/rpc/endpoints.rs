@@ -107,7 +107,7 @@ impl Endpoints {
             }
             match answer {
                 Ok(answer) => return Ok((endpoint, answer)),
-                Err(error @ (RpcError::TooLarge(_) | RpcError::Orphaned(_))) => return Err(error),
+                Err(error @ (RpcError::TooLarge { .. } | RpcError::Orphaned(_))) => return Err(error),
                 // Of several reasons the first that is about the chain, and before it the first about a node.
                 Err(error) if reason.as_ref().is_none_or(|known| known.is_failure() && !error.is_failure()) => {
                     reason = Some(error);
@@ -225,7 +225,8 @@ impl Endpoint {
         record.errors += u64::from(failure.is_some());
         record.last_error = failure.map(ToString::to_string);
         // Complaints about a request come from a node that runs.
-        record.doubtful |= matches!(failure, Some(RpcError::Transient(_) | RpcError::TimedOut));
+        record.doubtful |=
+            matches!(failure, Some(RpcError::Transient(_) | RpcError::TimedOut | RpcError::Unclear { .. }));
     }
 
     fn is_ejected(&self) -> bool {

@@ -1,108 +1,53 @@
-//! The one table that turns a provider's words into what the caller should do.
+//! From a failed request to what the caller should do.
 //!
-//! Vendors reuse codes (-32005 is a range limit at one and a rate limit at another), so the message decides, and `data`
-//! before the message. Lag and rate are tested before range, or "limit" would match everything. An unknown message is
-//! transient; it is never "no logs" (F04).
+//! Words decide first, those of `data` before those of the message ([`words`]); then the code, where it means one thing
+//! only. Words that nobody knows may pass, or may say that it was too much; they are never "no logs" (F04).
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
-use alloy::transports::{HttpError, RpcError as AlloyError, TransportError, TransportErrorKind};
+use alloy::{
+    rpc::json_rpc::ErrorPayload,
+    transports::{HttpError, RpcError as AlloyError, TransportError, TransportErrorKind},
+};
 
-use super::RpcError;
+use super::{
+    Cap, RpcError,
+    words::{self, Meaning, Understood},
+};
 
 /// Longest piece of a provider's message that is repeated, characters.
 const MESSAGE_CHARS: usize = 300;
+/// Longest `data` that is decoded, bytes; of a longer one the beginning is read as it stands.
+const DATA_BYTES: usize = 4_000;
 
 /// The transport's own time limit passed while it waited for the answer.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("no answer in time")]
 pub(super) struct NoAnswerInTime;
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Class {
-    Behind,
-    Throttled,
-    TooLarge,
-    Fatal,
-    Transient,
-}
-
-/// Needle and class, tested in this order on the lower-cased message. Sources: what vendors
-/// answered and documented from 2024 to 2026; the tests below hold their words.
-const TABLE: &[(&str, Class)] = &[
-    // The node lacks the block: ask later or elsewhere, never shrink.
-    ("beyond current head", Class::Behind),
-    ("beyond latest executed block", Class::Behind),
-    ("after last accepted block", Class::Behind),
-    ("cannot query unfinalized", Class::Behind),
-    ("unknown block", Class::Behind),
-    ("header not found", Class::Behind),
-    ("block not found", Class::Behind),
-    ("height must be less than or equal", Class::Behind),
-    ("height is not available", Class::Behind),
-    ("greater than latest", Class::Behind),
-    ("not currently canonical", Class::Behind),
-    ("blockoutofrange", Class::Behind),
-    ("still syncing", Class::Behind),
-    // Slow down: never shrink.
-    ("rate limit", Class::Throttled),
-    ("rate exceeded", Class::Throttled),
-    ("too many requests", Class::Throttled),
-    ("request limit reached", Class::Throttled),
-    ("requests limited to", Class::Throttled),
-    ("exceeded the quota", Class::Throttled),
-    ("daily request count exceeded", Class::Throttled),
-    ("under too much load", Class::Throttled),
-    ("compute units", Class::Throttled),
-    ("throughput", Class::Throttled),
-    ("monthly capacity limit", Class::Throttled),
-    // This endpoint will not serve it.
-    ("archive requests require", Class::Fatal),
-    ("pruned history unavailable", Class::Fatal),
-    ("history has been pruned", Class::Fatal),
-    // Ask for less.
-    ("block range", Class::TooLarge),
-    ("blocks range", Class::TooLarge),
-    ("range limit", Class::TooLarge),
-    ("limited to a", Class::TooLarge),
-    ("ranges over", Class::TooLarge),
-    ("range threshold", Class::TooLarge),
-    ("max range", Class::TooLarge),
-    ("range is too", Class::TooLarge),
-    ("blocks distance", Class::TooLarge),
-    ("too many blocks", Class::TooLarge),
-    ("number of requested blocks", Class::TooLarge),
-    ("limit the query to", Class::TooLarge),
-    ("exceeds limit of", Class::TooLarge),
-    ("query returned more than", Class::TooLarge),
-    ("more than 20000 results", Class::TooLarge),
-    ("logs returned", Class::TooLarge),
-    ("too many results", Class::TooLarge),
-    ("too many logs", Class::TooLarge),
-    ("max results", Class::TooLarge),
-    ("query exceeds", Class::TooLarge),
-    ("query must be smaller", Class::TooLarge),
-    ("response size", Class::TooLarge),
-    ("response too large", Class::TooLarge),
-    ("response is too big", Class::TooLarge),
-    ("exceeded max allowed", Class::TooLarge),
-    ("try paginating", Class::TooLarge),
-    ("query timeout exceeded", Class::TooLarge),
+/// Codes that mean one thing, for messages whose words nobody knows.
+const CODES: &[(i64, Meaning)] = &[
+    // JSON-RPC: no such method.
+    (-32601, Meaning::Fatal),
+    // Besu: unknown block.
+    (-39001, Meaning::Behind),
+    // QuickNode: requests a second.
+    (-32007, Meaning::Throttled),
+    (-32009, Meaning::Throttled),
+    // Cloudflare: requests a second.
+    (1015, Meaning::Throttled),
+    // QuickNode: blocks a request.
+    (-32614, Meaning::Blocks),
+    (-32615, Meaning::Blocks),
+    // eRPC and PublicNode: blocks a request.
+    (-32012, Meaning::Blocks),
+    (-32701, Meaning::Blocks),
 ];
 
 /// What the caller should do about a failed request.
 pub(super) fn classify(error: TransportError) -> RpcError {
     match error {
-        AlloyError::ErrorResp(payload) => {
-            let data = payload.data.as_ref().map(|data| data.get()).unwrap_or_default();
-            let message = format!("{} (code {})", payload.message, payload.code);
-            match payload.code {
-                -32601 => RpcError::Fatal(shorten(&message)),
-                _ => by_words(data)
-                    .or_else(|| by_words(&message))
-                    .map_or(RpcError::Transient(shorten(&message)), |class| of_class(class, &message, None)),
-            }
-        }
+        AlloyError::ErrorResp(payload) => by_payload(&payload),
         AlloyError::NullResp => RpcError::Behind("the node answered null".into()),
         AlloyError::DeserError { err, .. } => RpcError::Invalid(shorten(&err.to_string())),
         AlloyError::Transport(TransportErrorKind::Custom(error)) if error.is::<NoAnswerInTime>() => RpcError::TimedOut,
@@ -110,9 +55,12 @@ pub(super) fn classify(error: TransportError) -> RpcError {
             by_status(&error, Some(retry_after))
         }
         AlloyError::Transport(TransportErrorKind::HttpError(error)) => by_status(&error, None),
+        // The wire's own words, not a node's: they are never unknown, whatever they are.
         AlloyError::Transport(other) => {
             let message = other.to_string();
-            by_words(&message).map_or(RpcError::Transient(shorten(&message)), |class| of_class(class, &message, None))
+            Said { texts: &[&message], message: &message, retry_after: None }
+                .read()
+                .unwrap_or_else(|| RpcError::Transient(shorten(&message)))
         }
         other => RpcError::Transient(shorten(&other.to_string())),
     }
@@ -124,33 +72,76 @@ pub(super) fn tag_is_unknown(error: &TransportError) -> bool {
     let AlloyError::ErrorResp(payload) = error else { return false };
     let message = payload.message.to_lowercase();
     let is_missing = ["unknown block", "not found"].iter().any(|words| message.contains(words));
-    is_missing || payload.code == -32601 || (payload.code == -32602 && by_words(&message).is_none())
+    is_missing || payload.code == -32601 || (payload.code == -32602 && words::read(&[&message]).is_none())
+}
+
+fn by_payload(payload: &ErrorPayload) -> RpcError {
+    let raw = payload.data.as_ref().map(|data| data.get()).unwrap_or_default();
+    let prose =
+        Some(raw).filter(|raw| raw.len() <= DATA_BYTES).and_then(|raw| serde_json::from_str::<String>(raw).ok());
+    let message = match &prose {
+        Some(prose) => format!("{} (code {}): {prose}", payload.message, payload.code),
+        None => format!("{} (code {})", payload.message, payload.code),
+    };
+    let data: Cow<'_, str> = prose.map_or(raw.into(), Into::into);
+    let said = Said { texts: &[&data, &payload.message], message: &message, retry_after: None };
+    let by_code = || {
+        let (_, meaning) = CODES.iter().find(|(code, _)| *code == payload.code)?;
+        Some(said.tells(Understood { meaning: *meaning, number: None }))
+    };
+    said.read().or_else(by_code).unwrap_or_else(|| said.unknown())
 }
 
 fn by_status(error: &HttpError, retry_after: Option<Duration>) -> RpcError {
     let message = format!("HTTP {}: {}", error.status, error.body);
-    let class = match error.status {
-        402 | 429 => Class::Throttled,
-        413 => Class::TooLarge,
-        401 | 403 | 404 => Class::Fatal,
-        _ => by_words(&error.body).unwrap_or(Class::Transient),
-    };
-    of_class(class, &message, retry_after)
+    let said = Said { texts: &[&error.body], message: &message, retry_after };
+    let tells = |meaning| said.tells(Understood { meaning, number: None });
+    match error.status {
+        402 | 429 => tells(Meaning::Throttled),
+        401 | 403 | 404 => tells(Meaning::Fatal),
+        // The status says "less", the body perhaps of what.
+        413 => said.read().filter(RpcError::asks_for_less).unwrap_or_else(|| tells(Meaning::Density)),
+        _ if error.body.trim().is_empty() => tells(Meaning::Transient),
+        _ => said.read().unwrap_or_else(|| said.unknown()),
+    }
 }
 
-fn by_words(message: &str) -> Option<Class> {
-    let message = message.to_lowercase();
-    TABLE.iter().find(|(needle, _)| message.contains(needle)).map(|(_, class)| *class)
+/// What a provider said instead of an answer.
+struct Said<'a> {
+    /// Its texts, the most telling first.
+    texts: &'a [&'a str],
+    /// What is repeated of them.
+    message: &'a str,
+    /// `Retry-After`.
+    retry_after: Option<Duration>,
 }
 
-fn of_class(class: Class, message: &str, retry_after: Option<Duration>) -> RpcError {
-    let message = shorten(message);
-    match class {
-        Class::Behind => RpcError::Behind(message),
-        Class::Throttled => RpcError::Throttled { message, retry_after },
-        Class::TooLarge => RpcError::TooLarge(message),
-        Class::Fatal => RpcError::Fatal(message),
-        Class::Transient => RpcError::Transient(message),
+impl Said<'_> {
+    /// What its words tell, where somebody knows them.
+    fn read(&self) -> Option<RpcError> {
+        words::read(self.texts).map(|understood| self.tells(understood))
+    }
+
+    fn tells(&self, Understood { meaning, number }: Understood) -> RpcError {
+        let message = shorten(self.message);
+        let too_large =
+            |message, cap| RpcError::TooLarge { message, cap, suggested: words::suggested_range(self.texts) };
+        match meaning {
+            Meaning::Behind => RpcError::Behind(message),
+            Meaning::Throttled => RpcError::Throttled { message, retry_after: self.retry_after },
+            Meaning::Addresses => {
+                RpcError::TooManyAddresses { message, most: number.and_then(|number| usize::try_from(number).ok()) }
+            }
+            Meaning::Blocks => too_large(message, Cap::Blocks(number)),
+            Meaning::Density => too_large(message, Cap::Density),
+            Meaning::Fatal => RpcError::Fatal(message),
+            Meaning::Unclear => RpcError::Unclear { message, is_known: true },
+            Meaning::Transient => RpcError::Transient(message),
+        }
+    }
+
+    fn unknown(&self) -> RpcError {
+        RpcError::Unclear { message: shorten(self.message), is_known: false }
     }
 }
 
@@ -162,48 +153,96 @@ fn shorten(message: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
 
-    #[test]
-    fn each_vendor_s_words_have_their_class() {
-        let rows = [
-            ("query returned more than 10000 results. Try with this block range [0x1, 0x2].", Class::TooLarge),
-            (
-                "Log response size exceeded. You can make eth_getLogs requests with up to a 2K block range",
-                Class::TooLarge,
-            ),
-            ("eth_getLogs is limited to a 10,000 range", Class::TooLarge),
-            ("block range is too wide", Class::TooLarge),
-            ("maximum [from, to] blocks distance: 10000", Class::TooLarge),
-            ("ranges over 10000 blocks are not supported on freetier", Class::TooLarge),
-            ("requested too many blocks from 1 to 2, maximum is set to 2048", Class::TooLarge),
-            ("Block range limit exceeded.", Class::TooLarge),
-            ("Max range: 800", Class::TooLarge),
-            ("exceed maximum block range: 50000", Class::TooLarge),
-            ("Maximum allowed number of requested blocks is 1000", Class::TooLarge),
-            ("More than 50000 logs returned", Class::TooLarge),
-            ("logs matched by query exceeds limit of 10000", Class::TooLarge),
-            ("query exceeds max results 20000, retry with the range 1-2", Class::TooLarge),
-            ("Response is too big", Class::TooLarge),
-            ("Too many logs requested. Max logs per response is 20000.", Class::TooLarge),
-            ("block range extends beyond current head block", Class::Behind),
-            ("requested block range [1, 2] is beyond latest executed block 1 (node is still syncing)", Class::Behind),
-            ("BlockOutOfRangeError: block height is 5 but requested was 10000", Class::Behind),
-            ("header not found", Class::Behind),
-            ("project ID request rate exceeded", Class::Throttled),
-            ("daily request count exceeded, request rate limited", Class::Throttled),
-            ("Too many requests", Class::Throttled),
-            ("Your app has exceeded its throughput limit", Class::Throttled),
-            ("pruned history unavailable", Class::Fatal),
-        ];
-        for (message, class) in rows {
-            assert_eq!(by_words(message), Some(class), "{message}");
-        }
-        assert_eq!(by_words("no backend is currently healthy to serve traffic"), None);
+    use super::*;
+    use crate::domain::BlockRange;
+
+    fn refusal(code: i64, message: &str, data: &Value) -> RpcError {
+        let payload = json!({ "code": code, "message": message, "data": data });
+        classify(TransportError::ErrorResp(serde_json::from_value(payload).unwrap()))
     }
 
     #[test]
-    fn an_unknown_message_is_transient_and_short() {
+    fn words_come_before_codes_and_those_of_data_before_those_of_the_message() {
+        let throttled = refusal(-32601, "rate limit", &Value::Null);
+        assert!(matches!(throttled, RpcError::Throttled { .. }), "{throttled:?}");
+        let capped = refusal(-32602, "invalid params", &json!("Block range 20 exceeds the maximum of 10 blocks"));
+        assert!(matches!(&capped, RpcError::TooLarge { cap: Cap::Blocks(Some(10)), .. }), "{capped:?}");
+        assert!(capped.to_string().contains("invalid params (code -32602): Block range 20"), "{capped}");
+        let nested = refusal(-32603, "failed", &json!({ "message": "block range is too wide" }));
+        assert!(matches!(nested, RpcError::TooLarge { cap: Cap::Blocks(None), .. }), "{nested:?}");
+        let huge = refusal(-32602, "max range: 7", &json!("x".repeat(10 * DATA_BYTES)));
+        assert!(matches!(huge, RpcError::TooLarge { cap: Cap::Blocks(Some(7)), .. }), "{huge:?}");
+    }
+
+    #[test]
+    fn a_code_tells_what_unknown_words_do_not() {
+        for (code, meaning) in CODES {
+            let told = refusal(*code, "nobody knows these words", &Value::Null);
+            let right = match meaning {
+                Meaning::Fatal => matches!(told, RpcError::Fatal(_)),
+                Meaning::Behind => matches!(told, RpcError::Behind(_)),
+                Meaning::Throttled => matches!(told, RpcError::Throttled { .. }),
+                _ => matches!(told, RpcError::TooLarge { cap: Cap::Blocks(None), .. }),
+            };
+            assert!(right, "{code}: {told:?}");
+        }
+    }
+
+    #[test]
+    fn a_suggested_range_is_kept_beside_the_words() {
+        let data = json!({ "from": "0x10", "to": "0x1f", "limit": 10_000 });
+        let told = refusal(-32005, "query returned more than 10000 results", &data);
+        let suggested = Some(BlockRange { from: 16, to: 31 });
+        let right =
+            matches!(&told, RpcError::TooLarge { cap: Cap::Density, suggested: range, .. } if *range == suggested);
+        assert!(right, "{told:?}");
+    }
+
+    #[test]
+    fn words_that_nobody_knows_are_unclear_and_a_lost_connection_is_not() {
+        let unknown = |error: &RpcError| matches!(error, RpcError::Unclear { is_known: false, .. });
+        let http =
+            |status, body: &str| classify(TransportErrorKind::http_error_with_retry_after(status, body.into(), None));
+        assert!(unknown(&refusal(-32000, "the hamster is asleep", &Value::Null)));
+        assert!(unknown(&http(500, "the hamster is asleep")));
+        assert!(!unknown(&refusal(-32000, "no backend is currently healthy to serve traffic", &Value::Null)));
+        assert!(matches!(http(503, " \n"), RpcError::Transient(_)));
+        assert!(matches!(http(502, "<html><h1>502 Bad Gateway</h1>"), RpcError::Transient(_)));
+        assert!(matches!(classify(TransportErrorKind::custom_str("connection reset")), RpcError::Transient(_)));
+        assert!(matches!(classify(TransportErrorKind::backend_gone()), RpcError::Transient(_)));
+    }
+
+    #[test]
+    fn status_413_asks_for_less_and_its_body_says_of_what() {
+        let http = |body: &str| classify(TransportErrorKind::http_error_with_retry_after(413, body.into(), None));
+        let quicknode = r#"{"error":{"code":-32615,"message":"eth_getLogs is limited to a 5 range, upgrade from discover
+            plan at https://dashboard.quicknode.com/billing/plan"}}"#;
+        assert!(matches!(http(quicknode), RpcError::TooLarge { cap: Cap::Blocks(Some(5)), .. }));
+        assert!(matches!(http("specify less number of addresses"), RpcError::TooManyAddresses { most: None, .. }));
+        for body in ["", "rate limit", "the hamster is asleep"] {
+            assert!(matches!(http(body), RpcError::TooLarge { cap: Cap::Density, .. }), "{body}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_node_says_becomes_an_error_of_one_short_line(
+            code: i64, message in ".{0,400}", data in proptest::option::of(".{0,400}"), status: u16
+        ) {
+            let http = TransportErrorKind::http_error_with_retry_after(status, message.clone(), None);
+            for error in [refusal(code, &message, &json!(data)), classify(http)] {
+                let text = error.to_string();
+                prop_assert!(!text.contains(char::is_control), "{:?}", text);
+                prop_assert!(text.chars().count() <= MESSAGE_CHARS + 30, "{}", text);
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_wire_says_is_transient_and_short() {
         let error = TransportErrorKind::custom_str(&"x\n".repeat(1_000));
         let RpcError::Transient(text) = classify(error) else { panic!("not transient") };
         assert_eq!(text.len(), MESSAGE_CHARS);

@@ -28,7 +28,7 @@ use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tower_service::Service;
 
-use super::{At, LogFilter, RangeLogs, RpcError, client::Node, heads, transport, wire};
+use super::{At, Cap, LogFilter, RangeLogs, RpcError, client::Node, heads, transport, wire};
 use crate::{
     config::{
         Limits,
@@ -209,8 +209,17 @@ fn presentable(error: &RpcError) {
     assert!(!text.contains(char::is_control), "control characters in an error: {text:?}");
     assert!(text.len() <= ERROR_BYTES, "an error of {} bytes", text.len());
     assert!(!matches!(error, RpcError::TimedOut), "a finished conversation timed out");
-    if let RpcError::Throttled { retry_after: Some(wait), .. } = error {
-        assert!(*wait <= Duration::from_mins(1), "a wait of {wait:?}");
+    match error {
+        RpcError::Throttled { retry_after: Some(wait), .. } => {
+            assert!(*wait <= Duration::from_mins(1), "a wait of {wait:?}");
+        }
+        RpcError::TooLarge { cap, suggested, .. } => {
+            let most = if let Cap::Blocks(most) = cap { *most } else { None };
+            assert!(most.is_none_or(|most| (1..=MAX_BLOCK_NUMBER).contains(&most)), "a cap of {most:?} blocks");
+            assert!(suggested.is_none_or(|range| range.to <= MAX_BLOCK_NUMBER), "a range up to {suggested:?}");
+        }
+        RpcError::TooManyAddresses { most, .. } => assert_ne!(*most, Some(0), "a cap of no addresses"),
+        _ => {}
     }
 }
 

@@ -10,6 +10,7 @@ use futures_util::stream::BoxStream;
 use crate::domain::{BlockRange, BlockRef, Header, RawLog};
 
 mod blooms;
+mod caps;
 mod client;
 mod endpoints;
 mod error;
@@ -18,8 +19,11 @@ mod heads;
 mod proofs;
 mod receipts;
 mod transport;
+mod unknown;
 mod wire;
+mod words;
 
+pub use caps::{Allowance, Bounds, Caps, Learned, Room};
 pub use endpoints::Endpoints;
 
 /// Which block to read.
@@ -119,6 +123,16 @@ pub struct EndpointState {
     pub head: Option<u64>,
 }
 
+/// What a node had too much of in one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cap {
+    /// Blocks, whatever is in them: a limit of the node or of the plan, and the most of them, 1 to 2^53, where it says
+    /// so. The limit of the next request is the same.
+    Blocks(Option<u64>),
+    /// Results, bytes or work: there is much in these blocks, and less in others.
+    Density,
+}
+
 /// What went wrong with a node, by what the caller should do.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum RpcError {
@@ -136,9 +150,32 @@ pub enum RpcError {
         /// `Retry-After`, where the node gave it.
         retry_after: Option<std::time::Duration>,
     },
+    /// The node says what cannot be told from a passing fault nor from "too much": ask elsewhere, then for less.
+    #[error("{message}")]
+    Unclear {
+        /// The node's words.
+        message: String,
+        /// Whether they are known, though their sense is not; where not, an operator should report them.
+        is_known: bool,
+    },
     /// Ask for a smaller range.
-    #[error("answer too large: {0}")]
-    TooLarge(String),
+    #[error("answer too large: {message}")]
+    TooLarge {
+        /// The node's words.
+        message: String,
+        /// What there was too much of.
+        cap: Cap,
+        /// A range that the node says it would answer. A hint: it may begin elsewhere, or be the one that was refused.
+        suggested: Option<BlockRange>,
+    },
+    /// Ask for fewer addresses or topics at once; a smaller range does not help.
+    #[error("too many addresses: {message}")]
+    TooManyAddresses {
+        /// The node's words.
+        message: String,
+        /// The most that it takes, at least 1, where it says so.
+        most: Option<usize>,
+    },
     /// The node does not have this block yet: ask again later; never shrink, never take it as empty.
     #[error("node is behind: {0}")]
     Behind(String),
@@ -167,7 +204,13 @@ impl RpcError {
     /// Whether the node failed to serve, as opposed to an answer about the request or the chain.
     #[must_use]
     pub fn is_failure(&self) -> bool {
-        !matches!(self, Self::TooLarge(_) | Self::Behind(_) | Self::Orphaned(_))
+        !(self.asks_for_less() || matches!(self, Self::Behind(_) | Self::Orphaned(_)))
+    }
+
+    /// Whether the node would answer a smaller request: fewer blocks, or fewer addresses.
+    #[must_use]
+    pub fn asks_for_less(&self) -> bool {
+        matches!(self, Self::TooLarge { .. } | Self::TooManyAddresses { .. })
     }
 
     /// The kind, for metric labels.
@@ -177,7 +220,9 @@ impl RpcError {
             Self::Transient(_) => "transient",
             Self::TimedOut => "timeout",
             Self::Throttled { .. } => "rate_limited",
-            Self::TooLarge(_) => "range_too_large",
+            Self::Unclear { .. } => "unclear",
+            Self::TooLarge { .. } => "range_too_large",
+            Self::TooManyAddresses { .. } => "too_many_addresses",
             Self::Behind(_) => "behind",
             Self::Orphaned(_) => "orphaned",
             Self::Invalid(_) => "invalid_response",

@@ -153,18 +153,19 @@ impl Proofs {
     }
 }
 
-/// Receipts that are too large or not served say nothing about the logs that were asked for: a smaller range would not
-/// help, and another endpoint may.
+/// Receipts that are too large or not served say nothing about the logs that were asked for: fewer blocks would not help,
+/// and another endpoint may.
 fn of_proof(error: RpcError) -> RpcError {
     match error {
-        RpcError::TooLarge { .. } | RpcError::Fatal(_) => RpcError::Transient(format!("no proof by receipts: {error}")),
-        other => other,
+        RpcError::Behind(_) | RpcError::Invalid(_) => error,
+        other => RpcError::Transient(format!("no proof by receipts: {other}")),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rpc::Cap;
 
     fn proofs() -> Proofs {
         Proofs::new("node".into(), &Limits { verify: Verify::Receipts, verify_sample: 10, ..Limits::default() })
@@ -221,8 +222,12 @@ mod tests {
             assert!(matches!(error, RpcError::Throttled { .. }));
             assert!(proofs.is_due());
         }
-        let error = proofs.judge(1, Err(RpcError::Fatal("no such method".into()).into())).unwrap_err();
-        assert!(matches!(error, RpcError::Transient(_)), "{error:?}");
+        let unclear = RpcError::Unclear { message: "no".into(), is_known: false };
+        let large = RpcError::TooLarge { message: "no".into(), cap: Cap::Density, suggested: None };
+        for error in [RpcError::Fatal("no such method".into()), RpcError::TimedOut, unclear, large] {
+            let error = proofs.judge(1, Err(error.into())).unwrap_err();
+            assert!(matches!(error, RpcError::Transient(_)), "{error:?}");
+        }
     }
 
     #[test]

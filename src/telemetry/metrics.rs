@@ -114,6 +114,8 @@ declare! {
     DUPLICATES = Kind::Counter, "rpc_duplicate_logs_total", ["provider"], "Logs that stood twice in one answer.";
     ROUND_ANSWERS = Kind::Counter, "rpc_round_answers_total", ["provider"],
         "Ranges answered with just so many logs as a silent limit may be.";
+    UNKNOWN_MESSAGES = Kind::Counter, "rpc_unknown_messages_total", ["provider"],
+        "Error messages that are not known; they stand in warnings, please report them.";
     RPC_HEALTHY = Kind::Gauge, "rpc_provider_healthy", ["provider"], "1 while the provider answers, else 0.";
     RPC_HEAD = Kind::Gauge, "rpc_head_block_number", ["provider"], "The newest block that this provider tells of.";
 
@@ -238,6 +240,11 @@ pub fn duplicate_logs(provider: &str, logs: usize) {
 /// An answer had just so many logs as a silent limit may be.
 pub fn round_answer(provider: &str) {
     count(&ROUND_ANSWERS, [label(provider)], 1);
+}
+
+/// A provider said what is not known.
+pub fn unknown_message(provider: &str) {
+    count(&UNKNOWN_MESSAGES, [label(provider)], 1);
 }
 
 /// A sink decided on messages: `acknowledged`, `retry`, `throttled`, `refused`.

@@ -113,6 +113,7 @@ mod tests {
         metrics::logs_restored("node.example", 1);
         metrics::duplicate_logs("node.example", 1);
         metrics::round_answer("node.example");
+        metrics::unknown_message("node.example");
         metrics::audit_extra(1);
         metrics::token_refresh_failed();
         metrics::tokens(150);

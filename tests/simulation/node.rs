@@ -11,7 +11,7 @@ use alloy::primitives::B256;
 use async_trait::async_trait;
 use chaintap::{
     domain::{BlockRange, BlockRef, Header, RawLog},
-    rpc::{At, ChainSource, EndpointState, LogFilter, RangeLogs, RpcError, Witness},
+    rpc::{At, Cap, ChainSource, EndpointState, LogFilter, RangeLogs, RpcError, Witness},
 };
 use futures_util::stream::{self, BoxStream, StreamExt};
 use tokio::sync::mpsc;
@@ -73,7 +73,8 @@ impl Node {
             }),
             Some(Kind::Behind) => Err(RpcError::Behind("not yet".into())),
             Some(Kind::TooLarge) if matches!(op, Op::RangeLogs | Op::BlockLogs) => {
-                Err(RpcError::TooLarge("more than 10000 results".into()))
+                let message = "more than 10000 results".into();
+                Err(RpcError::TooLarge { message, cap: Cap::Density, suggested: None })
             }
             Some(Kind::Orphaned) if op == Op::BlockLogs => Err(RpcError::Orphaned("unknown block".into())),
             _ => answer,

@@ -33,6 +33,11 @@ impl Devchain {
         Rpc::new(format!("http://{}", self.address))
     }
 
+    /// Plain calls to one of its endpoints, which has the faults that it is given; the one without a path stays good.
+    pub fn endpoint(&self, name: &str) -> Rpc {
+        Rpc::new(format!("http://{}/{name}", self.address))
+    }
+
     /// Where it takes sockets.
     pub fn ws_url(&self) -> String {
         format!("ws://{}", self.address)
