@@ -19,7 +19,7 @@ use std::{
 use alloy::primitives::{Address, B256, U256};
 use async_trait::async_trait;
 use chaintap::{
-    config::{ChainProfile, Limits, Registry, Settings, Sources, StartBlock, load_offline},
+    config::{ChainProfile, Limits, Registry, Settings, Sources, StartBlock, Verify, load_offline},
     domain::{Args, BlockRange, BlockRef, DeliveryMode, Digest, Event},
     pipeline::{self, Audit, Context, Ended, Filters, Span},
     rpc::LogFilter,
@@ -127,6 +127,8 @@ impl Bench {
             chain: ChainProfile {
                 block_time: self.block_time,
                 finality_depth: FINALITY,
+                verify: Verify::default(),
+                verify_sample: 0,
                 spacing: Duration::ZERO,
                 ..settings.chain.clone()
             },

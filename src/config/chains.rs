@@ -5,7 +5,8 @@ use std::{sync::Arc, time::Duration};
 use toml::Spanned;
 
 use super::{
-    problem::{Problem, Source},
+    endpoints::Fault,
+    problem::{Problem, Source, nearest},
     raw::{self, Keys},
 };
 use crate::domain::MAX_BLOCK_NUMBER;
@@ -18,8 +19,44 @@ const MAX_PARALLEL: usize = 256;
 const MAX_FINALITY_DEPTH: u64 = 100_000;
 const MAX_BLOCK_TIME: Duration = Duration::from_hours(1);
 const MAX_SPACING: Duration = Duration::from_mins(1);
-const KEYS: [&str; 8] =
-    ["id", "name", "redis_db", "block_time", "finality_depth", "batch_blocks", "parallel", "spacing"];
+/// Of so many historical blocks one is proven where nobody says otherwise.
+pub(super) const VERIFY_SAMPLE: u64 = 100;
+const KEYS: [&str; 10] = [
+    "id",
+    "name",
+    "redis_db",
+    "block_time",
+    "finality_depth",
+    "batch_blocks",
+    "parallel",
+    "spacing",
+    "verify",
+    "verify_sample",
+];
+
+/// What the logs that a node tells of are held against before they are believed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Verify {
+    /// Nothing: for chains whose blooms do not hold.
+    None,
+    /// The bloom of the block's header: an answer without logs where it speaks of some is not taken at once.
+    #[default]
+    Bloom,
+    /// The block's receipts, whose root and header are recomputed (`src/rpc/receipts.rs`).
+    Receipts,
+}
+
+impl Verify {
+    /// By its name in `chains.toml` and in `VERIFY`; otherwise what is wrong, and the mend.
+    pub(super) fn parse(text: &str) -> Result<Self, Fault> {
+        match text {
+            "none" => Ok(Self::None),
+            "bloom" => Ok(Self::Bloom),
+            "receipts" => Ok(Self::Receipts),
+            other => Err((format!("is not a way to verify: '{other}'"), nearest(other, ["none", "bloom", "receipts"]))),
+        }
+    }
+}
 
 /// What is particular to one chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +77,10 @@ pub struct ChainProfile {
     pub spacing: Duration,
     /// Blocks on top of a block after which no reorganisation is expected.
     pub finality_depth: u64,
+    /// What logs are held against, unless `VERIFY` says otherwise.
+    pub verify: Verify,
+    /// With [`Verify::Receipts`] one of so many historical blocks is proven: 1 is every block, 0 none.
+    pub verify_sample: u64,
 }
 
 /// The valid profiles of a file; each of the others is reported.
@@ -72,6 +113,7 @@ fn profile(keys: &Keys<'_>, seen: &mut Seen<'_>, problems: &mut Vec<Problem>) ->
     let batch_blocks = keys.number("batch_blocks", 1..=MAX_BATCH_BLOCKS, problems);
     let parallel = keys.number("parallel", 1..=MAX_PARALLEL, problems);
     let spacing = keys.duration("spacing", MAX_SPACING, problems);
+    let verify_sample = keys.number("verify_sample", 0..=MAX_BLOCK_NUMBER, problems);
     let profile = ChainProfile {
         id: *id.as_ref()?.get_ref(),
         name: name.as_ref()?.get_ref().clone(),
@@ -81,9 +123,19 @@ fn profile(keys: &Keys<'_>, seen: &mut Seen<'_>, problems: &mut Vec<Problem>) ->
         parallel: parallel.map_or(3, Spanned::into_inner),
         spacing: spacing.unwrap_or(Duration::from_millis(300)),
         finality_depth: *finality_depth?.get_ref(),
+        verify: verify(keys, seen.source, problems),
+        verify_sample: verify_sample.map_or(VERIFY_SAMPLE, Spanned::into_inner),
     };
     seen.check(&id?, &name?, &redis_db?, problems);
     Some(profile)
+}
+
+fn verify(keys: &Keys<'_>, source: &Arc<Source>, problems: &mut Vec<Problem>) -> Verify {
+    let Some(given) = keys.text("verify", problems) else { return Verify::default() };
+    Verify::parse(given.get_ref()).unwrap_or_else(|(text, mend)| {
+        problems.push(Problem::at(source, given.span(), format!("'verify' {text}")).mend(mend));
+        Verify::default()
+    })
 }
 
 /// What earlier entries have taken: every chain has its own id, name and database.

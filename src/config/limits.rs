@@ -2,7 +2,12 @@
 
 use std::time::Duration;
 
-use super::{endpoints::Fault, reader::Reader};
+use super::{
+    ChainProfile,
+    chains::{VERIFY_SAMPLE, Verify},
+    endpoints::Fault,
+    reader::Reader,
+};
 
 /// Life of a claim (contract §3); the store's own constant is the same.
 const CLAIM_TTL: Duration = Duration::from_mins(5);
@@ -16,6 +21,10 @@ pub struct Limits {
     pub rpc_timeout: Duration,
     /// Largest RPC answer that is read, bytes.
     pub rpc_max_bytes: usize,
+    /// What a node's logs are held against.
+    pub verify: Verify,
+    /// With [`Verify::Receipts`] one of so many historical blocks is proven: 1 is every block, 0 none.
+    pub verify_sample: u64,
     /// One call of a sink.
     pub sink_timeout: Duration,
     /// Logs handled in one chunk.
@@ -33,6 +42,8 @@ impl Default for Limits {
         Self {
             rpc_timeout: Duration::from_secs(20),
             rpc_max_bytes: 32 << 20,
+            verify: Verify::default(),
+            verify_sample: VERIFY_SAMPLE,
             sink_timeout: Duration::from_secs(30),
             chunk_logs: 1_000,
             token_refresh: Duration::from_mins(5),
@@ -42,8 +53,9 @@ impl Default for Limits {
     }
 }
 
-/// The limits, where each is right and they fit each other.
-pub(super) fn read(reader: &mut Reader<'_>) -> Option<Limits> {
+/// The limits, where each is right and they fit each other; what the chain's profile says stands in for `VERIFY`.
+pub(super) fn read(reader: &mut Reader<'_>, chain: Option<&ChainProfile>) -> Option<Limits> {
+    let verify = reader.read("VERIFY", Verify::parse);
     let second = Duration::from_secs(1);
     let rpc_timeout = reader.read("RPC_TIMEOUT", |text| time(text, second, Duration::from_mins(2)));
     let sink_timeout = reader.read("SINK_TIMEOUT", |text| time(text, second, Duration::from_mins(2)));
@@ -65,6 +77,8 @@ pub(super) fn read(reader: &mut Reader<'_>) -> Option<Limits> {
     Some(Limits {
         rpc_timeout,
         rpc_max_bytes: rpc_max_bytes?,
+        verify: verify.or_else(|| chain.map(|chain| chain.verify)).unwrap_or_default(),
+        verify_sample: chain.map(|chain| chain.verify_sample).unwrap_or_default(),
         sink_timeout,
         chunk_logs: chunk_logs?,
         token_refresh: token_refresh?,

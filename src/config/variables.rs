@@ -82,6 +82,11 @@ pub const GROUPS: &[Group] = &[
                 "true",
                 "with two endpoints or more: hold delivered blocks against a second one before they count as final",
             ),
+            optional(
+                "VERIFY",
+                "`verify` of the chain in `config/chains.toml`",
+                "what a node's logs are held against: `none`, `bloom` (an empty answer against the header), `receipts` (the block's receipts, proven)",
+            ),
             open(
                 "DELIVER",
                 "instant",

@@ -1,25 +1,32 @@
 //! One node: JSON-RPC requests, each with a time limit, each answer checked before it is used.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::Duration,
 };
 
 use alloy::{
     primitives::{B256, U64},
-    rpc::client::{BatchRequest, RpcClient, Waiter},
+    rpc::{
+        client::{BatchRequest, RpcClient, Waiter},
+        types,
+    },
     transports::{
         TransportError,
         ws::{WebSocketConfig, WsConnect},
     },
 };
+use futures_util::{StreamExt as _, stream};
 use serde_json::{Value, json};
 use tokio::time::timeout;
+use tracing::{debug, warn};
 
 use super::{
     At, LogFilter, RangeLogs, RpcError,
     blooms::Blooms,
     error::{classify, tag_is_unknown},
+    proofs::Proofs,
+    receipts::{self, Proven, Unproven, WireReceipt},
     transport::Capped,
     unknown::UnknownMessages,
     wire::{self, WireHeader, WireLog},
@@ -34,6 +41,11 @@ use crate::{
 const SOCKET_RETRY: Duration = Duration::from_millis(200);
 /// Headers asked for in one batch.
 const HEADERS_PER_BATCH: usize = 100;
+/// Blocks of a range whose receipts are asked for at once.
+const PROOFS_AT_ONCE: usize = 4;
+/// Numbers of logs at which nodes and providers were seen to cut answers off, or say that they do.
+const SILENT_CAPS: [usize; 7] = [1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000];
+const RECEIPTS: &str = "eth_getBlockReceipts";
 
 /// A connection to one node, over HTTP or, where it has none, over its WebSocket.
 pub(super) struct Node {
@@ -41,19 +53,22 @@ pub(super) struct Node {
     rpc: RpcClient,
     timeout: Duration,
     blooms: Blooms,
+    proofs: Proofs,
     unknown: UnknownMessages,
 }
 
 impl Node {
     /// A node behind any transport.
-    pub(super) fn new(name: String, rpc: RpcClient, timeout: Duration) -> Self {
-        Self { name, rpc, timeout, blooms: Blooms::default(), unknown: UnknownMessages::default() }
+    pub(super) fn new(name: String, rpc: RpcClient, limits: &Limits) -> Self {
+        let proofs = Proofs::new(name.clone(), limits);
+        let (blooms, unknown) = (Blooms::default(), UnknownMessages::default());
+        Self { name, rpc, timeout: limits.rpc_timeout, blooms, proofs, unknown }
     }
 
     /// A node behind an HTTP URL. Nothing is sent yet.
     pub(super) fn http(url: SecretUrl, name: String, limits: &Limits) -> Result<Self, RpcError> {
         let transport = Capped::new(url, limits.rpc_timeout, limits.rpc_max_bytes).map_err(RpcError::Fatal)?;
-        Ok(Self::new(name, RpcClient::new(transport, false), limits.rpc_timeout))
+        Ok(Self::new(name, RpcClient::new(transport, false), limits))
     }
 
     /// A node that only has a WebSocket. Frames are allowed up to the size limit of answers: above alloy's default of
@@ -68,7 +83,7 @@ impl Node {
             .with_retry_interval(SOCKET_RETRY);
         let connected = timeout(limits.rpc_timeout, RpcClient::connect_pubsub(connect)).await;
         let rpc = connected.map_err(|_| not_open_in_time())?.map_err(classify)?;
-        Ok(Self::new(name, rpc, limits.rpc_timeout))
+        Ok(Self::new(name, rpc, limits))
     }
 
     pub(super) async fn chain_id(&self) -> Result<u64, RpcError> {
@@ -105,13 +120,44 @@ impl Node {
         filter: &LogFilter,
     ) -> Result<Vec<RawLog>, RpcError> {
         let params = json!([log_query(filter, &json!({ "blockHash": block.hash }))]);
-        let logs: Vec<WireLog> = self.one("eth_getLogs", params).await?;
-        if logs.is_empty() && self.blooms.contradict_none(block.hash, filter) {
+        let is_proven = self.proofs.is_due();
+        let (logs, proof) = tokio::join!(self.one::<Vec<WireLog>>("eth_getLogs", params), async {
+            if is_proven { Some(self.prove(At::Hash(block.hash)).await) } else { None }
+        });
+        let logs = logs?;
+        let told = logs.len();
+        let logs = wire::block_logs(logs, block, timestamp, filter)?;
+        self.count_duplicates(told - logs.len());
+        if let Some(proof) = proof
+            && let Some(held) = self.proofs.judge(block.number, proof.and_then(|proven| proven.hold(&logs, filter)))?
+        {
+            return Ok(held.logs);
+        }
+        if logs.is_empty() && self.proofs.minds_blooms() && self.blooms.contradict_none(block.hash, filter) {
             metrics::empty_with_bloom(&self.name);
             let text = format!("the node has no logs of block {block}, and its header says that there may be some");
             return Err(RpcError::Behind(text));
         }
-        wire::block_logs(logs, block, timestamp, filter)
+        Ok(logs)
+    }
+
+    /// The proof of one block: its full header and its receipts, in one batch.
+    async fn prove(&self, at: At) -> Result<Proven, Unproven> {
+        let (method, params) = header_request(at);
+        let block = params.get(0).cloned().unwrap_or_default();
+        let mut batch = self.rpc.new_batch();
+        let header = add::<Option<types::Header>>(&mut batch, method, &params)?;
+        let receipts = add::<Option<Vec<WireReceipt>>>(&mut batch, RECEIPTS, &json!([block]))?;
+        self.send(RECEIPTS, batch).await?;
+        let told = |error| self.classify(error);
+        let (header, receipts) = (header.await.map_err(told)?, receipts.await.map_err(told)?);
+        let (Some(header), Some(receipts)) = (header, receipts) else {
+            return Err(RpcError::Behind("the node lacks a block's header or receipts".into()).into());
+        };
+        if (At::Hash(header.hash) != at) && (At::Number(header.number) != at) {
+            return Err(RpcError::Invalid("the header of another block than the one asked for".into()).into());
+        }
+        receipts::prove(&header, receipts)
     }
 
     /// Logs and the headers of both ends in one batch, so that they come from one node at one moment: where the last
@@ -130,14 +176,77 @@ impl Node {
             return Err(RpcError::Behind(format!("the node lacks an end of the range {range}")));
         };
         let (first, last) = (check_header(first, first_at)?, check_header(last, last_at)?);
+        let told = logs.len();
         let checked = wire::range_logs(logs, range, filter)?;
+        self.count_duplicates(told - checked.len());
+        self.note_round_number(told, range);
         let strange = checked.iter().any(|(log, _)| {
             [first, last].iter().any(|end| end.number == log.block.number && end.hash != log.block.hash)
         });
         if strange {
             return Err(RpcError::Behind("logs and header of one answer differ in the block's hash".into()));
         }
-        Ok(RangeLogs { logs: self.with_timestamps(checked).await?, first, last })
+        let logs = self.with_timestamps(checked).await?;
+        Ok(RangeLogs { logs: self.held_against_sample(range, logs, filter).await?, first, last })
+    }
+
+    /// The logs of a range, those of the sampled blocks as their receipts have them. A node that left something out of one
+    /// block may have done so in any: then all of the range is proven.
+    async fn held_against_sample(
+        &self,
+        range: BlockRange,
+        logs: Vec<RawLog>,
+        filter: &LogFilter,
+    ) -> Result<Vec<RawLog>, RpcError> {
+        let (sample, others): (Vec<u64>, Vec<u64>) =
+            (range.from..=range.to).partition(|number| self.proofs.is_sampled(*number));
+        if sample.is_empty() {
+            return Ok(logs);
+        }
+        let mut by_number: BTreeMap<u64, Vec<RawLog>> = BTreeMap::new();
+        for log in logs {
+            by_number.entry(log.block.number).or_default().push(log);
+        }
+        if self.hold(sample, &mut by_number, filter).await? {
+            self.hold(others, &mut by_number, filter).await?;
+        }
+        Ok(by_number.into_values().flatten().collect())
+    }
+
+    /// Holds blocks of a range against their receipts; whether an answer was wrong anywhere.
+    async fn hold(
+        &self,
+        mut numbers: Vec<u64>,
+        logs: &mut BTreeMap<u64, Vec<RawLog>>,
+        filter: &LogFilter,
+    ) -> Result<bool, RpcError> {
+        numbers.retain(|_| self.proofs.is_due());
+        let asking = numbers.into_iter().map(|number| async move { (number, self.prove(At::Number(number)).await) });
+        let mut proofs = stream::iter(asking).buffered(PROOFS_AT_ONCE);
+        let mut was_wrong = false;
+        while let Some((number, proof)) = proofs.next().await {
+            let told = logs.get(&number).map(Vec::as_slice).unwrap_or_default();
+            if let Some(held) = self.proofs.judge(number, proof.and_then(|proven| proven.hold(told, filter)))? {
+                was_wrong |= held.is_other();
+                logs.insert(number, held.logs);
+            }
+        }
+        Ok(was_wrong)
+    }
+
+    fn count_duplicates(&self, logs: usize) {
+        if logs > 0 {
+            debug!(endpoint = self.name, logs, "logs stood twice in an answer");
+            metrics::duplicate_logs(&self.name, logs);
+        }
+    }
+
+    /// Some nodes cut an answer off at a round number of logs, and do not say so (T18). A chance hit is possible.
+    fn note_round_number(&self, logs: usize, range: BlockRange) {
+        if SILENT_CAPS.contains(&logs) {
+            warn!(endpoint = self.name, logs, %range, "an answer with a round number of logs: it may have been cut off");
+            metrics::round_answer(&self.name);
+        }
     }
 
     /// Many nodes leave `blockTimestamp` out of logs; then the headers tell.

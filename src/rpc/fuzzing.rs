@@ -30,7 +30,10 @@ use tower_service::Service;
 
 use super::{At, Cap, LogFilter, RangeLogs, RpcError, client::Node, heads, transport, wire};
 use crate::{
-    config::fuzzing::{KEY, leaks},
+    config::{
+        Limits,
+        fuzzing::{KEY, leaks},
+    },
     domain::{BlockRange, BlockRef, Header, MAX_BLOCK_NUMBER, RawLog},
 };
 
@@ -77,7 +80,7 @@ pub(crate) fn json_rpc(data: &[u8]) {
         bodies: Arc::new(Mutex::new(bodies)),
     };
     let bytes = script.bytes;
-    let node = Node::new("node".to_owned(), RpcClient::new(script, true), LIMIT);
+    let node = Node::new("node".to_owned(), RpcClient::new(script, true), &limits());
     on_one_thread(ask(&node, *question, bytes));
 }
 
@@ -92,7 +95,7 @@ pub(crate) fn ws_frame(data: &[u8]) {
         if mode == b"s" {
             subscribed(socket).await;
         } else if let Ok(rpc) = RpcClient::connect_pubsub(socket).await {
-            ask(&Node::new("node".to_owned(), rpc, LIMIT), b'n', bytes).await;
+            ask(&Node::new("node".to_owned(), rpc, &limits()), b'n', bytes).await;
         }
     });
 }
@@ -182,6 +185,10 @@ fn wanted(logs: &[RawLog], filter: &LogFilter, bytes: usize) {
     }
     let place = |log: &RawLog| (log.block.number, log.log_index);
     assert!(logs.iter().zip(logs.iter().skip(1)).all(|(one, next)| place(one) < place(next)), "logs out of order");
+}
+
+fn limits() -> Limits {
+    Limits { rpc_timeout: LIMIT, ..Limits::default() }
 }
 
 /// The logs as a node says them.

@@ -16,6 +16,8 @@ mod endpoints;
 mod error;
 pub(crate) mod fuzzing;
 mod heads;
+mod proofs;
+mod receipts;
 mod transport;
 mod unknown;
 mod wire;

@@ -3,7 +3,7 @@
 //! Every field is hostile until checked: a block number may be missing, beyond 2^53, or another than was asked for.
 //! Unknown fields are ignored, for hard forks add some (F35).
 
-use alloy::primitives::{Address, B256, Bloom, Bytes, U64};
+use alloy::primitives::{Address, B256, Bloom, Bytes, Log, U64};
 use serde::{Deserialize, Deserializer};
 
 use super::{LogFilter, RpcError};
@@ -73,6 +73,33 @@ pub(super) struct WireLog {
 pub(super) type Checked = (RawLog, Option<u64>);
 
 impl WireLog {
+    /// Whether `filter` asks for it.
+    pub(super) fn is_wanted(&self, filter: &LogFilter) -> bool {
+        self.has_wanted_topic(filter) && self.has_wanted_address(filter)
+    }
+
+    fn has_wanted_topic(&self, filter: &LogFilter) -> bool {
+        self.topics.first().is_some_and(|topic| filter.topics.contains(topic))
+    }
+
+    fn has_wanted_address(&self, filter: &LogFilter) -> bool {
+        filter.addresses.is_empty() || filter.addresses.contains(&self.address)
+    }
+
+    /// What the chain's consensus has of it: a receipt holds no more.
+    pub(super) fn consensus(&self) -> Log {
+        Log::new_unchecked(self.address, self.topics.clone(), self.data.clone())
+    }
+
+    /// Whether it says that it is at this place in this block.
+    pub(super) fn is_at(&self, block: BlockRef, transaction: usize, log: usize) -> bool {
+        let at = |stated: Option<U64>, place: usize| stated.is_some_and(|stated| stated == U64::from(place));
+        self.block_hash == Some(block.hash)
+            && at(self.transaction_index, transaction)
+            && at(self.log_index, log)
+            && self.block_number == Some(U64::from(block.number))
+    }
+
     /// The log, if it is one that `filter` asks for, in a block that exists.
     fn check(self, filter: &LogFilter) -> Result<Checked, RpcError> {
         if self.removed {
@@ -89,10 +116,10 @@ impl WireLog {
         if transaction_index.max(log_index) > U64::from(MAX_EXACT) {
             return Err(invalid("a log at a place at or above 2^53"));
         }
-        if self.topics.len() > MAX_TOPICS || !self.topics.first().is_some_and(|topic| filter.topics.contains(topic)) {
+        if self.topics.len() > MAX_TOPICS || !self.has_wanted_topic(filter) {
             return Err(invalid("a log with a topic that was not asked for"));
         }
-        if !filter.addresses.is_empty() && !filter.addresses.contains(&self.address) {
+        if !self.has_wanted_address(filter) {
             return Err(invalid("a log of a contract that was not asked for"));
         }
         let timestamp = self.block_timestamp.map(|time| time.to::<u64>()).filter(|time| *time > 0);

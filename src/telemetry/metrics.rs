@@ -108,6 +108,12 @@ declare! {
         "Duration of one JSON-RPC request, to the last byte of the answer.";
     EMPTY_WITH_BLOOM = Kind::Counter, "rpc_empty_with_bloom_total", ["provider"],
         "Answers without logs that were not taken, because the block's bloom has some.";
+    PROOFS = Kind::Counter, "rpc_proofs_total", ["provider", "outcome"], "Blocks whose logs were to be proven by their receipts.";
+    RESTORED = Kind::Counter, "rpc_logs_restored_total", ["provider"],
+        "Logs that eth_getLogs left out or gave wrong, taken from proven receipts.";
+    DUPLICATES = Kind::Counter, "rpc_duplicate_logs_total", ["provider"], "Logs that stood twice in one answer.";
+    ROUND_ANSWERS = Kind::Counter, "rpc_round_answers_total", ["provider"],
+        "Ranges answered with just so many logs as a silent limit may be.";
     UNKNOWN_MESSAGES = Kind::Counter, "rpc_unknown_messages_total", ["provider"],
         "Error messages that are not known; they stand in warnings, please report them.";
     RPC_HEALTHY = Kind::Gauge, "rpc_provider_healthy", ["provider"], "1 while the provider answers, else 0.";
@@ -214,6 +220,26 @@ pub fn rpc_request(provider: &str, method: &'static str, outcome: &'static str, 
 /// An answer without logs was not taken.
 pub fn empty_with_bloom(provider: &str) {
     count(&EMPTY_WITH_BLOOM, [label(provider)], 1);
+}
+
+/// A block's logs were to be proven: `proven`, `unknown` (its encoding), `wrong`, `failed` (the requests).
+pub fn proof(provider: &str, outcome: &'static str) {
+    count(&PROOFS, [label(provider), outcome.into()], 1);
+}
+
+/// Logs that were left out or wrong were taken from receipts.
+pub fn logs_restored(provider: &str, logs: usize) {
+    count(&RESTORED, [label(provider)], logs as u64);
+}
+
+/// Logs stood twice in an answer.
+pub fn duplicate_logs(provider: &str, logs: usize) {
+    count(&DUPLICATES, [label(provider)], logs as u64);
+}
+
+/// An answer had just so many logs as a silent limit may be.
+pub fn round_answer(provider: &str) {
+    count(&ROUND_ANSWERS, [label(provider)], 1);
 }
 
 /// A provider said what is not known.

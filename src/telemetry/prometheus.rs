@@ -109,6 +109,10 @@ mod tests {
         metrics::events_retracted(6);
         metrics::audit_missing(1);
         metrics::empty_with_bloom("node.example");
+        metrics::proof("node.example", "proven");
+        metrics::logs_restored("node.example", 1);
+        metrics::duplicate_logs("node.example", 1);
+        metrics::round_answer("node.example");
         metrics::unknown_message("node.example");
         metrics::audit_extra(1);
         metrics::token_refresh_failed();

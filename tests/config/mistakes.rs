@@ -54,6 +54,7 @@ const WRONG: &[(&str, &str, &str)] = &[
         "final",
         "environment: DELIVER is not a delivery mode: 'final'; use instant, safe, finalized or a depth in blocks",
     ),
+    ("VERIFY", "receipt", "environment: VERIFY is not a way to verify: 'receipt'; did you mean 'receipts'?"),
     ("DURABILITY", "requird", "environment: DURABILITY is not a durability: 'requird'; did you mean 'required'?"),
     ("PORT", "80000", "environment: PORT is not a port: '80000'; write a number up to 65535"),
     (

@@ -4,7 +4,9 @@ use std::{path::Path, time::Duration};
 
 use chaintap::{
     cli::check::{CheckArgs, Format, check},
-    config::{Limits, Purpose, Shape, SinkTarget, Sources, StartBlock, StoreSettings, TokenSettings, load_offline},
+    config::{
+        Limits, Purpose, Shape, SinkTarget, Sources, StartBlock, StoreSettings, TokenSettings, Verify, load_offline,
+    },
     domain::DeliveryMode,
 };
 
@@ -69,6 +71,18 @@ fn the_profiles_are_those_of_the_contract() {
         assert_eq!(chain.spacing, Duration::from_millis(spacing));
         assert_eq!(chain.block_time, Duration::from_millis(block_time));
     }
+}
+
+/// Blooms do not hold on Polygon, Cronos and zkSync.
+#[test]
+fn what_logs_are_held_against_is_the_chain_s_unless_the_deployment_says_otherwise() {
+    let verify = |variables: &[(&str, &str)]| settings(variables).limits.verify;
+    for (chain, expected) in [("1", Verify::Bloom), ("137", Verify::None), ("25", Verify::None), ("324", Verify::None)]
+    {
+        assert_eq!(verify(&[("CHAIN_ID", chain)]), expected, "{chain}");
+    }
+    assert_eq!(verify(&[("CHAIN_ID", "137"), ("VERIFY", "bloom")]), Verify::Bloom);
+    assert_eq!(settings(&[("VERIFY", "receipts")]).limits.verify_sample, 100);
 }
 
 #[test]

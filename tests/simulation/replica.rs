@@ -8,7 +8,7 @@ use std::{
 use alloy::primitives::Address;
 use async_trait::async_trait;
 use chaintap::{
-    config::{ChainProfile, Limits, Settings, Sources, StartBlock, load_offline},
+    config::{ChainProfile, Limits, Settings, Sources, StartBlock, Verify, load_offline},
     pipeline::{self, Audit, Context, Ended, Filters, Span, Tokens},
     rpc::LogFilter,
     sinks::Sink,
@@ -88,6 +88,8 @@ fn context(gate: &Arc<Gate>, store: Witnessed) -> (Arc<Context>, StartBlock, imp
         chain: ChainProfile {
             block_time: swarm.block_time,
             finality_depth: swarm.making.finality,
+            verify: Verify::default(),
+            verify_sample: 0,
             batch_blocks: swarm.batch_blocks,
             ..settings.chain.clone()
         },
