@@ -108,6 +108,8 @@ declare! {
         "Duration of one JSON-RPC request, to the last byte of the answer.";
     EMPTY_WITH_BLOOM = Kind::Counter, "rpc_empty_with_bloom_total", ["provider"],
         "Answers without logs that were not taken, because the block's bloom has some.";
+    RPC_FAILOVERS = Kind::Counter, "rpc_failovers_total", ["from", "to", "reason"],
+        "Moves of all requests from one provider to another.";
     RPC_HEALTHY = Kind::Gauge, "rpc_provider_healthy", ["provider"], "1 while the provider answers, else 0.";
     RPC_HEAD = Kind::Gauge, "rpc_head_block_number", ["provider"], "The newest block that this provider tells of.";
 
@@ -207,6 +209,11 @@ pub fn store_request(operation: &'static str, outcome: &'static str, seconds: f6
 pub fn rpc_request(provider: &str, method: &'static str, outcome: &'static str, seconds: f64) {
     count(&RPC_REQUESTS, [label(provider), method.into(), outcome.into()], 1);
     observe(&RPC_SECONDS, [label(provider), method.into()], seconds);
+}
+
+/// Requests move from one provider to another: the kind of the failure, `lags`, `ejected`, or `returned` to a preferred one.
+pub fn rpc_failover(from: &str, to: &str, reason: &'static str) {
+    count(&RPC_FAILOVERS, [label(from), label(to), reason.into()], 1);
 }
 
 /// An answer without logs was not taken.
@@ -394,6 +401,8 @@ mod tests {
             }
             for label in *labels {
                 let bounded = [
+                    "from",
+                    "to",
                     "version",
                     "track",
                     "reason",
