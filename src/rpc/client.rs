@@ -138,7 +138,8 @@ impl Node {
         let logs = wire::block_logs(logs, block, timestamp, filter)?;
         self.count_duplicates(told - logs.len());
         if let Some(proof) = proof
-            && let Some(held) = self.proofs.judge(block.number, proof.and_then(|proven| proven.hold(&logs, filter)))?
+            && let Some(held) =
+                self.proofs.judge(block.number, proof.and_then(|proven| proven.of(block)?.hold(&logs, filter)))?
         {
             return Ok(held.logs);
         }
@@ -189,14 +190,15 @@ impl Node {
         let checked = wire::range_logs(logs, range, filter)?;
         self.count_duplicates(told - checked.len());
         self.note_round_number(told, range);
-        let strange = checked.iter().any(|(log, _)| {
-            [first, last].iter().any(|end| end.number == log.block.number && end.hash != log.block.hash)
-        });
+        let logs = self.with_timestamps(checked).await?;
+        let logs = self.held_against_sample(range, logs, filter).await?;
+        let strange = logs
+            .iter()
+            .any(|log| [first, last].iter().any(|end| end.number == log.block.number && end.hash != log.block.hash));
         if strange {
             return Err(RpcError::Behind("logs and header of one answer differ in the block's hash".into()));
         }
-        let logs = self.with_timestamps(checked).await?;
-        Ok(RangeLogs { logs: self.held_against_sample(range, logs, filter).await?, first, last })
+        Ok(RangeLogs { logs, first, last })
     }
 
     /// The logs of a range, those of the sampled blocks as their receipts have them. A node that left something out of one
