@@ -16,7 +16,7 @@ use tracing::{debug, error, info, warn};
 use crate::{
     api,
     backoff::Backoff,
-    config::{SecretUrl, Settings, SinkTarget, StoreSettings, TokenSettings},
+    config::{Provider, Settings, SinkTarget, StoreSettings, TokenSettings},
     failure::Failure,
     pipeline::{self, Audit, Context, Ended, Filters, Span, Tokens},
     rpc::{ChainSource, Endpoints, LogFilter},
@@ -257,10 +257,11 @@ pub fn store_failure(error: &StoreError) -> Failure {
     }
 }
 
-/// The nodes at these URLs, behind one another in this order.
+/// These providers, behind one another in this order.
 #[must_use]
-pub fn nodes(settings: &Settings, urls: &[SecretUrl]) -> Arc<dyn ChainSource> {
-    Arc::new(Endpoints::new(settings.chain.id, urls.to_vec(), settings.limits.clone()))
+pub fn nodes(settings: &Settings, providers: &[Provider]) -> Arc<dyn ChainSource> {
+    let chain = (settings.chain.id, settings.chain.block_time);
+    Arc::new(Endpoints::of(chain, providers.to_vec(), settings.limits.clone()))
 }
 
 /// The sinks by handler; handlers with one target share a sink.
@@ -433,7 +434,7 @@ fn profile(settings: &Settings) -> Profile {
             StoreSettings::Redis { .. } => "redis",
             StoreSettings::Embedded { .. } => "embedded",
         },
-        providers: settings.providers.iter().map(|url| url.name().to_owned()).collect(),
+        providers: settings.providers.iter().map(|provider| provider.name.clone()).collect(),
         sinks: settings.registry.targets().into_iter().map(|(_, name)| name).collect(),
         token_refresh: (!matches!(settings.tokens, TokenSettings::Off)).then_some(settings.limits.token_refresh),
     }

@@ -6,7 +6,7 @@ use std::{io::Write, sync::Arc};
 use super::Failure;
 use crate::{
     app,
-    config::{SecretUrl, Settings},
+    config::{Provider, Settings},
     domain::TokenList,
     pipeline::StageError,
     rpc::{At, ChainSource, RpcError},
@@ -39,18 +39,18 @@ pub(super) fn say(out: &mut (dyn Write + Send), line: &str) -> Result<(), Failur
 pub(super) fn nodes(settings: &Settings) -> Result<Arc<dyn ChainSource>, Failure> {
     match settings.providers.as_slice() {
         [] => Err(Failure::Config("WEB3_PROVIDER is not set: this command asks a node".into())),
-        urls => Ok(app::nodes(settings, urls)),
+        providers => Ok(app::nodes(settings, providers)),
     }
 }
 
 /// Each configured node by itself, under its name, where there are several.
 pub(super) fn witnesses(settings: &Settings) -> Vec<(String, Arc<dyn ChainSource>)> {
-    let one = |(place, url): (usize, &SecretUrl)| {
-        (format!("{} ({})", place + 1, url.name()), app::nodes(settings, std::slice::from_ref(url)))
+    let one = |(place, provider): (usize, &Provider)| {
+        (format!("{} ({})", place + 1, provider.name), app::nodes(settings, std::slice::from_ref(provider)))
     };
     match settings.providers.as_slice() {
         [] | [_] => Vec::new(),
-        urls => urls.iter().enumerate().map(one).collect(),
+        providers => providers.iter().enumerate().map(one).collect(),
     }
 }
 
@@ -76,11 +76,11 @@ pub(super) async fn tokens(settings: &Settings) -> Result<Option<Arc<TokenList>>
 /// Asks every server that the settings name: its name, and what it is or why it cannot be used.
 pub(super) async fn reach(settings: &Settings) -> Vec<(String, Result<String, String>)> {
     let mut answers = Vec::new();
-    for url in &settings.providers {
-        let head =
-            app::nodes(settings, std::slice::from_ref(url)).header(At::Latest).await.map_err(|error| error.to_string());
+    for provider in &settings.providers {
+        let node = app::nodes(settings, std::slice::from_ref(provider));
+        let head = node.header(At::Latest).await.map_err(|error| error.to_string());
         let head = head.and_then(|head| head.ok_or_else(|| "no latest block".to_owned()));
-        answers.push((format!("node {}", url.name()), head.map(|head| format!("head {}", head.number))));
+        answers.push((format!("node {}", provider.name), head.map(|head| format!("head {}", head.number))));
     }
     let store = app::open_store(settings).await.map_err(|error| error.to_string());
     answers.push(("state store".to_owned(), store.map(|store| store.durability())));

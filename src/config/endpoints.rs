@@ -12,7 +12,7 @@ fn fault<T>(text: impl Into<String>, mend: impl Into<String>) -> Result<T, Fault
 }
 
 /// One address with one of these schemes.
-fn address(text: &str, schemes: &[&str], what: &str) -> Result<SecretUrl, Fault> {
+pub(super) fn address(text: &str, schemes: &[&str], what: &str) -> Result<SecretUrl, Fault> {
     let allowed: Vec<String> = schemes.iter().map(|scheme| format!("{scheme}://")).collect();
     let mend = format!("write {what} that begins with {}", allowed.join(" or "));
     let url = SecretUrl::parse(text).map_err(|error| (error, mend.clone()))?;

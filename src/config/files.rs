@@ -12,7 +12,7 @@ use super::problem::{Problem, Source, nearest};
 
 /// Largest file that is read, bytes; ABIs of compiler artifacts hold bytecode too.
 const MAX_FILE_BYTES: u64 = 16 << 20;
-const FILE_NAMES: [&str; 3] = ["default.toml", "chains.toml", "contracts.toml"];
+const FILE_NAMES: [&str; 4] = ["default.toml", "chains.toml", "contracts.toml", "providers.toml"];
 const BUILT_IN_CHAINS: &str = include_str!("../../config/chains.toml");
 const BUILT_IN_CONTRACTS: &str = include_str!("../../config/contracts.toml");
 /// ABIs by the path that `contracts.toml` knows them by.
@@ -27,6 +27,8 @@ pub(super) struct Files {
     pub(super) defaults: Option<Arc<Source>>,
     pub(super) chains: Arc<Source>,
     pub(super) contracts: Arc<Source>,
+    /// `providers.toml`, where there is one; it may hold keys.
+    pub(super) providers: Option<Arc<Source>>,
     /// The directory that paths of ABIs start from: the one that holds the configuration directory. `None` where no file
     /// may be read.
     root: Option<PathBuf>,
@@ -56,11 +58,13 @@ impl Files {
                 None => built_in.map(|text| Source::new(format!("built-in config/{name}"), text)),
             }
         };
+        let undrawable = |source: Arc<Source>| Source::undrawable(&source.path, &source.text);
         let empty = || Source::new("nothing", "");
         let files = Self {
-            defaults: open("default.toml", None).map(|source| Source::undrawable(&source.path, &source.text)),
+            defaults: open("default.toml", None).map(undrawable),
             chains: open("chains.toml", Some(BUILT_IN_CHAINS)).unwrap_or_else(empty),
             contracts: open("contracts.toml", Some(BUILT_IN_CONTRACTS)).unwrap_or_else(empty),
+            providers: open("providers.toml", None).map(undrawable),
             root: Some(dir.as_ref().and_then(|dir| dir.parent()).map(Path::to_owned).unwrap_or_default()),
             held: built_in_abis(),
         };
@@ -75,7 +79,7 @@ impl Files {
         let mut held = built_in_abis();
         held.push((abi.0.to_owned(), Source::new(abi.0, abi.1)));
         let chains = Source::new("built-in config/chains.toml", BUILT_IN_CHAINS);
-        Self { defaults: None, chains, contracts, root: None, held }
+        Self { defaults: None, chains, contracts, providers: None, root: None, held }
     }
 
     /// An ABI by its path in `contracts.toml`.
@@ -88,13 +92,14 @@ impl Files {
         self.held.iter().find(|(name, _)| name == path).map(|(_, abi)| Arc::clone(abi)).ok_or_else(missing)
     }
 
-    /// The names that `contracts.toml` takes from the environment.
+    /// The names that `contracts.toml` and `providers.toml` take from the environment.
     pub(super) fn placeholders(&self) -> impl Iterator<Item = String> + '_ {
         let name_at_start = |text: &str| {
             let end = text.find(|sign: char| !sign.is_ascii_alphanumeric() && sign != '_').unwrap_or(text.len());
             text.get(..end).unwrap_or_default().to_owned()
         };
-        self.contracts.text.split("${").skip(1).map(name_at_start).filter(|name| !name.is_empty())
+        let texts = std::iter::once(&self.contracts).chain(&self.providers).map(|source| source.text.as_str());
+        texts.flat_map(|text| text.split("${").skip(1)).map(name_at_start).filter(|name| !name.is_empty())
     }
 }
 

@@ -1,4 +1,4 @@
-//! `${NAME}` and `${NAME:-fallback}` in the values of `contracts.toml`.
+//! `${NAME}` and `${NAME:-fallback}` in the values of `contracts.toml` and `providers.toml`.
 
 use super::{
     layers::Layers,

@@ -19,7 +19,7 @@ use super::{
 /// What the configuration is read from.
 #[derive(Clone, Default)]
 pub struct Sources {
-    /// The directory of `default.toml`, `chains.toml` and `contracts.toml` (`--config`); `None` means `./config` where
+    /// The directory of `default.toml`, `chains.toml`, `contracts.toml` and `providers.toml` (`--config`); `None` means `./config` where
     /// that is a directory, otherwise the built-in files.
     pub config_dir: Option<PathBuf>,
     /// The `.env` file; read where it exists.

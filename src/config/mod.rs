@@ -24,6 +24,7 @@ mod interpolation;
 mod layers;
 pub mod limits;
 pub mod problem;
+pub mod providers;
 mod raw;
 mod reader;
 pub mod secret;
@@ -36,6 +37,7 @@ pub use contracts::{Listener, Registry, Shape, SinkTarget};
 pub use layers::{Purpose, Sources};
 pub use limits::Limits;
 pub use problem::{Invalid, Problem};
+pub use providers::Provider;
 pub use secret::{Secret, SecretUrl, mask_host};
 use {files::Files, layers::Fetched, layers::Layers, problem::Place};
 
@@ -99,8 +101,8 @@ pub struct Settings {
     pub chain: ChainProfile,
     /// Service name written into the store's views (`LAST_PROCESSED_BLOCK_KEY`).
     pub service: String,
-    /// Endpoints in order of preference, as given; empty only for [`Purpose::Operate`].
-    pub providers: Vec<SecretUrl>,
+    /// Providers in order of preference; empty only for [`Purpose::Operate`].
+    pub providers: Vec<Provider>,
     /// Where the state lives.
     pub store: StoreSettings,
     /// Where the token list comes from.

@@ -4,7 +4,7 @@
 use std::{net::IpAddr, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use super::{
-    AwsSettings, ChainProfile, Durability, LogFormat, LogSettings, Purpose, SecretUrl, Settings, SinkTarget,
+    AwsSettings, ChainProfile, Durability, LogFormat, LogSettings, Provider, Purpose, SecretUrl, Settings, SinkTarget,
     StartBlock, StoreSettings, TokenSettings, chains,
     endpoints::{self, Fault},
     entries,
@@ -12,6 +12,7 @@ use super::{
     layers::Layers,
     limits,
     problem::{Problem, nearest},
+    providers,
     reader::Reader,
     secret::{Secret, redact_addresses},
     variables::{self, Secrecy},
@@ -29,7 +30,7 @@ pub(super) fn settings(
     let mut reader = Reader { layers, problems };
     let chain = chain(&mut reader, &known);
     let ids: Vec<u64> = known.iter().map(|chain| chain.id).collect();
-    let providers = providers(&mut reader, purpose);
+    let providers = providers(&mut reader, files, purpose);
     let store = store(&mut reader, chain.as_ref());
     let tokens = tokens(&mut reader, warnings);
     let service = reader.read("LAST_PROCESSED_BLOCK_KEY", |text| {
@@ -101,9 +102,25 @@ fn chain(reader: &mut Reader<'_>, known: &[ChainProfile]) -> Option<ChainProfile
     })
 }
 
-fn providers(reader: &mut Reader<'_>, purpose: Purpose) -> Option<Vec<SecretUrl>> {
+fn providers(reader: &mut Reader<'_>, files: &Files, purpose: Purpose) -> Option<Vec<Provider>> {
+    let source = files.providers.as_ref();
+    let listed = source.map(|source| (providers::read(source, reader.layers, reader.problems), source));
+    let listed = listed.filter(|(listed, _)| listed.is_any);
+    if let (Some((_, source)), Some(_)) = (&listed, reader.given("WEB3_PROVIDER")) {
+        let text = format!("is set, and so is [[provider]] in {}", source.path);
+        reader.report("WEB3_PROVIDER", &text, "remove one of the two");
+        return None;
+    }
+    if let Some((listed, source)) = listed {
+        if listed.providers.is_empty() && reader.problems.is_empty() && purpose == Purpose::Listen {
+            let text = "no [[provider]] has an address: nothing could be asked";
+            reader.problems.push(Problem::at(source, 0..0, text).mend("set a variable that one of them takes"));
+        }
+        return Some(listed.providers);
+    }
     if reader.given("WEB3_PROVIDER").is_some() {
-        return reader.read("WEB3_PROVIDER", endpoints::providers);
+        let urls = reader.read("WEB3_PROVIDER", endpoints::providers)?;
+        return Some(urls.into_iter().map(Provider::from).collect());
     }
     if purpose == Purpose::Listen {
         let mend = "set it to one or more endpoints, comma separated, e.g. wss://host/key,https://host/key";
@@ -225,7 +242,10 @@ fn log(reader: &mut Reader<'_>) -> Option<LogSettings> {
 }
 
 fn warn_of_plaintext(settings: &Settings, warnings: &mut Vec<String>) {
-    let mut urls: Vec<(&str, &SecretUrl)> = settings.providers.iter().map(|url| ("WEB3_PROVIDER", url)).collect();
+    let in_one = settings.given.iter().any(|[name, ..]| name == "WEB3_PROVIDER");
+    let providers = if in_one { "WEB3_PROVIDER" } else { "providers.toml" };
+    let mut urls: Vec<(&str, &SecretUrl)> =
+        settings.providers.iter().flat_map(Provider::urls).map(|url| (providers, url)).collect();
     if let StoreSettings::Redis { url, .. } = &settings.store {
         urls.push(("REDIS_URL", url));
     }

@@ -3,8 +3,8 @@
 //! A sign from the socket or a tick of the clock only taps on the shoulder; the head itself is read anew, and whoever
 //! waits sees the newest one. Nothing is repaired after an outage: what was missed is missing in the plan.
 //!
-//! Three things go on beside each other and never wait for one another: reading the head, reading the tags, and keeping
-//! a socket open. All three live and die with the future of [`heads`]; none is a task of its own.
+//! Four things go on beside each other and never wait for one another: reading the head, reading the tags, keeping
+//! a socket open, and looking after the endpoints that are not in use. All four live and die with the future of [`heads`]; none is a task of its own.
 
 use std::{
     collections::HashMap,
@@ -26,13 +26,16 @@ use crate::{
     backoff::Backoff,
     domain::{DeliveryMode, Header, Heights, Tag},
     rpc::{At, RpcError},
-    telemetry::Edge,
+    telemetry::{Edge, SeenProvider},
 };
 
 /// A socket that is silent for this long, or for three block times, is not trusted any more (R14).
 const SILENCE: Duration = Duration::from_secs(30);
 /// Without a socket the head is read twice in a block time, within these bounds.
 const POLL: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(4));
+/// With a socket a head that comes this much later than it is expected is looked for: the socket's node may be the one that
+/// stands still.
+const LATE: Duration = Duration::from_secs(1);
 /// The `safe` and `finalized` tags move slowly; where nobody waits for them they are read this often.
 const TAGS: Duration = Duration::from_secs(2);
 /// After this many rounds in vain an operator should know why nothing is final.
@@ -54,7 +57,12 @@ pub struct View {
 /// Keeps the published view fresh; never returns.
 pub(super) async fn heads(ctx: &Context, publish: &watch::Sender<Option<View>>) {
     let signs = Signs::default();
-    join!(read_heads(ctx, publish, &signs), read_tags(ctx, publish, &signs), keep_socket(ctx, &signs));
+    join!(
+        read_heads(ctx, publish, &signs),
+        read_tags(ctx, publish, &signs),
+        keep_socket(ctx, &signs),
+        ctx.source.tend()
+    );
 }
 
 /// What the socket tells the reader of heads.
@@ -71,11 +79,8 @@ struct Signs {
 impl Signs {
     /// Waits for a sign; without a socket until it is time to poll.
     async fn next(&self, block_time: Duration) {
-        let pause = if self.live.load(Ordering::Relaxed) {
-            silence(block_time)
-        } else {
-            (block_time / 2).clamp(POLL.0, POLL.1)
-        };
+        let pause =
+            if self.live.load(Ordering::Relaxed) { block_time + LATE } else { (block_time / 2).clamp(POLL.0, POLL.1) };
         // Either way it is time to look.
         timeout(pause, self.sign.notified()).await.unwrap_or_default();
     }
@@ -161,10 +166,12 @@ fn update(
 }
 
 /// Tells of the endpoints that were asked since `told` last counted; of the others there is nothing new to say.
-fn tell_endpoints(ctx: &Context, told: &mut HashMap<String, u64>, asked: Instant) {
+fn tell_endpoints(ctx: &Context, told: &mut HashMap<String, (u64, u64)>, asked: Instant) {
     for endpoint in ctx.source.endpoints() {
-        let before = told.insert(endpoint.name.clone(), endpoint.asked);
-        if before.unwrap_or_default() == endpoint.asked {
+        let (lag, disagreements, aside) = (endpoint.lag, endpoint.disagreements, endpoint.aside.clone());
+        ctx.vitals.provider(&endpoint.name, &SeenProvider { lag, disagreements, aside });
+        let now = (endpoint.asked, endpoint.errors);
+        if told.insert(endpoint.name.clone(), now).unwrap_or_default() == now {
             continue;
         }
         if let Some(head) = endpoint.head {
@@ -322,6 +329,9 @@ mod tests {
         fn eject(&self, endpoint: &str, reason: &str) {
             self.node.eject(endpoint, reason);
         }
+        fn set_aside(&self, endpoint: &str, reason: &str) {
+            self.node.set_aside(endpoint, reason);
+        }
         async fn heads(&self) -> Result<Option<BoxStream<'static, ()>>, RpcError> {
             std::future::pending().await
         }
@@ -345,7 +355,11 @@ mod tests {
         let environment = [("CHAIN_ID", "31337".to_owned()), ("WEB3_PROVIDER", format!("http://{}", serving.address))];
         let environment = environment.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         let settings = load_offline(&Sources { environment, ..Sources::default() }).unwrap();
-        let node = Endpoints::new(settings.chain.id, settings.providers.clone(), Limits::default());
+        let node = Endpoints::of(
+            (settings.chain.id, settings.chain.block_time),
+            settings.providers.clone(),
+            Limits::default(),
+        );
         let source = Arc::new(Troubled { node, fault: Mutex::new(fault) });
         let context = Context {
             chain: settings.chain.clone(),

@@ -2,11 +2,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
     time::Duration,
 };
 
 use alloy::{
     primitives::{B256, U64},
+    pubsub::PubSubConnect as _,
     rpc::{
         client::{BatchRequest, RpcClient, Waiter},
         types,
@@ -24,6 +26,7 @@ use tracing::{debug, warn};
 use super::{
     At, LogFilter, RangeLogs, RpcError,
     blooms::Blooms,
+    budget::{Budget, Charged},
     error::{classify, tag_is_unknown},
     proofs::Proofs,
     receipts::{self, Proven, Unproven, WireReceipt},
@@ -66,14 +69,19 @@ impl Node {
     }
 
     /// A node behind an HTTP URL. Nothing is sent yet.
-    pub(super) fn http(url: SecretUrl, name: String, limits: &Limits) -> Result<Self, RpcError> {
+    pub(super) fn http(url: SecretUrl, name: String, limits: &Limits, budget: Arc<Budget>) -> Result<Self, RpcError> {
         let transport = Capped::new(url, limits.rpc_timeout, limits.rpc_max_bytes).map_err(RpcError::Fatal)?;
-        Ok(Self::new(name, RpcClient::new(transport, false), limits))
+        Ok(Self::new(name, RpcClient::new(Charged::new(transport, budget), false), limits))
     }
 
     /// A node that only has a WebSocket. Frames are allowed up to the size limit of answers: above alloy's default of
     /// 16 MiB a large answer would close the socket, and be asked for again, for ever.
-    pub(super) async fn socket(url: &SecretUrl, name: String, limits: &Limits) -> Result<Self, RpcError> {
+    pub(super) async fn socket(
+        url: &SecretUrl,
+        name: String,
+        limits: &Limits,
+        budget: Arc<Budget>,
+    ) -> Result<Self, RpcError> {
         let frames = WebSocketConfig::default()
             .max_message_size(Some(limits.rpc_max_bytes))
             .max_frame_size(Some(limits.rpc_max_bytes));
@@ -81,8 +89,9 @@ impl Node {
             .with_config(frames)
             .with_max_retries(u32::MAX)
             .with_retry_interval(SOCKET_RETRY);
-        let connected = timeout(limits.rpc_timeout, RpcClient::connect_pubsub(connect)).await;
-        let rpc = connected.map_err(|_| not_open_in_time())?.map_err(classify)?;
+        let connected = timeout(limits.rpc_timeout, connect.into_service()).await;
+        let socket = connected.map_err(|_| not_open_in_time())?.map_err(classify)?;
+        let rpc = RpcClient::new(Charged::new(socket, budget), false);
         Ok(Self::new(name, rpc, limits))
     }
 
@@ -129,7 +138,8 @@ impl Node {
         let logs = wire::block_logs(logs, block, timestamp, filter)?;
         self.count_duplicates(told - logs.len());
         if let Some(proof) = proof
-            && let Some(held) = self.proofs.judge(block.number, proof.and_then(|proven| proven.hold(&logs, filter)))?
+            && let Some(held) =
+                self.proofs.judge(block.number, proof.and_then(|proven| proven.of(block)?.hold(&logs, filter)))?
         {
             return Ok(held.logs);
         }
@@ -180,14 +190,15 @@ impl Node {
         let checked = wire::range_logs(logs, range, filter)?;
         self.count_duplicates(told - checked.len());
         self.note_round_number(told, range);
-        let strange = checked.iter().any(|(log, _)| {
-            [first, last].iter().any(|end| end.number == log.block.number && end.hash != log.block.hash)
-        });
+        let logs = self.with_timestamps(checked).await?;
+        let logs = self.held_against_sample(range, logs, filter).await?;
+        let strange = logs
+            .iter()
+            .any(|log| [first, last].iter().any(|end| end.number == log.block.number && end.hash != log.block.hash));
         if strange {
             return Err(RpcError::Behind("logs and header of one answer differ in the block's hash".into()));
         }
-        let logs = self.with_timestamps(checked).await?;
-        Ok(RangeLogs { logs: self.held_against_sample(range, logs, filter).await?, first, last })
+        Ok(RangeLogs { logs, first, last })
     }
 
     /// The logs of a range, those of the sampled blocks as their receipts have them. A node that left something out of one

@@ -1,264 +1,215 @@
-//! All endpoints of one chain behind one [`ChainSource`]: the preferred one first, the next one when it fails.
+//! All endpoints of one chain behind one [`ChainSource`]: the preferred one first, others when it does not serve.
 //!
-//! An endpoint is verified by its chain id before its first use. Requests stay with one endpoint as long as it answers,
-//! so that a block's header and its logs come from one place (F08); after a failure they move on to the next, and come
-//! back to the preferred one once it answers again. A node that lacks a block has not failed: the others are asked for
-//! that block, and requests stay where they are.
+//! Requests stay with one endpoint as long as it serves, so that a block's header and its logs come from one place (F08);
+//! where it fails they go to the next, at most three for one request, and come back to a preferred one once it has
+//! been well for a while. A node that lacks a block has not failed: another one is asked for that block, and requests
+//! stay where they are. Where requests go is decided in `route`, what becomes of an endpoint that fails in `breaker`.
+//!
+//! Nothing goes on by itself: [`tend`](ChainSource::tend) looks after the endpoints that no request is sent to, and runs for
+//! as long as its caller wants.
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use async_trait::async_trait;
-use futures_util::{future::join_all, stream::BoxStream};
-use tokio::{
-    sync::OnceCell,
-    time::{Instant, timeout},
-};
+use futures_util::{StreamExt as _, future::join_all, stream::BoxStream};
+use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
-use super::{At, ChainSource, EndpointState, LogFilter, RangeLogs, RpcError, Witness, client::Node, heads};
+use super::{
+    At, ChainSource, EndpointState, LogFilter, RangeLogs, RpcError, Witness,
+    client::Node,
+    endpoint::Endpoint,
+    heads,
+    question::{Kind, Question},
+    quorum::{self, QUORUM_OF},
+    route::{Route, route},
+};
 use crate::{
-    config::{Limits, SecretUrl},
+    config::{Limits, Provider, SecretUrl},
     domain::{BlockRange, BlockRef, Header, RawLog},
+    telemetry::metrics,
 };
 
-/// While another endpoint serves, the preferred one is probed this often.
-const RETURN_AFTER: Duration = Duration::from_secs(30);
-/// An endpoint on another fork is not asked for this long.
-const EJECTED_FOR: Duration = Duration::from_mins(10);
-/// How long the probe may take; one request waits for it.
-const PROBE: Duration = Duration::from_secs(2);
+/// How often it is looked which endpoint is to be probed.
+const TEND: Duration = Duration::from_millis(200);
+/// Heads of endpoints that no request is sent to are read this often, or once in a block time if that is longer.
+const HEADS: Duration = Duration::from_secs(5);
+/// An endpoint lags that is further behind than this, in blocks and in time.
+const LAG: (u64, Duration) = (3, Duration::from_secs(5));
+/// The block time of a chain of which nothing else is known.
+const BLOCK_TIME: Duration = Duration::from_secs(12);
 
 /// The configured endpoints of one chain.
 pub struct Endpoints {
     chain_id: u64,
     limits: Limits,
-    by_preference: Vec<Endpoint>,
+    block_time: Duration,
+    by_preference: Vec<Arc<Endpoint>>,
     current: AtomicUsize,
-    /// When the preferred endpoint was left, or last probed in vain; `None` while it serves.
-    left_preferred: Mutex<Option<Instant>>,
-    return_after: Duration,
-}
-
-struct Endpoint {
-    name: String,
-    url: SecretUrl,
-    node: OnceCell<Arc<Node>>,
-    record: Mutex<Record>,
-}
-
-/// How an endpoint has done so far.
-#[derive(Default)]
-struct Record {
-    asked: u64,
-    errors: u64,
-    last_error: Option<String>,
-    head: Option<u64>,
-    /// It was away since its chain was verified: another node may stand there now (F11).
-    doubtful: bool,
-    /// It is on another fork, and until then not asked.
-    ejected_until: Option<Instant>,
 }
 
 impl Endpoints {
     /// The endpoints at `urls`, in order of preference. Nothing is sent yet.
     #[must_use]
     pub fn new(chain_id: u64, urls: Vec<SecretUrl>, limits: Limits) -> Self {
-        let by_preference = urls
-            .into_iter()
-            .map(|url| Endpoint { name: url.name().to_owned(), url, node: OnceCell::new(), record: Mutex::default() })
-            .collect();
-        Self {
-            chain_id,
-            limits,
-            by_preference,
-            current: AtomicUsize::new(0),
-            left_preferred: Mutex::new(None),
-            return_after: RETURN_AFTER,
-        }
+        Self::of((chain_id, BLOCK_TIME), urls.into_iter().map(Provider::from).collect(), limits)
     }
 
-    /// Asks the current endpoint, then each other one, until one has what was asked for; says which. What only says
+    /// These providers, in order of preference, of the chain with this id and time between two blocks. Nothing is sent
+    /// yet.
+    #[must_use]
+    pub fn of((chain_id, block_time): (u64, Duration), providers: Vec<Provider>, limits: Limits) -> Self {
+        let by_preference = providers.into_iter().map(|provider| Arc::new(Endpoint::new(provider))).collect();
+        Self { chain_id, limits, block_time, by_preference, current: AtomicUsize::new(0) }
+    }
+
+    /// Asks one endpoint after the other, until one has what was asked for; says which. What only says
     /// that the *request* is at fault (too large) is answered at once; that a block is not there yet only when no
     /// endpoint has it.
-    async fn ask<R, F>(&self, request: impl Fn(Arc<Node>) -> F) -> Result<(&Endpoint, R), RpcError>
+    async fn ask<R, F>(&self, question: Question, request: impl Fn(Arc<Node>) -> F) -> Result<(&Endpoint, R), RpcError>
     where
         F: Future<Output = Result<R, RpcError>> + Send,
     {
-        self.return_if_due().await;
-        let start = self.current.load(Ordering::Relaxed);
-        let mut settled = false;
+        let places = match self.route(question) {
+            Route::Ask(places) => places,
+            Route::Wait(until) => return Err(left_alone(until)),
+        };
         let mut reason: Option<RpcError> = None;
-        for step in 0..self.by_preference.len() {
-            let index = (start + step) % self.by_preference.len();
-            let Some(endpoint) = self.by_preference.get(index) else { continue };
-            if endpoint.is_ejected() && !self.by_preference.iter().all(Endpoint::is_ejected) {
-                continue;
-            }
-            let answer = self.ask_one(endpoint, &request).await;
-            if !settled && answer.as_ref().err().is_none_or(|error| !error.is_failure()) {
-                self.settle(index);
-                settled = true;
+        for (step, place) in places.iter().enumerate() {
+            let Some(endpoint) = self.by_preference.get(*place) else { continue };
+            let is_last = step + 1 == places.len();
+            let answer = self.ask_one(endpoint, question, !is_last, &request).await;
+            if answer.as_ref().err().is_none_or(|error| !error.is_failure()) {
+                self.served(*place);
             }
             match answer {
-                Ok(answer) => return Ok((endpoint, answer)),
+                Ok(answer) => {
+                    question.height.into_iter().for_each(|height| endpoint.has(height));
+                    return Ok((endpoint, answer));
+                }
                 Err(error @ (RpcError::TooLarge { .. } | RpcError::Orphaned(_))) => return Err(error),
                 // Of several reasons the first that is about the chain, and before it the first about a node.
                 Err(error) if reason.as_ref().is_none_or(|known| known.is_failure() && !error.is_failure()) => {
                     reason = Some(error);
                 }
-                Err(error) => debug!(endpoint = endpoint.name, %error, "not served"),
+                Err(error) => debug!(endpoint = endpoint.name(), %error, "not served"),
             }
         }
         Err(reason.unwrap_or_else(|| RpcError::Fatal("no endpoint is configured".into())))
     }
 
-    /// Asks one endpoint, and takes note of how it did.
-    async fn ask_one<R, F>(&self, endpoint: &Endpoint, request: impl FnOnce(Arc<Node>) -> F) -> Result<R, RpcError>
+    async fn ask_one<R, F>(
+        &self,
+        endpoint: &Endpoint,
+        question: Question,
+        limited: bool,
+        request: impl FnOnce(Arc<Node>) -> F,
+    ) -> Result<R, RpcError>
     where
         F: Future<Output = Result<R, RpcError>> + Send,
     {
-        let answer = match endpoint.node(self.chain_id, &self.limits).await {
-            Ok(node) => request(node.clone()).await,
-            Err(error) => Err(error),
-        };
-        endpoint.remember(answer.as_ref().err());
-        answer
+        endpoint.ask((self.chain_id, &self.limits), question, limited, request).await
     }
 
-    /// Goes back to the preferred endpoint if it answers a probe, so that one that hangs does not cost every request
-    /// its time limit. Only the request that finds the probe due waits for it.
-    async fn return_if_due(&self) {
-        let Some(preferred) = self.by_preference.first() else { return };
-        if preferred.is_ejected() || !self.probe_is_due() {
+    /// Who is asked, after requests came back to an endpoint that is preferred to the one in use, where it serves again.
+    fn route(&self, question: Question) -> Route {
+        let now = Instant::now();
+        let current = self.current();
+        let preferred = self.by_preference.iter().take(current).position(|endpoint| endpoint.is_steady(now));
+        if let Some(place) = preferred {
+            self.move_to(place, "returned");
+        }
+        let standings: Vec<_> = self.by_preference.iter().map(|endpoint| endpoint.standing(question, now)).collect();
+        route(&standings, self.current())
+    }
+
+    fn current(&self) -> usize {
+        self.current.load(Ordering::Relaxed)
+    }
+
+    /// This endpoint served a request: the others follow where the one in use does not.
+    fn served(&self, place: usize) {
+        let Some(current) = self.by_preference.get(self.current()) else { return };
+        if place != self.current()
+            && !current.standing(Question::CHAIN_ID, Instant::now()).serves()
+            && let Some((_, reason)) = current.aside()
+        {
+            self.move_to(place, reason);
+        }
+    }
+
+    fn move_to(&self, place: usize, reason: &'static str) {
+        let before = self.current.swap(place, Ordering::Relaxed);
+        if before == place {
             return;
         }
-        let probe = timeout(PROBE.min(self.limits.rpc_timeout), async {
-            match preferred.node(self.chain_id, &self.limits).await?.chain_id().await? {
-                told if told == self.chain_id => Ok(()),
-                told => Err(preferred.wrong_chain(self.chain_id, told)),
-            }
-        });
-        let answer = probe.await.unwrap_or(Err(RpcError::TimedOut));
-        preferred.remember(answer.as_ref().err());
-        match answer {
-            Ok(()) => self.settle(0),
-            Err(error) => debug!(endpoint = preferred.name, %error, "the preferred endpoint does not serve yet"),
-        }
-    }
-
-    fn probe_is_due(&self) -> bool {
-        let mut left = self.left_preferred.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = left.is_some_and(|at| at.elapsed() >= self.return_after);
-        if due {
-            *left = Some(Instant::now());
-        }
-        due
-    }
-
-    fn settle(&self, index: usize) {
-        let before = self.current.swap(index, Ordering::Relaxed);
-        if before == index {
-            return;
-        }
-        *self.left_preferred.lock().unwrap_or_else(PoisonError::into_inner) = (index != 0).then(Instant::now);
-        let name = self.by_preference.get(index).map_or("?", |endpoint| &endpoint.name);
-        if index == 0 {
-            info!(endpoint = name, "requests are back at the preferred endpoint");
+        let name = |place: usize| self.by_preference.get(place).map_or("?", |endpoint| endpoint.name());
+        let (from, to) = (name(before), name(place));
+        metrics::rpc_failover(from, to, reason);
+        if place < before {
+            info!(endpoint = to, from, reason, "requests are back at a preferred endpoint");
         } else {
-            warn!(endpoint = name, "requests move to another endpoint");
+            warn!(endpoint = to, from, reason, "requests move to another endpoint");
+        }
+    }
+
+    /// The highest block that another endpoint than this one was seen to have.
+    fn best_beside(&self, endpoint: &Endpoint) -> Option<u64> {
+        let others = self.by_preference.iter().map(|other| &**other).filter(|other| !std::ptr::eq(*other, endpoint));
+        others.filter_map(Endpoint::counted_head).max()
+    }
+
+    fn take_head(&self, endpoint: &Endpoint, head: &Header) {
+        let blocks = LAG.1.as_millis() / self.block_time.as_millis().max(1);
+        let far = LAG.0.max(u64::try_from(blocks).unwrap_or(u64::MAX));
+        endpoint.told_head(head, self.best_beside(endpoint), far);
+    }
+
+    /// Looks whether an endpoint serves, and where its head is.
+    async fn probe(&self, endpoint: &Endpoint) {
+        let header =
+            |at| self.ask_one(endpoint, Question::header(at), true, move |node| async move { node.header(at).await });
+        let Ok(Some(head)) = header(At::Latest).await else { return };
+        self.take_head(endpoint, &head);
+        let is_believed = endpoint.state().head.is_some_and(|known| known >= head.number);
+        if !is_believed && let Ok(Some(_)) = header(At::Number(head.number)).await {
+            endpoint.has(head.number);
+        }
+    }
+
+    async fn tend_one(&self, endpoint: &Endpoint) {
+        loop {
+            sleep(TEND).await;
+            if endpoint.take_probe(Instant::now(), HEADS.max(self.block_time)) {
+                self.probe(endpoint).await;
+            }
         }
     }
 }
 
-impl Endpoint {
-    /// The verified node behind this endpoint; connects at the first call that succeeds, and verifies it again after an
-    /// outage.
-    async fn node(&self, chain_id: u64, limits: &Limits) -> Result<&Arc<Node>, RpcError> {
-        let node = self
-            .node
-            .get_or_try_init(|| async {
-                if !self.url.is_socket() {
-                    return self.verified(Node::http(self.url.clone(), self.name.clone(), limits)?, chain_id).await;
-                }
-                let twin = Node::http(self.url.http_twin(), self.name.clone(), limits)?;
-                match self.verified(twin, chain_id).await {
-                    Ok(node) => Ok(node),
-                    Err(error) => {
-                        info!(endpoint = self.name, %error, "no HTTP beside the WebSocket: everything goes over the socket");
-                        let node = Node::socket(&self.url, self.name.clone(), limits).await?;
-                        self.verified(node, chain_id).await
-                    }
-                }
-            })
-            .await?;
-        if self.record().doubtful {
-            self.verify(node, chain_id).await?;
-            self.record().doubtful = false;
-        }
-        Ok(node)
-    }
-
-    async fn verified(&self, node: Node, chain_id: u64) -> Result<Arc<Node>, RpcError> {
-        self.verify(&node, chain_id).await?;
-        Ok(Arc::new(node))
-    }
-
-    async fn verify(&self, node: &Node, chain_id: u64) -> Result<(), RpcError> {
-        let told = node.chain_id().await?;
-        if told == chain_id { Ok(()) } else { Err(self.wrong_chain(chain_id, told)) }
-    }
-
-    fn wrong_chain(&self, expected: u64, told: u64) -> RpcError {
-        RpcError::WrongChain { endpoint: self.name.clone(), expected, told }
-    }
-
-    fn remember(&self, error: Option<&RpcError>) {
-        let mut record = self.record();
-        let failure = error.filter(|error| error.is_failure());
-        record.asked += 1;
-        record.errors += u64::from(failure.is_some());
-        record.last_error = failure.map(ToString::to_string);
-        // Complaints about a request come from a node that runs.
-        record.doubtful |=
-            matches!(failure, Some(RpcError::Transient(_) | RpcError::TimedOut | RpcError::Unclear { .. }));
-    }
-
-    fn is_ejected(&self) -> bool {
-        self.record().ejected_until.is_some_and(|until| Instant::now() < until)
-    }
-
-    fn record(&self) -> MutexGuard<'_, Record> {
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn state(&self) -> EndpointState {
-        let record = self.record();
-        EndpointState {
-            name: self.name.clone(),
-            asked: record.asked,
-            errors: record.errors,
-            last_error: record.last_error.clone(),
-            head: record.head,
-        }
-    }
+/// Nobody may be asked before this moment, in their own words.
+fn left_alone(until: Instant) -> RpcError {
+    let wait = until.saturating_duration_since(Instant::now());
+    let message = format!("every endpoint asked to be left alone, for {} s more at least", wait.as_secs() + 1);
+    RpcError::Throttled { message, retry_after: Some(wait) }
 }
 
 #[async_trait]
 impl ChainSource for Endpoints {
     async fn chain_id(&self) -> Result<u64, RpcError> {
-        let (_, id) = self.ask(|node| async move { node.chain_id().await }).await?;
+        let (_, id) = self.ask(Question::CHAIN_ID, |node| async move { node.chain_id().await }).await?;
         Ok(id)
     }
 
     async fn header(&self, at: At) -> Result<Option<Header>, RpcError> {
         let may_be_elsewhere = !matches!(at, At::Safe | At::Finalized);
-        let asked = self.ask(|node| async move {
+        let asked = self.ask(Question::header(at), |node| async move {
             match node.header(at).await? {
                 None if may_be_elsewhere => Err(RpcError::Behind("the node does not have this block".into())),
                 found => Ok(found),
@@ -266,8 +217,8 @@ impl ChainSource for Endpoints {
         });
         match asked.await {
             Ok((endpoint, found)) => {
-                if at == At::Latest {
-                    endpoint.record().head = found.map(|header| header.number);
+                if let (At::Latest, Some(head)) = (at, &found) {
+                    self.take_head(endpoint, head);
                 }
                 Ok(found)
             }
@@ -277,29 +228,34 @@ impl ChainSource for Endpoints {
     }
 
     async fn block_logs(&self, block: BlockRef, timestamp: u64, filter: &LogFilter) -> Result<Vec<RawLog>, RpcError> {
-        let (_, logs) = self.ask(|node| async move { node.block_logs(block, timestamp, filter).await }).await?;
+        let question = Question::logs(Kind::BlockLogs, block.number);
+        let (_, logs) =
+            self.ask(question, |node| async move { node.block_logs(block, timestamp, filter).await }).await?;
         Ok(logs)
     }
 
     async fn range_logs(&self, range: BlockRange, filter: &LogFilter) -> Result<RangeLogs, RpcError> {
-        let (_, logs) = self.ask(|node| async move { node.range_logs(range, filter).await }).await?;
+        let question = Question::logs(Kind::RangeLogs, range.to);
+        let (_, logs) = self.ask(question, |node| async move { node.range_logs(range, filter).await }).await?;
         Ok(logs)
     }
 
     async fn second_opinion(&self, range: BlockRange, filter: &LogFilter) -> Result<Option<RangeLogs>, RpcError> {
-        let current = self.current.load(Ordering::Relaxed);
+        let current = self.current();
+        let question = Question::logs(Kind::RangeLogs, range.to);
         let mut reason = None;
-        for (index, endpoint) in self.by_preference.iter().enumerate() {
-            if index == current {
+        for (place, endpoint) in self.by_preference.iter().enumerate() {
+            if place == current {
                 continue;
             }
-            if endpoint.is_ejected() {
+            if let Some((why, _)) = endpoint.aside() {
                 // It is no opinion, and yet there is someone to wait for.
-                let text = format!("{} is on another fork and not asked for some minutes", endpoint.name);
-                reason = reason.or(Some(RpcError::Transient(text)));
+                reason = reason.or(Some(RpcError::Transient(format!("{} is not asked: {why}", endpoint.name()))));
                 continue;
             }
-            match self.ask_one(endpoint, |node| async move { node.range_logs(range, filter).await }).await {
+            let asked =
+                self.ask_one(endpoint, question, false, |node| async move { node.range_logs(range, filter).await });
+            match asked.await {
                 Ok(logs) => return Ok(Some(logs)),
                 Err(error) => reason = reason.or(Some(error)),
             }
@@ -308,28 +264,50 @@ impl ChainSource for Endpoints {
     }
 
     async fn witnesses(&self, number: u64) -> Vec<Witness> {
+        let at = At::Number(number);
+        // Where there are enough to outvote one, none is waited for.
+        let is_many = self.by_preference.len() >= QUORUM_OF;
         let asking = self.by_preference.iter().map(|endpoint| async move {
-            let answer = self.ask_one(endpoint, |node| async move { node.header(At::Number(number)).await }).await;
-            Witness { endpoint: endpoint.name.clone(), answer }
+            let question = Question::header(at);
+            let answer = if is_many && endpoint.is_down() {
+                Err(RpcError::Transient("it does not answer".to_owned()))
+            } else {
+                self.ask_one(endpoint, question, is_many, |node| async move { node.header(at).await }).await
+            };
+            Witness { endpoint: endpoint.name().to_owned(), answer }
         });
-        join_all(asking).await
+        let witnesses = join_all(asking).await;
+        let lonely = quorum::minority(&witnesses);
+        for endpoint in self.by_preference.iter().filter(|endpoint| lonely.contains(&endpoint.name())) {
+            endpoint.disagreed();
+        }
+        witnesses
     }
 
     fn eject(&self, endpoint: &str, reason: &str) {
-        for known in self.by_preference.iter().filter(|known| known.name == endpoint) {
-            warn!(endpoint, reason, "the endpoint is on another fork and not asked for some minutes");
-            let mut record = known.record();
-            record.ejected_until = Some(Instant::now() + EJECTED_FOR);
-            record.errors += 1;
-            record.last_error = Some(reason.to_owned());
-        }
+        self.by_preference.iter().filter(|known| known.name() == endpoint).for_each(|known| known.eject(reason));
+    }
+
+    fn set_aside(&self, endpoint: &str, reason: &str) {
+        self.by_preference.iter().filter(|known| known.name() == endpoint).for_each(|known| known.set_aside(reason));
     }
 
     async fn heads(&self) -> Result<Option<BoxStream<'static, ()>>, RpcError> {
         let mut first_error = None;
-        for endpoint in self.by_preference.iter().filter(|endpoint| endpoint.url.is_socket()) {
-            match heads::subscribe(&endpoint.url, self.limits.rpc_timeout).await {
-                Ok(signs) => return Ok(Some(signs)),
+        let mut with_socket: Vec<_> = self
+            .by_preference
+            .iter()
+            .filter_map(|endpoint| Some((endpoint, endpoint.provider.socket.as_ref()?)))
+            .collect();
+        // Where none serves, all are tried.
+        with_socket.sort_by_key(|(endpoint, _)| endpoint.aside().is_some());
+        for (endpoint, socket) in with_socket {
+            match heads::subscribe(socket, self.limits.rpc_timeout).await {
+                Ok(signs) => {
+                    let endpoint = Arc::clone(endpoint);
+                    let left = async move { endpoint.left.notified().await };
+                    return Ok(Some(signs.take_until(left).boxed()));
+                }
                 Err(error) => first_error = first_error.or(Some(error)),
             }
         }
@@ -337,7 +315,15 @@ impl ChainSource for Endpoints {
     }
 
     fn endpoints(&self) -> Vec<EndpointState> {
-        self.by_preference.iter().map(Endpoint::state).collect()
+        self.by_preference.iter().map(|endpoint| endpoint.state()).collect()
+    }
+
+    async fn tend(&self) {
+        // Of a single one everything is known from the requests that are sent to it.
+        if self.by_preference.len() < 2 {
+            return std::future::pending().await;
+        }
+        join_all(self.by_preference.iter().map(|endpoint| self.tend_one(endpoint))).await;
     }
 }
 
@@ -366,6 +352,12 @@ mod tests {
             SecretUrl::parse(&format!("{scheme}://{}", self.serving.address)).unwrap()
         }
 
+        async fn mine(&self, blocks: u64) {
+            let client =
+                alloy::rpc::client::RpcClient::new_http(format!("http://{}", self.serving.address).parse().unwrap());
+            client.request::<_, serde_json::Value>("devchain_mine", [blocks]).await.unwrap();
+        }
+
         /// Stops it; answers the port that it leaves free.
         async fn stop(self) -> u16 {
             self.shutdown.cancel();
@@ -376,10 +368,6 @@ mod tests {
 
     fn endpoints(urls: Vec<SecretUrl>, rpc_timeout: Duration) -> Endpoints {
         Endpoints::new(Options::CHAIN_ID, urls, Limits { rpc_timeout, ..Limits::default() })
-    }
-
-    fn current(endpoints: &Endpoints) -> usize {
-        endpoints.current.load(Ordering::Relaxed)
     }
 
     async fn head(endpoints: &Endpoints) -> u64 {
@@ -393,26 +381,45 @@ mod tests {
         (listener, url)
     }
 
+    /// Tends until it is so.
+    async fn tended(endpoints: &Endpoints, is_so: impl Fn() -> bool) {
+        let watching = async {
+            while !is_so() {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let watching = tokio::time::timeout(Duration::from_mins(1), watching);
+        tokio::select! { in_time = watching => in_time.unwrap(), () = endpoints.tend() => unreachable!() }
+    }
+
     #[tokio::test]
-    async fn requests_leave_an_endpoint_that_stops_and_come_back_once_it_answers() {
+    async fn requests_leave_an_endpoint_that_stops_and_come_back_once_it_has_been_well_for_a_while() {
         let (first, second) = (Devchain::start(0, 100).await, Devchain::start(0, 90).await);
-        let mut endpoints = endpoints(vec![first.url("http"), second.url("http")], Duration::from_secs(20));
+        let endpoints = endpoints(vec![first.url("http"), second.url("http")], Duration::from_secs(20));
         assert_eq!(head(&endpoints).await, 100);
         let [one, two] = endpoints.endpoints().try_into().unwrap();
         assert_eq!((one.asked, one.errors, one.head), (1, 0, Some(100)));
         assert_eq!((two.asked, two.errors, two.head), (0, 0, None), "never asked");
 
         let port = first.stop().await;
+        for failures in 1..=3 {
+            assert_eq!(head(&endpoints).await, 90);
+            let [one, two] = endpoints.endpoints().try_into().unwrap();
+            assert_eq!((one.errors, one.last_error.is_some(), two.errors), (failures, true, 0));
+            assert_eq!((one.aside.is_some(), endpoints.current()), if failures < 3 { (false, 0) } else { (true, 1) });
+        }
         assert_eq!(head(&endpoints).await, 90);
         let [one, two] = endpoints.endpoints().try_into().unwrap();
-        assert_eq!((one.asked, one.errors, one.last_error.is_some()), (2, 1, true));
-        assert_eq!((two.asked, two.errors, two.head), (1, 0, Some(90)));
+        assert_eq!((one.errors, two.asked), (3, 4), "it is not asked any more");
 
-        endpoints.return_after = Duration::ZERO;
+        tended(&endpoints, || endpoints.endpoints()[0].errors > 3).await;
         assert_eq!(head(&endpoints).await, 90, "a probe that fails changes nothing");
         let _first = Devchain::start(port, 100).await;
-        assert_eq!(head(&endpoints).await, 100);
+        tended(&endpoints, || endpoints.endpoints()[0].aside.is_none()).await;
         assert_eq!(endpoints.endpoints()[0].last_error, None);
+        assert_eq!((head(&endpoints).await, endpoints.current()), (90, 1), "not at once");
+        tended(&endpoints, || endpoints.by_preference[0].is_steady(Instant::now())).await;
+        assert_eq!((head(&endpoints).await, endpoints.current()), (100, 0));
     }
 
     #[tokio::test]
@@ -430,18 +437,94 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_probe_of_an_endpoint_that_hangs_is_short_and_rare() {
-        let ((_listener, mute), second) = (mute().await, Devchain::start(0, 90).await);
-        let mut endpoints = endpoints(vec![mute, second.url("http")], Duration::from_secs(30));
-        endpoints.settle(1);
-        endpoints.return_after = PROBE;
-        tokio::time::sleep(PROBE).await;
+    async fn an_endpoint_that_falls_silent_is_given_up_long_before_the_time_limit() {
+        let (first, second) = (Devchain::start(0, 100).await, Devchain::start(0, 90).await);
+        let silence = Arc::new(AtomicUsize::new(0));
+        let address = before(first.serving.address, Arc::clone(&silence)).await;
+        let url = SecretUrl::parse(&format!("http://{address}")).unwrap();
+        let endpoints = endpoints(vec![url, second.url("http")], Duration::from_mins(2));
+        for _ in 0..20 {
+            assert_eq!(head(&endpoints).await, 100);
+        }
+        silence.store(1, Ordering::Relaxed);
         let begun = Instant::now();
         assert_eq!(head(&endpoints).await, 90);
-        assert!((PROBE..Duration::from_secs(15)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
-        endpoints.return_after = RETURN_AFTER;
-        assert_eq!(head(&endpoints).await, 90);
-        assert_eq!((endpoints.endpoints()[0].asked, current(&endpoints)), (1, 1));
+        assert!(begun.elapsed() < Duration::from_mins(1), "{:?}", begun.elapsed());
+        assert_eq!(endpoints.current(), 1);
+        silence.store(0, Ordering::Relaxed);
+        tended(&endpoints, || endpoints.by_preference[0].is_steady(Instant::now())).await;
+        assert_eq!(head(&endpoints).await, 100);
+    }
+
+    /// Passes bytes on to a server, and none any more once `silence` is not 0.
+    async fn before(server: std::net::SocketAddr, silence: Arc<AtomicUsize>) -> std::net::SocketAddr {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let silence = Arc::clone(&silence);
+                tokio::spawn(async move {
+                    let mut far = tokio::net::TcpStream::connect(server).await.unwrap();
+                    let passing = tokio::io::copy_bidirectional(&mut near, &mut far);
+                    let silent = async {
+                        while silence.load(Ordering::Relaxed) == 0 {
+                            sleep(Duration::from_millis(1)).await;
+                        }
+                    };
+                    tokio::select! { _ = passing => return, () = silent => {} }
+                    while silence.load(Ordering::Relaxed) != 0 {
+                        sleep(Duration::from_millis(10)).await;
+                    }
+                });
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn heads_of_endpoints_that_are_not_in_use_are_read_and_one_that_lags_is_left() {
+        let (first, second) = (Devchain::start(0, 100).await, Devchain::start(0, 140).await);
+        let endpoints = endpoints(vec![first.url("http"), second.url("http")], Duration::from_secs(20));
+        assert_eq!(head(&endpoints).await, 100);
+        let heads = || endpoints.endpoints().iter().map(|state| state.head).collect::<Vec<_>>();
+        tended(&endpoints, || heads() == [Some(100), Some(140)]).await;
+        let moved = async {
+            while head(&endpoints).await != 140 {
+                sleep(Duration::from_millis(200)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_mins(1), moved).await.unwrap();
+        let [one, two] = endpoints.endpoints().try_into().unwrap();
+        assert_eq!((one.lag, two.lag, one.errors), (Some(40), Some(0), 0), "to lag is no failure");
+        assert_eq!(one.aside.as_deref(), Some("it is 40 blocks behind"));
+        first.mine(40).await;
+        tended(&endpoints, || endpoints.endpoints()[0].aside.is_none()).await;
+        assert_eq!((head(&endpoints).await, endpoints.current()), (140, 0));
+    }
+
+    #[tokio::test]
+    async fn a_block_is_not_asked_of_an_endpoint_that_is_known_to_be_below_it() {
+        let (short, long) = (Devchain::start(0, 100).await, Devchain::start(0, 120).await);
+        let endpoints = endpoints(vec![short.url("http"), long.url("http")], Duration::from_secs(20));
+        assert_eq!(head(&endpoints).await, 100);
+        assert_eq!(endpoints.header(At::Number(110)).await.unwrap().unwrap().number, 110);
+        let [one, two] = endpoints.endpoints().try_into().unwrap();
+        assert_eq!((one.asked, two.asked, endpoints.current()), (1, 1, 0));
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_on_another_chain_is_ejected_and_the_others_serve() {
+        let options = Options { port: 0, mining: false, chain_id: Some(5), ..Options::default() };
+        let other = serve(options, CancellationToken::new()).await.unwrap();
+        let other = SecretUrl::parse(&format!("http://{}", other.address)).unwrap();
+        let right = Devchain::start(0, 100).await;
+        let endpoints = endpoints(vec![other, right.url("http")], Duration::from_secs(20));
+        for _ in 0..3 {
+            assert_eq!(head(&endpoints).await, 100);
+        }
+        let [one, _] = endpoints.endpoints().try_into().unwrap();
+        assert_eq!((one.errors, endpoints.current()), (1, 1));
+        assert!(one.aside.unwrap().contains("is on chain 5, but CHAIN_ID is 31337"));
     }
 
     #[tokio::test]
@@ -450,7 +533,7 @@ mod tests {
         let endpoints = endpoints(vec![short.url("http"), long.url("http")], Duration::from_secs(20));
         assert_eq!(endpoints.header(At::Number(110)).await.unwrap().unwrap().number, 110);
         assert!(endpoints.header(At::Number(500)).await.unwrap().is_none());
-        assert_eq!((current(&endpoints), head(&endpoints).await), (0, 100));
+        assert_eq!((endpoints.current(), head(&endpoints).await), (0, 100));
         assert!(endpoints.endpoints().iter().all(|state| state.errors == 0 && state.last_error.is_none()));
     }
 
@@ -466,7 +549,7 @@ mod tests {
         let [one, two] = both.endpoints().try_into().unwrap();
         assert_eq!((one.asked, two.asked), (0, 1));
         both.eject(&two.name, "it has another block at the sealed height");
-        assert!(both.second_opinion(range, &filter).await.unwrap_err().to_string().contains("another fork"));
+        assert!(both.second_opinion(range, &filter).await.unwrap_err().to_string().contains("is not asked"));
         assert_eq!(both.endpoints()[1].asked, 1, "it is not asked");
     }
 

@@ -10,14 +10,21 @@ use futures_util::stream::BoxStream;
 use crate::domain::{BlockRange, BlockRef, Header, RawLog};
 
 mod blooms;
+mod breaker;
+mod budget;
 mod caps;
 mod client;
+mod endpoint;
 mod endpoints;
 mod error;
 pub(crate) mod fuzzing;
 mod heads;
+mod patience;
 mod proofs;
+mod question;
+mod quorum;
 mod receipts;
+mod route;
 mod transport;
 mod unknown;
 mod wire;
@@ -25,6 +32,7 @@ mod words;
 
 pub use caps::{Allowance, Bounds, Caps, Learned, Room};
 pub use endpoints::Endpoints;
+pub use quorum::{QUORUM_OF, Votes};
 
 /// Which block to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +98,17 @@ pub trait ChainSource: Send + Sync {
     /// Asks this endpoint no more for some minutes: it is on another fork. Where all are, they are asked all the same.
     fn eject(&self, endpoint: &str, reason: &str);
 
+    /// Asks this endpoint no more for a short time: it alone has another block than the others, which may be news that they
+    /// do not have yet.
+    fn set_aside(&self, endpoint: &str, reason: &str);
+
+    /// Looks after the endpoints that no request is sent to: whether one that failed serves again, and where their heads are.
+    /// Never returns, and may be dropped at any time; without it an endpoint that failed comes back only where all others
+    /// fail, too.
+    async fn tend(&self) {
+        std::future::pending::<()>().await;
+    }
+
     /// A stream that yields once for every sign of a new head. A sign is a tap on the shoulder and carries nothing: the
     /// head itself is always read with [`header`](Self::header). `None` where the source cannot push; the stream
     /// ends when its connection does.
@@ -121,6 +140,12 @@ pub struct EndpointState {
     pub last_error: Option<String>,
     /// The newest block that it told of.
     pub head: Option<u64>,
+    /// Blocks that it was behind the best of the others when its head was last read; `None` before that.
+    pub lag: Option<u64>,
+    /// How often it had another block somewhere than most of the others.
+    pub disagreements: u64,
+    /// Why others are asked instead, in words; `None` where it serves.
+    pub aside: Option<String>,
 }
 
 /// What a node had too much of in one request.

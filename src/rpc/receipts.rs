@@ -19,7 +19,7 @@ use alloy::{
 use serde::Deserialize;
 
 use super::{LogFilter, RpcError, wire, wire::WireLog};
-use crate::domain::{BlockRef, RawLog};
+use crate::domain::{BlockRef, MAX_BLOCK_NUMBER, RawLog};
 
 /// EIP-4844's and EIP-7702's types end what Ethereum has: 0 legacy, 1 EIP-2930, 2 EIP-1559, 3 EIP-4844, 4 EIP-7702.
 const LAST_KNOWN_TYPE: u8 = 4;
@@ -63,7 +63,7 @@ impl From<RpcError> for Unproven {
 /// A block with all its logs, proven by its hash.
 #[derive(Debug)]
 pub(super) struct Proven {
-    pub(super) block: BlockRef,
+    block: BlockRef,
     timestamp: u64,
     logs: Vec<WireLog>,
     /// Whether there was a receipt to prove, or only that there is none.
@@ -94,6 +94,9 @@ impl Held {
 pub(super) fn prove(header: &types::Header, receipts: Vec<WireReceipt>) -> Result<Proven, Unproven> {
     if header.inner.hash_slow() != header.hash {
         return Err(unknown("the header does not hash to the block's hash"));
+    }
+    if header.number.max(header.timestamp) > MAX_BLOCK_NUMBER {
+        return Err(unknown("a block's number or time at or above 2^53"));
     }
     let encoded = receipts.iter().map(WireReceipt::encoded).collect::<Option<Vec<_>>>();
     let encoded = encoded.ok_or_else(|| unknown("a receipt without a status, or of a type beyond EIP-2718"))?;
@@ -164,6 +167,14 @@ impl WireReceipt {
 }
 
 impl Proven {
+    /// Itself, if it is this block: under the hash that was asked for another height may be proven.
+    pub(super) fn of(self, block: BlockRef) -> Result<Self, Unproven> {
+        if self.block != block {
+            return Err(unknown("the hash is that of a block at another height"));
+        }
+        Ok(self)
+    }
+
     /// Holds the answer of `eth_getLogs` for this block against its receipts: these are right.
     pub(super) fn hold(self, told: &[RawLog], filter: &LogFilter) -> Result<Held, Unproven> {
         let Self { block, timestamp, logs, has_receipts } = self;
@@ -287,6 +298,8 @@ mod tests {
         let (mut header, same) = block(root, receipts.clone());
         header.inner.gas_limit += 1;
         assert!(matches!(prove(&header, same), Err(Unproven::Unknown(_))), "a header with another hash");
+        let inner = Header { timestamp: MAX_BLOCK_NUMBER + 1, ..header.inner };
+        assert!(matches!(prove(&types::Header::new(inner), vec![]), Err(Unproven::Unknown(_))), "a time beyond 2^53");
         let changes: [fn(&mut Value); 6] = [
             |all| all[4]["type"] = json!("0x6a"),
             |all| all[4]["type"] = json!("0x80"),
@@ -312,6 +325,9 @@ mod tests {
         let truth = proven().hold(&[], &filter()).unwrap().logs;
         let held = |told: &[RawLog]| proven().hold(told, &filter());
         assert!(!held(&truth).unwrap().is_other());
+        let block = truth[0].block;
+        assert!(proven().of(block).is_ok());
+        assert!(matches!(proven().of(BlockRef { number: 6, ..block }), Err(Unproven::Unknown(_))));
         let mut told = truth.clone();
         told.remove(3);
         told[0].data = Bytes::new();

@@ -26,6 +26,7 @@ pub(super) struct Facts {
     pub(super) historical: Historical,
     pub(super) edges: Vec<(Edge, EdgeFacts)>,
     pub(super) provider_heads: BTreeMap<String, u64>,
+    pub(super) providers: BTreeMap<String, SeenProvider>,
     pub(super) queued: BTreeMap<String, usize>,
     pub(super) durability: Option<String>,
     pub(super) tokens: Option<(usize, Instant)>,
@@ -63,6 +64,17 @@ pub(super) struct EdgeFacts {
     pub(super) failing_since: Option<Instant>,
     pub(super) reason: String,
     pub(super) errors: u64,
+}
+
+/// How one provider stands among the others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SeenProvider {
+    /// Blocks that it was behind the best of the others when its head was last read.
+    pub lag: Option<u64>,
+    /// How often it had another block somewhere than most of the others.
+    pub disagreements: u64,
+    /// Why others are asked instead; `None` where it serves.
+    pub aside: Option<String>,
 }
 
 /// What the historical track did in the last minute.
@@ -111,6 +123,7 @@ impl Facts {
             historical: Historical::default(),
             edges: edges.map(|edge| (edge, EdgeFacts::default())).collect(),
             provider_heads: BTreeMap::new(),
+            providers: BTreeMap::new(),
             queued: BTreeMap::new(),
             durability: None,
             tokens: None,

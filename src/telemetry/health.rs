@@ -74,6 +74,10 @@ pub struct ProviderHealth {
     pub state: EdgeState,
     pub head_lag: Option<u64>,
     pub errors: u64,
+    /// How often it had another block somewhere than most of the others.
+    pub disagreements: u64,
+    /// Why others are asked instead; `null` where it serves.
+    pub aside: Option<String>,
 }
 
 /// The state store; the member is called `redis` whichever it is.
@@ -167,11 +171,17 @@ fn providers(profile: &Profile, facts: &Facts, now: Instant) -> Vec<ProviderHeal
     let one = |(edge, known): &(Edge, EdgeFacts)| {
         let Edge::Provider(name) = edge else { return None };
         let head = facts.provider_heads.get(name).zip(facts.head);
+        let behind = head.map(|(own, best)| best.header.number.saturating_sub(*own));
+        let state = verdict::edge_state(profile, edge, known, now);
+        let seen = facts.providers.get(name).cloned().unwrap_or_default();
         Some(ProviderHealth {
             name: name.clone(),
-            state: verdict::edge_state(profile, edge, known, now),
-            head_lag: head.map(|(own, best)| best.header.number.saturating_sub(*own)),
+            state,
+            // Heads of providers that are not asked are read now and then: at that moment it was so far behind.
+            head_lag: seen.lag.filter(|_| state == EdgeState::Ok).or(behind),
             errors: known.errors,
+            disagreements: seen.disagreements,
+            aside: seen.aside,
         })
     };
     facts.edges.iter().filter_map(one).collect()

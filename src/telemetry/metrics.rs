@@ -116,6 +116,8 @@ declare! {
         "Ranges answered with just so many logs as a silent limit may be.";
     UNKNOWN_MESSAGES = Kind::Counter, "rpc_unknown_messages_total", ["provider"],
         "Error messages that are not known; they stand in warnings, please report them.";
+    RPC_FAILOVERS = Kind::Counter, "rpc_failovers_total", ["from", "to", "reason"],
+        "Moves of all requests from one provider to another.";
     RPC_HEALTHY = Kind::Gauge, "rpc_provider_healthy", ["provider"], "1 while the provider answers, else 0.";
     RPC_HEAD = Kind::Gauge, "rpc_head_block_number", ["provider"], "The newest block that this provider tells of.";
 
@@ -215,6 +217,11 @@ pub fn store_request(operation: &'static str, outcome: &'static str, seconds: f6
 pub fn rpc_request(provider: &str, method: &'static str, outcome: &'static str, seconds: f64) {
     count(&RPC_REQUESTS, [label(provider), method.into(), outcome.into()], 1);
     observe(&RPC_SECONDS, [label(provider), method.into()], seconds);
+}
+
+/// Requests move from one provider to another: the kind of the failure, `lags`, `ejected`, or `returned` to a preferred one.
+pub fn rpc_failover(from: &str, to: &str, reason: &'static str) {
+    count(&RPC_FAILOVERS, [label(from), label(to), reason.into()], 1);
 }
 
 /// An answer without logs was not taken.
@@ -427,6 +434,8 @@ mod tests {
             }
             for label in *labels {
                 let bounded = [
+                    "from",
+                    "to",
                     "version",
                     "track",
                     "reason",

@@ -13,6 +13,7 @@ mod summary;
 pub mod verdict;
 pub mod vitals;
 
+pub use facts::SeenProvider;
 pub use health::Health;
 pub use prometheus::Metrics;
 pub use scrub::scrub;

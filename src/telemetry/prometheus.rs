@@ -103,6 +103,7 @@ mod tests {
         metrics::store_healthy(true);
         metrics::provider_healthy("node.example", false);
         metrics::provider_head("node.example", 99);
+        metrics::rpc_failover("node.example", "other.example", "timeout");
         metrics::sink_healthy("sqs:transfers", true);
         metrics::sink_queued("sqs:transfers", 4);
         metrics::reorganised(3);

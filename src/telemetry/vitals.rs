@@ -15,7 +15,7 @@ use std::{
 use tokio::time::{Instant, sleep};
 
 use super::{
-    facts::{EdgeFacts, Facts, SeenHead, SeenProgress},
+    facts::{EdgeFacts, Facts, SeenHead, SeenProgress, SeenProvider},
     health::{self, Health},
     metrics, scrub,
     verdict::{self, Check},
@@ -132,6 +132,12 @@ impl Vitals {
     pub fn provider_head(&self, provider: &str, number: u64) {
         self.facts().provider_heads.insert(provider.to_owned(), number);
         metrics::provider_head(provider, number);
+    }
+
+    /// How one provider stands among the others.
+    pub fn provider(&self, provider: &str, seen: &SeenProvider) {
+        let seen = SeenProvider { aside: seen.aside.as_deref().map(cut), ..*seen };
+        self.facts().providers.insert(provider.to_owned(), seen);
     }
 
     /// Progress as the store has it: watermark, tip, and what is done between them.

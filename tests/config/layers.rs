@@ -57,7 +57,10 @@ fn a_mounted_file_loses_one_newline_and_both_forms_are_an_error() {
         ["environment: WEB3_PROVIDER and WEB3_PROVIDER_FILE are both set; remove one of them"]
     );
     given.environment.remove("WEB3_PROVIDER");
-    assert_eq!(load_offline(&given).unwrap().providers[0].expose(), "https://rpc.example.com/mounted");
+    assert_eq!(
+        load_offline(&given).unwrap().providers[0].urls().next().unwrap().expose(),
+        "https://rpc.example.com/mounted"
+    );
     fs::remove_file(&path).unwrap();
     let missing = mistakes(&given);
     assert!(missing[0].contains("WEB3_PROVIDER_FILE names a file that cannot be read"), "{missing:?}");
@@ -73,7 +76,7 @@ async fn an_aws_secret_gives_known_variables_and_its_mistakes_are_told() {
     };
     server.put("good", &format!(r#"{{ "WEB3_PROVIDER": "https://rpc.example.com/{CANARY}", "PORT": 3005 }}"#)).await;
     let settings = load(&with("good")).await.unwrap_or_else(|invalid| panic!("{invalid}"));
-    assert_eq!(settings.providers[0].expose(), format!("https://rpc.example.com/{CANARY}"));
+    assert_eq!(settings.providers[0].urls().next().unwrap().expose(), format!("https://rpc.example.com/{CANARY}"));
     assert_eq!(settings.http.port(), 3005);
     assert!(settings.given.iter().any(|row| row[0] == "WEB3_PROVIDER" && row[2] == "AWS secret good"));
 

@@ -175,9 +175,52 @@ fn unknown_keys_and_files_are_told_with_the_nearest_known_one() {
     );
 }
 
+#[test]
+fn each_wrong_provider_is_told_with_line_and_mend_and_without_its_address() {
+    let text = "[[provider]]\nname = 'a b'\nhttp = 'https://a.example/KEY'\n[[provider]]\nname = 'a'\n\
+                [[provider]]\nname = 'a'\nws = 'https://b.example/KEY'\npriority = 256\n[[provider]]\n\
+                http = 'https://c.example/${C_KEY}'\nrequests_per_second = 0\n[[provider]]\nname = 'd'\nhttp = '${d'\n\
+                url = 'https://KEY'\n[[provider]]\nname = 'e'\nhttp = 'https://a.example/KEY'\n";
+    let found = Directory::with("providers.toml", text).mistakes(&[("WEB3_PROVIDER", "")]);
+    let expected = [
+        "config/providers.toml:2:8: the name cannot stand in a metric label; use letters, digits, '_', '-', '.', at most 64",
+        "config/providers.toml:4:1: the provider has neither 'ws' nor 'http'; write ws = \"${NAME}\", http, or both",
+        "config/providers.toml:7:8: the name 'a' is taken; give each provider its own name",
+        "config/providers.toml:8:6: the address has a scheme that is not accepted here; write an address that begins with wss:// or ws://",
+        "config/providers.toml:9:12: 'priority' must be a whole number from 0 to 255",
+        "config/providers.toml:10:1: 'name' is missing here",
+        "config/providers.toml:11:8: C_KEY is not set; set C_KEY, or write ${C_KEY:-} to leave the provider out where it is not set",
+        "config/providers.toml:12:23: 'requests_per_second' must be a whole number from 1 to 100000",
+        "config/providers.toml:15:8: the address has a placeholder that cannot be used; write ${NAME} or ${NAME:-fallback}, of a variable of your own",
+        "config/providers.toml:16:1: unknown key 'url'; use one of: name, ws, http, priority, requests_per_second, compute_units_per_second",
+        "config/providers.toml:19:8: the address is given twice; remove one of the two",
+    ];
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn providers_are_given_in_one_place() {
+    let directory = Directory::with("providers.toml", "[[provider]]\nname = 'a'\nhttp = '${A_URL:-}'\n");
+    let path = directory.path("config/providers.toml");
+    let both = format!(
+        "environment: WEB3_PROVIDER is set, and so is [[provider]] in {}; remove one of the two",
+        path.display()
+    );
+    assert_eq!(mistakes(&directory.sources(&[])), [both]);
+    assert_eq!(
+        directory.mistakes(&[("WEB3_PROVIDER", "")]),
+        [
+            "config/providers.toml:1:1: no [[provider]] has an address: nothing could be asked; set a variable that one of them takes"
+        ]
+    );
+    let empty = Directory::with("providers.toml", "# none\n");
+    assert_eq!(empty.mistakes(&[]), Vec::<String>::new());
+    assert!(empty.mistakes(&[("WEB3_PROVIDER", "")])[0].starts_with("WEB3_PROVIDER is not set; set it"));
+}
+
 proptest! {
     #[test]
-    fn no_file_makes_the_loader_panic(text in toml_like(), name in prop::sample::select(vec!["default.toml", "chains.toml", "contracts.toml"])) {
+    fn no_file_makes_the_loader_panic(text in toml_like(), name in prop::sample::select(vec!["default.toml", "chains.toml", "contracts.toml", "providers.toml"])) {
         let directory = Directory::with(name, &text);
         drop(everything_said(&directory.sources(&[])));
     }
@@ -196,7 +239,8 @@ fn toml_like() -> impl Strategy<Value = String> {
         Just("[[contract.event]]".to_owned()),
         Just("[[handler]]".to_owned()),
         Just("[[chain]]".to_owned()),
-        ("(name|abi|address|chains|event|handler|queue|topic0|id|redis_db|block_time|start_block)", "('\\PC{0,12}'|-?[0-9]{1,20}|\\[1, 'a'\\]|\\{ a = 1 \\}|true|'abi/erc20.json'|'Transfer'|'\\$\\{[A-Z:-]{0,5}\\}')")
+        Just("[[provider]]".to_owned()),
+        ("(name|abi|address|chains|event|handler|queue|topic0|id|redis_db|block_time|start_block|ws|http|priority)", "('\\PC{0,12}'|-?[0-9]{1,20}|\\[1, 'a'\\]|\\{ a = 1 \\}|true|'abi/erc20.json'|'Transfer'|'\\$\\{[A-Z:-]{0,5}\\}')")
             .prop_map(|(key, value)| format!("{key} = {value}")),
         "\\PC{0,30}",
     ];

@@ -24,7 +24,7 @@ fn no_secret_is_ever_shown() {
     let shown = {
         let given: Vec<(&str, &str)> = valid.iter().map(|(name, value)| (*name, value.as_str())).collect();
         let settings = settings(&given);
-        let names: Vec<&str> = settings.providers.iter().map(chaintap::config::SecretUrl::name).collect();
+        let names: Vec<&str> = settings.providers.iter().map(|provider| provider.name.as_str()).collect();
         format!("{settings:?} {settings:#?} {} {names:?}", settings.registry.summary(None))
     };
     assert!(!shown.to_lowercase().contains(&CANARY.to_lowercase()), "{shown}");

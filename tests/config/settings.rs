@@ -10,7 +10,7 @@ use chaintap::{
     domain::DeliveryMode,
 };
 
-use super::{TRANSFER, mistakes, repository, settings, sources};
+use super::{CANARY, Directory, TRANSFER, mistakes, repository, settings, sources};
 
 #[test]
 fn two_variables_are_enough_and_everything_else_has_its_default() {
@@ -149,4 +149,22 @@ async fn check_says_that_a_configuration_is_valid_and_where_each_value_is_from()
     let json: serde_json::Value = serde_json::from_slice(&out).unwrap();
     assert_eq!(json["valid"], false);
     assert_eq!(json["problems"][0]["text"], "PORT is not a port: 'x'");
+}
+
+#[test]
+fn providers_come_in_the_order_of_their_priority_with_their_keys_from_the_environment() {
+    let text = "[[provider]]\nname = 'last'\nws = 'wss://c.example'\npriority = 9\n\
+                [[provider]]\nname = 'out'\nhttp = '${OUT_URL:-}'\n\
+                [[provider]]\nname = 'paid'\nws = 'wss://a.example/${PAID_KEY}'\nhttp = 'https://a.example/${PAID_KEY}'\n\
+                compute_units_per_second = 500\n\
+                [[provider]]\nname = 'own'\nhttp = 'http://node:8545'\nrequests_per_second = 50\n";
+    let directory = Directory::with("providers.toml", text);
+    let settings = load_offline(&directory.sources(&[("WEB3_PROVIDER", ""), ("PAID_KEY", CANARY)])).unwrap();
+    let names: Vec<&str> = settings.providers.iter().map(|provider| provider.name.as_str()).collect();
+    assert_eq!(names, ["paid", "own", "last"]);
+    let paid = &settings.providers[0];
+    assert_eq!(paid.http.as_ref().unwrap().expose(), format!("https://a.example/{CANARY}"));
+    assert_eq!((paid.requests_per_second, paid.compute_units_per_second), (None, Some(500)));
+    assert_eq!((settings.providers[1].requests_per_second, settings.providers[1].socket.is_none()), (Some(50), true));
+    assert!(!format!("{settings:?}").contains(CANARY));
 }

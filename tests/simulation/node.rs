@@ -212,6 +212,8 @@ impl ChainSource for Node {
 
     fn eject(&self, _: &str, _: &str) {}
 
+    fn set_aside(&self, _: &str, _: &str) {}
+
     async fn heads(&self) -> Result<Option<BoxStream<'static, ()>>, RpcError> {
         if !self.gate.world.swarm.pushes {
             return Ok(None);

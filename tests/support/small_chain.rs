@@ -187,6 +187,8 @@ impl ChainSource for SmallChain {
 
     fn eject(&self, _: &str, _: &str) {}
 
+    fn set_aside(&self, _: &str, _: &str) {}
+
     async fn heads(&self) -> Result<Option<BoxStream<'static, ()>>, RpcError> {
         Ok(None)
     }

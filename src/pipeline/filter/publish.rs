@@ -292,7 +292,11 @@ mod tests {
             deliver: DeliveryMode::Instant,
             log_filter: LogFilter::default(),
             registry: if is_other { Arc::new(Registry::default()) } else { settings.registry.clone() },
-            source: Arc::new(Endpoints::new(settings.chain.id, settings.providers.clone(), Limits::default())),
+            source: Arc::new(Endpoints::of(
+                (settings.chain.id, settings.chain.block_time),
+                settings.providers.clone(),
+                Limits::default(),
+            )),
             store: Arc::new(store.clone()),
             sinks: BTreeMap::new(),
             filters: Filters::new(lists, reload.clone()),

@@ -1,0 +1,377 @@
+//! One endpoint of the pool: its connection, verified by the chain's id, and the record of how it does.
+//!
+//! What it answers and how it fails decides whether it is asked again (`breaker`); what it was seen to have decides for what. The
+//! record is written after every request, whoever sent it.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, OnceCell},
+    time::{Instant, sleep, timeout},
+};
+use tracing::{info, warn};
+
+use super::{
+    EndpointState, RpcError,
+    breaker::{Breaker, Gate, Why},
+    budget::Budget,
+    client::Node,
+    patience::Patience,
+    question::{Kind, Question},
+    route::{Height, Standing},
+};
+use crate::{
+    config::{Limits, Provider},
+    domain::Header,
+};
+
+/// An endpoint on another chain or fork is not asked for this long.
+const EJECTED_FOR: Duration = Duration::from_mins(10);
+/// An endpoint that says that it will never serve a kind of request is not asked for that kind for this long.
+const REFUSED_FOR: Duration = Duration::from_mins(5);
+/// A height that was seen longer ago says little about where the endpoint is now.
+const FRESH: Duration = Duration::from_secs(2);
+/// An endpoint has to lag for this long before others are preferred.
+const LAGS_AFTER: Duration = Duration::from_secs(10);
+
+/// One endpoint.
+pub(super) struct Endpoint {
+    pub(super) provider: Provider,
+    budget: Arc<Budget>,
+    node: OnceCell<Arc<Node>>,
+    record: Mutex<Record>,
+    /// Tells that requests leave it: whoever waits for something from it should look elsewhere.
+    pub(super) left: Notify,
+}
+
+/// How an endpoint has done so far.
+#[derive(Default)]
+struct Record {
+    asked: u64,
+    errors: u64,
+    last_error: Option<String>,
+    /// The last failure's kind, for metric labels.
+    last_kind: &'static str,
+    /// It was away since its chain was verified: another node may stand there now (F11).
+    doubtful: bool,
+    breaker: Breaker,
+    /// Why it is ejected, while it is.
+    ejected: Option<String>,
+    patience: Patience,
+    refused: [Option<Instant>; 2],
+    /// The newest block that it was seen to have, and when.
+    head: Option<(u64, Instant)>,
+    /// When it was last looked at without need.
+    probed: Option<Instant>,
+    /// Blocks that it was behind the best one when its head was last seen.
+    lag: u64,
+    lags_since: Option<Instant>,
+    disagreements: u64,
+}
+
+impl Record {
+    fn lags(&self, now: Instant) -> bool {
+        self.lags_since.is_some_and(|since| now.duration_since(since) >= LAGS_AFTER)
+    }
+
+    fn refusal(&mut self, kind: Kind) -> Option<&mut Option<Instant>> {
+        let [block_logs, range_logs] = &mut self.refused;
+        match kind {
+            Kind::Header => None,
+            Kind::BlockLogs => Some(block_logs),
+            Kind::RangeLogs => Some(range_logs),
+        }
+    }
+
+    /// Why others are asked instead, in words and as a metric label; `None` where it serves.
+    fn aside(&self, now: Instant) -> Option<(String, &'static str)> {
+        match self.breaker.gate(now) {
+            Gate::Open(Why::Ejected, _) => {
+                let text = self.ejected.clone().unwrap_or_else(|| "it is on another fork".to_owned());
+                Some((text, "ejected"))
+            }
+            Gate::Open(Why::Throttles | Why::Waits, _) => {
+                Some(("it asked for fewer requests".to_owned(), "rate_limited"))
+            }
+            Gate::Open(Why::Fails, _) | Gate::HalfOpen => Some(("it does not serve".to_owned(), self.last_kind)),
+            Gate::Closed if self.lags(now) => Some((format!("it is {} blocks behind", self.lag), "lags")),
+            Gate::Closed => None,
+        }
+    }
+}
+
+impl Endpoint {
+    /// Nothing is sent yet.
+    pub(super) fn new(provider: Provider) -> Self {
+        let budget = Arc::new(Budget::of(&provider));
+        Self { provider, budget, node: OnceCell::new(), record: Mutex::default(), left: Notify::new() }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.provider.name
+    }
+
+    /// Asks it, and takes note of how it did. `limited`: there is another one, so that this one is not waited for longer
+    /// than its answers usually take.
+    pub(super) async fn ask<R, F>(
+        &self,
+        (chain_id, limits): (u64, &Limits),
+        question: Question,
+        limited: bool,
+        request: impl FnOnce(Arc<Node>) -> F,
+    ) -> Result<R, RpcError>
+    where
+        F: Future<Output = Result<R, RpcError>> + Send,
+    {
+        // What the plan does not allow is not asked, and no failure of the endpoint.
+        match self.budget.turn(question.method(), Instant::now()) {
+            Ok(wait) => sleep(wait).await,
+            Err(wait) => {
+                let message = "the provider's plan allows no more requests now".to_owned();
+                return Err(RpcError::Throttled { message, retry_after: Some(wait) });
+            }
+        }
+        let begun = Instant::now();
+        // To connect takes as long as it takes: a try that is given up every time would never succeed.
+        let limited = limited && question.is_quick() && self.node.get().is_some();
+        let usual = self.record().patience.limit();
+        let limit = if limited { usual.min(limits.rpc_timeout) } else { Duration::MAX };
+        let asked = async {
+            let node = self.node(chain_id, limits).await?;
+            request(node.clone()).await
+        };
+        let answer = timeout(limit, asked).await.unwrap_or(Err(RpcError::TimedOut));
+        self.remember(question, begun.elapsed(), answer.as_ref().err());
+        answer
+    }
+
+    /// The verified node behind this endpoint; connects at the first call that succeeds, and verifies it again after an
+    /// outage.
+    async fn node(&self, chain_id: u64, limits: &Limits) -> Result<&Arc<Node>, RpcError> {
+        let node = self.node.get_or_try_init(|| self.connect(chain_id, limits)).await?;
+        if self.record().doubtful {
+            self.verify(node, chain_id).await?;
+            self.record().doubtful = false;
+        }
+        Ok(node)
+    }
+
+    async fn connect(&self, chain_id: u64, limits: &Limits) -> Result<Arc<Node>, RpcError> {
+        let name = || self.provider.name.clone();
+        let (http, socket) = (&self.provider.http, &self.provider.socket);
+        let url = match (http, socket) {
+            (Some(http), _) => http.clone(),
+            (None, Some(socket)) => socket.http_twin(),
+            (None, None) => return Err(RpcError::Fatal("it has no address".to_owned())),
+        };
+        let node = Node::http(url, name(), limits, Arc::clone(&self.budget))?;
+        match (self.verify(&node, chain_id).await, http, socket) {
+            (Ok(()), ..) => Ok(Arc::new(node)),
+            (Err(error), None, Some(socket)) => {
+                info!(endpoint = self.name(), %error, "no HTTP beside the WebSocket: everything goes over the socket");
+                let node = Node::socket(socket, name(), limits, Arc::clone(&self.budget)).await?;
+                self.verify(&node, chain_id).await?;
+                Ok(Arc::new(node))
+            }
+            (Err(error), ..) => Err(error),
+        }
+    }
+
+    async fn verify(&self, node: &Node, chain_id: u64) -> Result<(), RpcError> {
+        let told = node.chain_id().await?;
+        if told == chain_id {
+            return Ok(());
+        }
+        Err(RpcError::WrongChain { endpoint: self.provider.name.clone(), expected: chain_id, told })
+    }
+
+    fn remember(&self, question: Question, took: Duration, error: Option<&RpcError>) {
+        let now = Instant::now();
+        let mut record = self.record();
+        let failure = error.filter(|error| error.is_failure());
+        record.asked += 1;
+        record.errors += u64::from(failure.is_some());
+        record.last_error = failure.map(ToString::to_string);
+        let Some(failure) = failure else {
+            if question.is_quick() {
+                record.patience.answered(took);
+            }
+            if record.breaker.answered(now, question.kind) {
+                record.ejected = None;
+                info!(endpoint = self.name(), "the endpoint answers again");
+            }
+            return;
+        };
+        record.last_kind = failure.kind();
+        // Complaints about a request come from a node that runs.
+        record.doubtful |= matches!(failure, RpcError::Transient(_) | RpcError::TimedOut | RpcError::Unclear { .. });
+        let has_opened = match failure {
+            RpcError::Throttled { retry_after, .. } => {
+                record.breaker.throttled(now, *retry_after);
+                false
+            }
+            RpcError::WrongChain { .. } => {
+                drop(record);
+                return self.put_aside(&failure.to_string(), |breaker, now| breaker.eject(now, EJECTED_FOR));
+            }
+            RpcError::Fatal(_) => match record.refusal(question.kind) {
+                Some(refused) => {
+                    *refused = Some(now + REFUSED_FOR);
+                    record.breaker.answered(now, question.kind);
+                    false
+                }
+                None => record.breaker.failed(now, question.kind, true),
+            },
+            RpcError::TimedOut => {
+                if question.is_quick() {
+                    record.patience.given_up(took);
+                }
+                // What takes a node too long may be more than one may ask for.
+                record.breaker.failed(now, question.kind, question.is_quick())
+            }
+            _ => record.breaker.failed(now, question.kind, false),
+        };
+        drop(record);
+        if has_opened {
+            warn!(endpoint = self.name(), error = %failure, "the endpoint does not serve; it is asked again after a pause");
+            self.left.notify_waiters();
+        }
+    }
+
+    /// It is on another chain or fork, and not asked for some minutes. Told once, however often it is found.
+    pub(super) fn eject(&self, reason: &str) {
+        self.record().errors += 1;
+        self.put_aside(reason, |breaker, now| breaker.eject(now, EJECTED_FOR));
+    }
+
+    /// It is alone with its opinion, which may be news: not asked for a short time.
+    pub(super) fn set_aside(&self, reason: &str) {
+        self.record().errors += 1;
+        self.put_aside(reason, Breaker::set_aside);
+    }
+
+    fn put_aside(&self, reason: &str, open: impl FnOnce(&mut Breaker, Instant)) {
+        let mut record = self.record();
+        let is_news = record.ejected.as_deref() != Some(reason);
+        open(&mut record.breaker, Instant::now());
+        (record.last_error, record.ejected) = (Some(reason.to_owned()), Some(reason.to_owned()));
+        drop(record);
+        if is_news {
+            warn!(endpoint = self.name(), reason, "the endpoint is not asked for a while");
+        }
+        self.left.notify_waiters();
+    }
+
+    /// It has a block of this height.
+    pub(super) fn has(&self, number: u64) {
+        let mut record = self.record();
+        if record.head.is_none_or(|(head, _)| head < number) {
+            record.head = Some((number, Instant::now()));
+        }
+    }
+
+    /// It told of its newest block; `best` is the highest one that another endpoint was seen to have before, `far` the
+    /// number of blocks that one may be behind another. A number that is further above all others would make them look
+    /// late: it counts only once the endpoint has shown that block (R15).
+    pub(super) fn told_head(&self, head: &Header, best: Option<u64>, far: u64) {
+        let now = Instant::now();
+        let mut record = self.record();
+        let known = record.head.map(|(known, _)| known).max(best).unwrap_or_default();
+        if best.is_some() && head.number > known.saturating_add(far) {
+            return;
+        }
+        record.head = Some((head.number, now));
+        record.lag = best.unwrap_or_default().saturating_sub(head.number);
+        if record.lag <= far {
+            record.lags_since = None;
+            return;
+        }
+        let since = *record.lags_since.get_or_insert(now);
+        drop(record);
+        if now.duration_since(since) >= LAGS_AFTER {
+            self.left.notify_waiters();
+        }
+    }
+
+    /// The newest block that it was seen to have, where it is on the right chain.
+    pub(super) fn counted_head(&self) -> Option<u64> {
+        let record = self.record();
+        let is_ejected = matches!(record.breaker.gate(Instant::now()), Gate::Open(Why::Ejected, _));
+        record.head.map(|(head, _)| head).filter(|_| !is_ejected)
+    }
+
+    /// Whether it is known not to answer.
+    pub(super) fn is_down(&self) -> bool {
+        matches!(self.record().breaker.gate(Instant::now()), Gate::Open(Why::Fails, _))
+    }
+
+    /// It has another block somewhere than most others.
+    pub(super) fn disagreed(&self) {
+        self.record().disagreements += 1;
+    }
+
+    /// How it stands towards a question.
+    pub(super) fn standing(&self, question: Question, now: Instant) -> Standing {
+        let mut record = self.record();
+        let refuses = record.refusal(question.kind).is_some_and(|until| until.is_some_and(|until| now < until));
+        let height = match (record.head, question.height) {
+            (Some((head, at)), Some(height)) if head < height => {
+                if now.duration_since(at) < FRESH {
+                    Height::Below
+                } else {
+                    Height::WasBelow
+                }
+            }
+            _ => Height::There,
+        };
+        Standing { gate: record.breaker.gate(now), lags: record.lags(now), refuses, height }
+    }
+
+    /// Whether requests may come back to it: it has served, and kept up, for a while.
+    pub(super) fn is_steady(&self, now: Instant) -> bool {
+        let record = self.record();
+        record.breaker.is_steady(now) && !record.lags(now)
+    }
+
+    /// Whether it is time to look how it does, and if so takes note of it: after its pause, or where its head was not seen
+    /// for `every`.
+    pub(super) fn take_probe(&self, now: Instant, every: Duration) -> bool {
+        let mut record = self.record();
+        let seen = record.head.map(|(_, at)| at).max(record.probed);
+        let is_due = match record.breaker.gate(now) {
+            Gate::Open(..) => false,
+            Gate::HalfOpen => true,
+            Gate::Closed => seen.is_none_or(|at| now.duration_since(at) >= every),
+        };
+        if is_due {
+            record.probed = Some(now);
+        }
+        is_due
+    }
+
+    /// Why others are asked instead, in words and as a metric label.
+    pub(super) fn aside(&self) -> Option<(String, &'static str)> {
+        self.record().aside(Instant::now())
+    }
+
+    fn record(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn state(&self) -> EndpointState {
+        let record = self.record();
+        EndpointState {
+            name: self.provider.name.clone(),
+            asked: record.asked,
+            errors: record.errors,
+            last_error: record.last_error.clone(),
+            head: record.head.map(|(number, _)| number),
+            lag: record.head.map(|_| record.lag),
+            disagreements: record.disagreements,
+            aside: record.aside(Instant::now()).map(|(text, _)| text),
+        }
+    }
+}
