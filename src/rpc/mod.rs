@@ -15,6 +15,7 @@ mod endpoints;
 mod error;
 pub(crate) mod fuzzing;
 mod heads;
+pub mod probe;
 mod transport;
 mod unknown;
 mod wire;
