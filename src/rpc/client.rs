@@ -286,7 +286,8 @@ impl Node {
             .collect())
     }
 
-    async fn one<R>(&self, method: &'static str, params: Value) -> Result<R, RpcError>
+    /// The result of one call.
+    pub(super) async fn one<R>(&self, method: &'static str, params: Value) -> Result<R, RpcError>
     where
         R: alloy::rpc::json_rpc::RpcRecv,
     {
