@@ -65,7 +65,7 @@ async fn good_nodes_of_two_makes_pass_and_show_what_they_can() {
         assert_eq!((&endpoint["range"]["blocks"], &endpoint["range"]["limit"]), (&json!(100), &Value::Null));
         assert!(endpoint["range"]["logs"].as_u64().unwrap() > 100);
         assert_eq!((&endpoint["oldestHeader"], &endpoint["oldestLogs"]), (&json!(1), &json!(1)));
-        for what in ["logsByHash", "receipts", "bloomsHold", "logIndicesAscend"] {
+        for what in ["logsByHash", "receipts", "receiptsProve", "bloomsHold", "logIndicesAscend"] {
             assert_eq!(endpoint[what], true, "{what}");
         }
         assert!(endpoint["safe"].as_u64() > endpoint["finalized"].as_u64());
@@ -83,7 +83,11 @@ async fn good_nodes_of_two_makes_pass_and_show_what_they_can() {
     }
     let settings = settings(&[anvil.rpc.ws_url()]);
     let (code, found) = check(&settings).await;
-    assert_eq!((code, &found[0]["receipts"], &found[0]["bloomsHold"]), (0, &json!(true), &json!(true)), "{found:?}");
+    assert_eq!(
+        (code, &found[0]["receiptsProve"], &found[0]["bloomsHold"]),
+        (0, &json!(true), &json!(true)),
+        "{found:?}"
+    );
     let (code, out, log) = settings.output(&["providers", "check", "--seconds", "1"]).await;
     assert_eq!((code, log.as_str()), (0, ""), "{out}");
     let lines: Vec<Vec<&str>> = out.lines().map(|line| line.split_whitespace().collect()).collect();
@@ -155,11 +159,18 @@ async fn one_log_that_is_left_out_and_logs_that_come_late_are_noticed() {
     let chain = Devchain::start(still(100)).await;
     let omits = json!([{ "on": ["eth_getLogs"], "do": { "omit": {} } }]);
     let late = json!([{ "do": { "logsLate": { "blocks": 1 } } }]);
-    let (code, found) =
-        check(&settings(&[faulty(&chain, "omits", omits).await, faulty(&chain, "late", late).await])).await;
+    let receipts = json!([{ "on": ["eth_getBlockReceipts"], "do": { "omit": {} } }]);
+    let (code, found) = check(&settings(&[
+        faulty(&chain, "omits", omits).await,
+        faulty(&chain, "late", late).await,
+        faulty(&chain, "receipts", receipts).await,
+    ]))
+    .await;
     assert_eq!(code, 1);
     assert!(says(&found[0], "eth_getLogs leaves out 1 logs of block 100 that its receipts have"), "{:#}", found[0]);
     assert!(says(&found[1], "block 100 has 0 logs, and its header's bloom tells of more"), "{:#}", found[1]);
+    assert!(says(&found[2], "receipts of block 100: "), "{:#}", found[2]);
+    assert_eq!((&found[0]["receiptsProve"], &found[2]["receiptsProve"]), (&json!(true), &json!(false)));
 }
 
 #[tokio::test]

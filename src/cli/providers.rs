@@ -78,7 +78,7 @@ type Show = fn(&Findings) -> Option<String>;
 fn as_text(found: &[Findings], seconds: u64) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    let rows: [(&str, Show); 16] = [
+    let rows: [(&str, Show); 17] = [
         ("endpoint", |of| Some(of.endpoint.clone())),
         ("verdict", |of| Some(verdict(of).to_owned())),
         ("chain", |of| number(of.chain_id)),
@@ -91,6 +91,7 @@ fn as_text(found: &[Findings], seconds: u64) -> String {
         ("logs from", |of| number(of.oldest_logs)),
         ("logs by hash", |of| yes(of.logs_by_hash)),
         ("receipts", |of| yes(of.receipts)),
+        ("they prove logs", |of| yes(of.receipts_prove)),
         ("safe, finalized", |of| {
             (of.safe.or(of.finalized)).map(|_| format!("{}, {}", tag(of.safe), tag(of.finalized)))
         }),

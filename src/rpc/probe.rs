@@ -12,10 +12,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{At, LogFilter, RpcError, budget::Budget, client::Node, heads, wire::WireHeader};
+use super::{At, LogFilter, RpcError, budget::Budget, client::Node, heads, receipts::Unproven, wire::WireHeader};
 use crate::{
-    config::{Limits, Provider, SecretUrl},
-    domain::{BlockRange, Header},
+    config::{Limits, Provider, SecretUrl, Verify},
+    domain::{BlockRange, BlockRef, Header},
 };
 
 /// Longest time for one question.
@@ -72,6 +72,8 @@ pub struct Findings {
     pub logs_by_hash: Option<bool>,
     /// Whether it answers `eth_getBlockReceipts`.
     pub receipts: Option<bool>,
+    /// Whether the receipts of its newest block have the root that its header states, as `verify = "receipts"` needs it.
+    pub receipts_prove: Option<bool>,
     /// Height of its `safe` block.
     pub safe: Option<u64>,
     /// Height of its `finalized` block.
@@ -115,7 +117,12 @@ impl Findings {
 /// Asks all endpoints, side by side, and compares them.
 pub async fn survey(providers: &[Provider], survey: &Survey) -> Vec<Findings> {
     let survey = &Survey {
-        limits: Limits { rpc_timeout: survey.limits.rpc_timeout.min(QUESTION), ..survey.limits.clone() },
+        // Receipts have a question of their own.
+        limits: Limits {
+            rpc_timeout: survey.limits.rpc_timeout.min(QUESTION),
+            verify: Verify::Bloom,
+            ..survey.limits.clone()
+        },
         ..survey.clone()
     };
     let asked = join_all(providers.iter().map(|provider| Probe::ask_all(provider, survey))).await;
@@ -241,17 +248,18 @@ impl<'a> Probe<'a> {
 
     /// Opens the endpoint as the listener does, over HTTP where there is HTTP; its chain id.
     async fn open(&mut self, provider: &Provider) -> Result<u64, RpcError> {
-        let (name, limits, budget) = (&provider.name, &self.survey.limits, Arc::new(Budget::of(provider)));
+        let (limits, budget) = (&self.survey.limits, Arc::new(Budget::of(provider)));
         let twin = || provider.socket.as_ref().map(SecretUrl::http_twin);
-        let address = provider.http.clone().or_else(twin);
-        let address = address.ok_or_else(|| RpcError::Fatal("it has no address".into()))?;
-        self.node = Some(Node::http(address, name.clone(), limits, Arc::clone(&budget))?);
+        let address = provider.http.clone().or_else(twin).ok_or_else(|| RpcError::Fatal("it has no address".into()))?;
+        self.node = Some(Node::http(address, provider.name.clone(), limits, Arc::clone(&budget))?);
         let told = self.ask(async |node| node.chain_id().await).await;
-        let Some(socket) = provider.socket.as_ref().filter(|_| told.is_err() && provider.http.is_none()) else {
-            return told;
-        };
-        self.node = Some(Node::socket(socket, name.clone(), limits, budget).await?);
-        self.ask(async |node| node.chain_id().await).await
+        match (&provider.http, &provider.socket) {
+            (None, Some(socket)) if told.is_err() => {
+                self.node = Some(Node::socket(socket, provider.name.clone(), limits, budget).await?);
+                self.ask(async |node| node.chain_id().await).await
+            }
+            _ => told,
+        }
     }
 
     /// Puts a question, again where the endpoint asks for patience.
@@ -373,18 +381,28 @@ impl<'a> Probe<'a> {
             compare_bloom(number, &logs, stated, found);
         }
         if is_newest {
-            let block = json!([header.hash]);
-            let told = self
-                .ask(async |node| node.one::<Option<Vec<Receipt>>>("eth_getBlockReceipts", block.clone()).await)
-                .await;
-            found.receipts = Some(matches!(told, Ok(Some(_))));
-            let told = told.ok().flatten().unwrap_or_default();
-            let of_receipts = told.iter().flat_map(|receipt| &receipt.logs);
-            let missing = of_receipts.filter(|log| !indices.contains(&log.log_index.to())).count();
-            if missing > 0 {
-                found
-                    .suspect(format!("eth_getLogs leaves out {missing} logs of block {number} that its receipts have"));
-            }
+            self.compare_receipts(header.block(), &indices, found).await;
+        }
+    }
+
+    /// Whether there are receipts, whether they have the root that the header states, and all their logs are known.
+    async fn compare_receipts(&mut self, block: BlockRef, indices: &[u64], found: &mut Findings) {
+        let query = json!([block.hash]);
+        let told =
+            self.ask(async |node| node.one::<Option<Vec<Receipt>>>("eth_getBlockReceipts", query.clone()).await).await;
+        found.receipts = Some(matches!(told, Ok(Some(_))));
+        let Ok(Some(told)) = told else { return };
+        let of_receipts = told.iter().flat_map(|receipt| &receipt.logs);
+        let missing = of_receipts.filter(|log| !indices.contains(&log.log_index.to())).count();
+        if missing > 0 {
+            let text =
+                format!("eth_getLogs leaves out {missing} logs of block {} that its receipts have", block.number);
+            found.suspect(text);
+        }
+        let proof = self.ask(async |node| Ok(node.prove(At::Hash(block.hash)).await)).await;
+        found.receipts_prove = proof.as_ref().ok().map(Result::is_ok);
+        if let Ok(Err(Unproven::Wrong(reason))) = proof {
+            found.suspect(format!("receipts of block {}: {reason}", block.number));
         }
     }
 
@@ -417,7 +435,8 @@ fn compare_bloom(number: u64, logs: &[Sketch], stated: Bloom, found: &mut Findin
 
 /// How many heads a WebSocket announced; `None` where there is none.
 async fn listen(provider: &Provider, survey: &Survey) -> Option<Result<u64, String>> {
-    let mut signs = match heads::subscribe(provider.socket.as_ref()?, survey.limits.rpc_timeout).await {
+    let url = provider.socket.as_ref()?;
+    let mut signs = match heads::subscribe(url, survey.limits.rpc_timeout).await {
         Ok(signs) => signs,
         Err(error) => return Some(Err(format!("no subscription to heads: {error}"))),
     };
