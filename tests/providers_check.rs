@@ -136,7 +136,11 @@ async fn each_fault_of_an_endpoint_is_found_and_named() {
         ("omits", json!([{ "on": ["eth_getLogs"], "do": { "omit": { "share": 0.9 } } }]), "bloom tells of more"),
         ("repeats", replace("/1/logIndex", "0x0"), "repeat or do not ascend"),
         ("ws-mute", json!([{ "on": ["eth_subscription"], "do": "silence" }]), "announced no head although"),
-        ("ws-large", json!([{ "do": { "pad": { "bytes": 17 << 20 } } }]), "the WebSocket"),
+        (
+            "ws-large",
+            json!([{ "do": { "pad": { "bytes": 17 << 20 } } }]),
+            "the WebSocket ended while it was listened to",
+        ),
     ];
     let mut providers = Vec::new();
     for (name, faults, _) in &cases {
