@@ -5,7 +5,7 @@ use std::io::Write;
 use super::{
     Command, Configured, Failure, Overrides, audit, check, devchain, dlq,
     equip::{self, opened, say},
-    healthcheck, mend,
+    healthcheck, mend, providers,
     run::logs,
     status, tokens,
 };
@@ -45,6 +45,9 @@ async fn on_deployment(command: Command, out: &mut std::io::Stdout) -> Result<()
         }
         Command::Dlq(Configured { own, overrides }) => {
             dead_letters(&own.command, &overrides.settings().await?, out).await
+        }
+        Command::Providers(Configured { own, overrides }) => {
+            providers::run(&own.command, &overrides.settings().await?, out).await
         }
         Command::Audit(Configured { own, overrides }) => audit::run(&own, &overrides.settings().await?, out).await,
         Command::Replay(Configured { own, overrides }) => mend::replay(&own, &overrides.settings().await?, out).await,

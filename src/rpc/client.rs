@@ -152,7 +152,7 @@ impl Node {
     }
 
     /// The proof of one block: its full header and its receipts, in one batch.
-    async fn prove(&self, at: At) -> Result<Proven, Unproven> {
+    pub(super) async fn prove(&self, at: At) -> Result<Proven, Unproven> {
         let (method, params) = header_request(at);
         let block = params.get(0).cloned().unwrap_or_default();
         let mut batch = self.rpc.new_batch();
@@ -286,7 +286,8 @@ impl Node {
             .collect())
     }
 
-    async fn one<R>(&self, method: &'static str, params: Value) -> Result<R, RpcError>
+    /// The result of one call.
+    pub(super) async fn one<R>(&self, method: &'static str, params: Value) -> Result<R, RpcError>
     where
         R: alloy::rpc::json_rpc::RpcRecv,
     {

@@ -249,7 +249,12 @@ impl Endpoint {
 
     /// It is alone with its opinion, which may be news: not asked for a short time.
     pub(super) fn set_aside(&self, reason: &str) {
-        self.record().errors += 1;
+        let mut record = self.record();
+        if matches!(record.breaker.gate(Instant::now()), Gate::Open(Why::Ejected, _)) {
+            return;
+        }
+        record.errors += 1;
+        drop(record);
         self.put_aside(reason, Breaker::set_aside);
     }
 

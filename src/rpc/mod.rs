@@ -20,6 +20,7 @@ mod error;
 pub(crate) mod fuzzing;
 mod heads;
 mod patience;
+pub mod probe;
 mod proofs;
 mod question;
 mod quorum;
