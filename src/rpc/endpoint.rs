@@ -270,11 +270,12 @@ impl Endpoint {
         self.left.notify_waiters();
     }
 
-    /// It has a block of this height.
+    /// It has a block of this height. Its newest one may be far above: nothing says that it lacks higher ones.
     pub(super) fn has(&self, number: u64) {
         let mut record = self.record();
         if record.head.is_none_or(|(head, _)| head < number) {
-            record.head = Some((number, Instant::now()));
+            let now = Instant::now();
+            record.head = Some((number, now.checked_sub(FRESH).unwrap_or(now)));
         }
     }
 
