@@ -37,7 +37,8 @@ async fn on_deployment(command: Command, out: &mut std::io::Stdout) -> Result<()
         Command::Contracts(Configured { own, overrides }) => check::contracts(&own, &overrides.settings().await?, out),
         Command::Status(Configured { own, overrides }) => {
             let settings = overrides.settings().await?;
-            status::run(&own, settings.chain.id, opened(&settings).await?, out).await
+            let chain = (settings.chain.id, app::bounds(&settings));
+            status::run(&own, chain, opened(&settings).await?, out).await
         }
         Command::Tokens(Configured { own, overrides }) => {
             let settings = overrides.settings().await?;
