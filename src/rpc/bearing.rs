@@ -36,11 +36,13 @@ struct State {
     /// A range of several blocks that was not answered, or with something that nobody understands, and may have been too
     /// large.
     unanswered: Option<BlockRange>,
+    /// How often there was such a range.
+    unanswered_times: u64,
 }
 
 impl State {
     fn new(bounds: Bounds) -> Self {
-        Self { bounds, caps: Caps::new(bounds), unanswered: None }
+        Self { bounds, caps: Caps::new(bounds), unanswered: None, unanswered_times: 0 }
     }
 }
 
@@ -87,9 +89,9 @@ impl Bearing {
         self.state().caps.throttled(Some(wait), now() + 1);
     }
 
-    /// Whether it did not answer a range that may have been too large, and will be asked for less.
-    pub(super) fn is_to_bear_less(&self) -> bool {
-        self.state().unanswered.is_some()
+    /// How often it did not answer a range that may have been too large: the next time it is asked for less.
+    pub(super) fn unanswered(&self) -> u64 {
+        self.state().unanswered_times
     }
 
     /// The logs of the first blocks of a range, of as many as it bears.
@@ -229,6 +231,7 @@ impl Bearing {
             }
             RpcError::TimedOut | RpcError::Unclear { .. } if asked.blocks() > 1 => {
                 state.unanswered = Some(asked);
+                state.unanswered_times += 1;
                 Err(error)
             }
             _ => Err(error),

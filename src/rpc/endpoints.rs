@@ -85,11 +85,13 @@ impl Endpoints {
     where
         F: Future<Output = Result<R, RpcError>> + Send,
     {
+        let unanswered = || self.by_preference.iter().map(|known| known.bearing.unanswered()).sum::<u64>();
         let mut rounds = 1;
         loop {
+            let before = unanswered();
             match ask().await {
                 Err(error @ (RpcError::TimedOut | RpcError::Unclear { .. }))
-                    if rounds < ROUNDS && self.by_preference.iter().any(|known| known.bearing.is_to_bear_less()) =>
+                    if rounds < ROUNDS && unanswered() > before =>
                 {
                     debug!(%error, rounds, "nobody answers; asked again for less");
                     rounds += 1;
