@@ -18,8 +18,8 @@ use crate::{
     backoff::Backoff,
     config::{Provider, Settings, SinkTarget, StoreSettings, TokenSettings},
     failure::Failure,
-    pipeline::{self, Audit, Context, Ended, Filters, Span, Tokens},
-    rpc::{ChainSource, Endpoints, LogFilter},
+    pipeline::{self, Audit, Context, Ended, Filters, Learned, Tokens},
+    rpc::{Bounds, ChainSource, Endpoints, LogFilter},
     sinks::{
         Sink, SinkError,
         sqs::{AwsAccess, SqsSink},
@@ -127,6 +127,7 @@ async fn beating<R>(vitals: &Vitals, waiting: impl Future<Output = R>) -> R {
 struct Wired {
     context: Context,
     directory: Option<Arc<dyn TokenDirectory>>,
+    learned: Learned,
 }
 
 /// Everything that the pipeline works with, once it can be reached.
@@ -149,9 +150,12 @@ async fn wire(
     let directory = patiently(vitals, Edge::Tokens, || token_directory(settings)).await?;
     let filters = filters(directory.clone(), settings, vitals, keepers);
     let source = nodes(settings, &settings.providers);
+    let learned = Learned::new(source.clone(), store.clone());
+    learned.recall().await;
+    keepers.spawn(keeping("the memory of the endpoints", learned.clone().keep()));
     let audit = Audit::new(settings.audit);
     let context = Context { filters, audit, vitals: vitals.clone(), ..context(settings, (store, source), sinks) };
-    Ok(Wired { context, directory })
+    Ok(Wired { context, directory, learned })
 }
 
 async fn listen(
@@ -161,7 +165,7 @@ async fn listen(
     stop: CancellationToken,
     keepers: &mut JoinSet<&'static str>,
 ) -> Result<(), Failure> {
-    let Wired { context, directory } = wired;
+    let Wired { context, directory, learned } = wired;
     wait_for_tokens(&context, &stop).await;
     announce(settings, &context);
     keepers.spawn(keeping("the summary", summarise(context.vitals.clone(), options.summary_every)));
@@ -184,7 +188,10 @@ async fn listen(
         return Err(death);
     }
     match ended {
-        Ended::Stopped | Ended::Reached => Ok(()),
+        Ended::Stopped | Ended::Reached => {
+            learned.keep_now().await;
+            Ok(())
+        }
         Ended::WrongChain(error) => Err(Failure::Config(error.to_string())),
         Ended::Unusable(error) => Err(store_failure(&error)),
         Ended::Broken(what) => Err(Failure::Internal(what)),
@@ -211,7 +218,6 @@ pub fn context(
         audit: Audit::new(false),
         vitals: Arc::default(),
         limits: settings.limits.clone(),
-        span: Span::new(settings.chain.batch_blocks),
     }
 }
 
@@ -261,7 +267,14 @@ pub fn store_failure(error: &StoreError) -> Failure {
 #[must_use]
 pub fn nodes(settings: &Settings, providers: &[Provider]) -> Arc<dyn ChainSource> {
     let chain = (settings.chain.id, settings.chain.block_time);
-    Arc::new(Endpoints::of(chain, providers.to_vec(), settings.limits.clone()))
+    let bounds = bounds(settings);
+    Arc::new(Endpoints::of(chain, providers.to_vec(), settings.limits.clone()).within(bounds))
+}
+
+/// What one request may ask an endpoint for, whatever it bears.
+#[must_use]
+pub fn bounds(settings: &Settings) -> Bounds {
+    Bounds { blocks: settings.chain.batch_blocks, parallel: settings.chain.parallel }
 }
 
 /// The sinks by handler; handlers with one target share a sink.

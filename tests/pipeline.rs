@@ -21,7 +21,7 @@ use async_trait::async_trait;
 use chaintap::{
     config::{ChainProfile, Limits, Registry, Settings, Sources, StartBlock, Verify, load_offline},
     domain::{Args, BlockRange, BlockRef, DeliveryMode, Digest, Event},
-    pipeline::{self, Audit, Context, Ended, Filters, Span},
+    pipeline::{self, Audit, Context, Ended, Filters},
     rpc::LogFilter,
     sinks::{Message, Outcome, Sink, SinkError},
     store::{ClaimReply, Intent, IntentReply, Progress, Start, StateStore, embedded::Embedded},
@@ -141,7 +141,6 @@ impl Bench {
             filters: Filters::off(),
             audit: Audit::new(true),
             vitals: Arc::default(),
-            span: Span::new(settings.chain.batch_blocks),
             limits,
         }
     }
@@ -372,6 +371,27 @@ async fn nothing_is_sealed_while_two_providers_have_different_blocks_at_a_final_
     assert!(!process.says("two providers"));
     process.end().await;
     bench.assert_exactly(21, 35);
+}
+
+/// History and what is sealed alike.
+#[tokio::test(start_paused = true)]
+async fn ranges_are_read_and_audited_in_as_many_parts_as_a_node_answers_them_in() {
+    let bench = Bench::of(120);
+    bench.chain.change(|blocks| blocks.bears = Some(3));
+    bench.other(Other::Agrees);
+    let process = bench.start(settings().registry, 1);
+    bench.wait("the start", async |bench| bench.store.peek().await.unwrap().is_some()).await;
+    bench.wait_watermark(120).await;
+    bench.mine(20);
+    wait_sealed(&bench, 136).await;
+    bench.wait_watermark(140).await;
+    process.end().await;
+    bench.chain.change(|blocks| blocks.bears = None);
+    bench.assert_exactly(1, 140);
+    let (bench, process) = audited(Other::Silent).await;
+    bench.chain.change(|blocks| (blocks.bears, blocks.other) = (Some(3), Other::Agrees));
+    wait_sealed(&bench, 26).await;
+    process.end().await;
 }
 
 // Deployments that want different things ------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ use chaintap::{
     domain::{BlockRange, BlockRef, Digest, IntervalSet, Track},
     store::{
         Amend, AmendReply, BlockCommit, Checked, ClaimReply, CommitReply, DeadKind, DeadLetter, Duty, FinalCommit,
-        Grant, Intent, IntentReply, Member, Orphan, Progress, Publication, PublishReply, Published, ReplayReply,
-        RewindReply, SealReply, Start, StateStore, StoreError,
+        Grant, Intent, IntentReply, MAX_ENDPOINT_BYTES, MAX_LEARNED, MAX_LEARNED_BYTES, Member, Orphan, Progress,
+        Publication, PublishReply, Published, ReplayReply, RewindReply, SealReply, Start, StateStore, StoreError,
         embedded::Embedded,
         redis::{Identity, RedisStore},
     },
@@ -328,6 +328,8 @@ contract!(
     what_joins_the_filter_is_scanned_for_from_the_last_check_or_its_own_start,
     a_rewind_takes_the_last_check_back_with_it,
     a_duty_is_worked_off_in_steps_and_in_order,
+    what_was_learned_of_endpoints_is_kept_as_it_was_last_told,
+    what_is_kept_of_endpoints_is_bounded,
     a_wiped_store_is_empty,
 );
 
@@ -1448,6 +1450,35 @@ async fn a_duty_is_worked_off_in_steps_and_in_order(home: Home) {
     assert_eq!(home.duty().await, None);
 }
 
+async fn what_was_learned_of_endpoints_is_kept_as_it_was_last_told(home: Home) {
+    assert!(home.store.learned().await.unwrap().is_empty(), "an empty store knows of none");
+    let mut home = home.started(101).await;
+    for (endpoint, learned) in [("a.example", "10 blocks"), ("b.example", "{\"blocks\":5}"), ("a.example", "")] {
+        home.store.learn(endpoint, learned).await.unwrap();
+    }
+    home.reopen().await;
+    let learned: Vec<_> = home.store.learned().await.unwrap().into_iter().collect();
+    let expected = [("a.example", ""), ("b.example", "{\"blocks\":5}")];
+    assert_eq!(learned, expected.map(|(endpoint, learned)| (endpoint.to_owned(), learned.to_owned())));
+    assert_eq!(home.progress().await.watermark, 100, "it is no progress");
+}
+
+async fn what_is_kept_of_endpoints_is_bounded(home: Home) {
+    let home = home.started(101).await;
+    let (name, text) = ("n".repeat(MAX_ENDPOINT_BYTES), "t".repeat(MAX_LEARNED_BYTES));
+    home.store.learn(&name, &text).await.unwrap();
+    for (name, text) in [(format!("{name}n"), text.clone()), (name, format!("{text}t")), (String::new(), text)] {
+        home.store.learn(&name, &text).await.unwrap_err();
+    }
+    for number in 1..MAX_LEARNED {
+        home.store.learn(&format!("{number}.example"), "x").await.unwrap();
+    }
+    home.store.learn("1.example", "y").await.unwrap();
+    assert_eq!(home.store.learned().await.unwrap().len(), MAX_LEARNED, "a known name takes no other's place");
+    home.store.learn("one.more", "x").await.unwrap();
+    assert_eq!(home.store.learned().await.unwrap().into_keys().collect::<Vec<_>>(), ["one.more"]);
+}
+
 async fn a_wiped_store_is_empty(home: Home) {
     home.store.wipe().await.unwrap();
     let mut home = home.started(101).await;
@@ -1460,6 +1491,7 @@ async fn a_wiped_store_is_empty(home: Home) {
     home.store.bury(&[letter("a", DeadKind::Refused, 1), letter("b", DeadKind::Undecodable, 1)]).await.unwrap();
     home.publish(0, &[("a", None)], &[]).await;
     home.publish(1, &[("b", Some(102))], &[]).await;
+    home.store.learn("a.example", "x").await.unwrap();
     assert!(home.store.duty().await.unwrap().is_some());
     for _ in 0..2 {
         home.store.wipe().await.unwrap();
@@ -1472,6 +1504,7 @@ async fn a_wiped_store_is_empty(home: Home) {
     assert_eq!(home.store.dead_letters_len().await.unwrap(), 0);
     assert_eq!((home.store.published().await.unwrap(), home.duty().await), (Published::default(), None));
     assert_eq!(home.store.orphans().await.unwrap(), []);
+    assert!(home.store.learned().await.unwrap().is_empty());
     home.deliver(501, 0).await;
 }
 

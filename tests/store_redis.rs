@@ -850,6 +850,7 @@ async fn a_wipe_takes_what_is_the_chains_and_nothing_else() {
         buried_at: 1,
     };
     store.bury(&[letter]).await.unwrap();
+    store.learn("node.example", "x").await.unwrap();
     let mut add = redis::cmd("MSET");
     for number in 0..5_000 {
         add.arg(format!("chain:1:block:{}", 1_000_000 + number)).arg("x");

@@ -15,6 +15,7 @@ mod equip;
 pub mod healthcheck;
 mod mend;
 mod operate;
+mod providers;
 mod run;
 pub mod status;
 pub mod tokens;
@@ -45,6 +46,8 @@ enum Command {
     Run(Configured<run::RunArgs>),
     /// Say whether the configuration is right, and with --connect whether every server answers
     Check(Configured<check::CheckArgs>),
+    /// Say how good the nodes are; exit code 1 where one cannot be used or is suspicious
+    Providers(Configured<OneOf<providers::ProvidersCommand>>),
     /// Show what is listened to, and where it goes
     Contracts(Configured<check::ContractsArgs>),
     /// Print the first topic of an event: 'Transfer(address,address,uint256)'

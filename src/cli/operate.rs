@@ -5,7 +5,7 @@ use std::io::Write;
 use super::{
     Command, Configured, Failure, Overrides, audit, check, devchain, dlq,
     equip::{self, opened, say},
-    healthcheck, mend,
+    healthcheck, mend, providers,
     run::logs,
     status, tokens,
 };
@@ -37,7 +37,8 @@ async fn on_deployment(command: Command, out: &mut std::io::Stdout) -> Result<()
         Command::Contracts(Configured { own, overrides }) => check::contracts(&own, &overrides.settings().await?, out),
         Command::Status(Configured { own, overrides }) => {
             let settings = overrides.settings().await?;
-            status::run(&own, settings.chain.id, opened(&settings).await?, out).await
+            let chain = (settings.chain.id, app::bounds(&settings));
+            status::run(&own, chain, opened(&settings).await?, out).await
         }
         Command::Tokens(Configured { own, overrides }) => {
             let settings = overrides.settings().await?;
@@ -45,6 +46,9 @@ async fn on_deployment(command: Command, out: &mut std::io::Stdout) -> Result<()
         }
         Command::Dlq(Configured { own, overrides }) => {
             dead_letters(&own.command, &overrides.settings().await?, out).await
+        }
+        Command::Providers(Configured { own, overrides }) => {
+            providers::run(&own.command, &overrides.settings().await?, out).await
         }
         Command::Audit(Configured { own, overrides }) => audit::run(&own, &overrides.settings().await?, out).await,
         Command::Replay(Configured { own, overrides }) => mend::replay(&own, &overrides.settings().await?, out).await,

@@ -3,7 +3,7 @@
 //! It asks the store, not the process: it works while nothing runs. The embedded store belongs to one process at a
 //! time; while one runs, its `/health` tells more.
 
-use std::{io::Write, sync::Arc};
+use std::{collections::BTreeMap, io::Write, sync::Arc};
 
 use clap::Args;
 use comfy_table::{Table, presets};
@@ -13,6 +13,7 @@ use super::Failure;
 use crate::{
     app,
     domain::{BlockRange, IntervalSet},
+    rpc::{Allowance, Bounds, described},
     store::{Snapshot, StateStore},
 };
 
@@ -57,6 +58,30 @@ pub struct Report {
     pub dead_letters: u64,
     /// What makes acknowledged writes survive.
     pub durability: String,
+    /// What was learned of the endpoints, as it was last kept.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// What one endpoint bears, as far as it was learned.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Endpoint {
+    /// Its name.
+    pub name: String,
+    /// Blocks that one request may name.
+    pub blocks_per_request: u64,
+    /// Addresses that one request may name; `None` where no limit is known.
+    pub addresses_per_request: Option<usize>,
+    /// Until when it asked to be left alone, seconds since the Unix epoch; `None` where that is over.
+    pub waits_until: Option<u64>,
+}
+
+impl Endpoint {
+    fn line(&self) -> String {
+        let addresses = self.addresses_per_request.map(|most| format!(", {most} addresses")).unwrap_or_default();
+        let waits = self.waits_until.map(|until| format!(", waits until {until}")).unwrap_or_default();
+        format!("{}: {} blocks{addresses} a request{waits}", self.name, self.blocks_per_request)
+    }
 }
 
 /// Missing blocks, both ends included.
@@ -68,19 +93,21 @@ pub struct Gap {
     pub to: u64,
 }
 
-/// Prints the state of `chain_id`, `snapshot`, to `out`.
+/// Prints the state of `chain_id`, `snapshot`, to `out`; an endpoint is never asked for more than `bounds`.
 ///
 /// # Errors
 ///
 /// [`Failure::Unavailable`] where the store does not answer, [`Failure::Config`] where it cannot be used as configured.
 pub async fn run(
     args: &StatusArgs,
-    chain_id: u64,
+    (chain_id, bounds): (u64, Bounds),
     (store, snapshot): (Arc<dyn StateStore>, Snapshot),
     out: &mut (dyn Write + Send),
 ) -> Result<(), Failure> {
     let dead_letters = store.dead_letters_len().await.map_err(|error| app::store_failure(&error))?;
-    let report = report(chain_id, snapshot, dead_letters, store.durability());
+    let learned = store.learned().await.map_err(|error| app::store_failure(&error))?;
+    let endpoints = endpoints(learned, bounds);
+    let report = Report { endpoints, ..report(chain_id, snapshot, dead_letters, store.durability()) };
     let text = if args.json { json(&report)? } else { table(&report) };
     writeln!(out, "{text}").map_err(|error| Failure::Internal(format!("cannot write the status: {error}")))
 }
@@ -102,7 +129,16 @@ fn report(chain_id: u64, snapshot: Snapshot, dead_letters: u64, durability: Stri
         lowest_gaps: holes.iter().take(LISTED_GAPS).map(|hole| Gap { from: hole.from, to: hole.to }).collect(),
         dead_letters,
         durability,
+        endpoints: Vec::new(),
     }
+}
+
+fn endpoints(learned: BTreeMap<String, String>, bounds: Bounds) -> Vec<Endpoint> {
+    let one = |(name, learned): (String, String)| {
+        let Allowance { blocks, addresses, waits_until, .. } = described(&learned, bounds)?;
+        Some(Endpoint { name, blocks_per_request: blocks, addresses_per_request: addresses, waits_until })
+    };
+    learned.into_iter().filter_map(one).collect()
 }
 
 fn holes(watermark: i64, tip: i64, done: &IntervalSet) -> Vec<BlockRange> {
@@ -141,6 +177,10 @@ fn table(report: &Report) -> String {
     table.add_row(["dead letters", &report.dead_letters.to_string()]);
     table.add_row(["epoch", &report.epoch.to_string()]);
     table.add_row(["durability", &report.durability]);
+    if !report.endpoints.is_empty() {
+        let lines: Vec<String> = report.endpoints.iter().map(Endpoint::line).collect();
+        table.add_row(["endpoints", &lines.join("\n")]);
+    }
     if let Some(reason) = &report.frozen {
         table.add_row(["frozen", &format!("{reason}\nlook at the chain, then: chaintap resume --accept-reorg")]);
     }
@@ -150,7 +190,10 @@ fn table(report: &Report) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Progress;
+    use crate::{
+        rpc::{Cap, Caps},
+        store::Progress,
+    };
 
     fn snapshot(watermark: i64, tip: i64, done: &[(u64, u64)]) -> Snapshot {
         let progress = Progress {
@@ -188,6 +231,25 @@ mod tests {
     }
 
     #[test]
+    fn what_was_learned_of_endpoints_is_listed_as_far_as_it_can_be_read() {
+        let bounds = Bounds { blocks: 100, parallel: 3 };
+        let mut caps = Caps::new(bounds);
+        caps.refused(BlockRange { from: 1, to: 100 }, Cap::Blocks(Some(10)), None, u64::from(u32::MAX));
+        caps.too_many_addresses(100, Some(20), u64::from(u32::MAX));
+        let learned = serde_json::to_string(caps.learned()).unwrap();
+        let learned = [("b.example", learned.as_str()), ("a.example", "of another version")];
+        let learned = learned.map(|(name, text)| (name.to_owned(), text.to_owned()));
+        let endpoints = endpoints(BTreeMap::from(learned), bounds);
+        let report = Report { endpoints, ..report(1, snapshot(-1, 200, &[]), 0, String::new()) };
+        assert!(table(&report).contains("b.example: 10 blocks, 20 addresses a request"), "{}", table(&report));
+        let value: serde_json::Value = serde_json::from_str(&json(&report).unwrap()).unwrap();
+        let expected = serde_json::json!([
+            { "name": "b.example", "blocksPerRequest": 10, "addressesPerRequest": 20, "waitsUntil": null }
+        ]);
+        assert_eq!(value["endpoints"], expected);
+    }
+
+    #[test]
     fn only_the_lowest_gaps_are_listed() {
         let done: Vec<(u64, u64)> = (1..=20).map(|n| (n * 10, n * 10)).collect();
         let report = report(1, snapshot(-1, 200, &done), 0, String::new());
@@ -214,6 +276,7 @@ mod tests {
             "lowestGaps",
             "deadLetters",
             "durability",
+            "endpoints",
         ];
         assert_eq!(members, expected);
         assert_eq!(value["lowestGaps"][0]["to"], 109);

@@ -123,22 +123,19 @@ fn batches(entries: &[JournalEntry]) -> impl Iterator<Item = &[JournalEntry]> {
 /// The logs of these blocks as another provider has them; of as many blocks at once as it bears.
 async fn opinion(ctx: &Context, batch: &[JournalEntry]) -> Result<Option<RangeLogs>, RpcError> {
     let (Some(first), Some(last)) = (batch.first(), batch.last()) else { return Ok(None) };
-    let mut ranges = vec![BlockRange { from: first.block.number, to: last.block.number }];
+    let (mut from, to) = (first.block.number, last.block.number);
     let mut whole: Option<RangeLogs> = None;
-    while let Some(range) = ranges.pop() {
-        match (ctx.source.second_opinion(range, &ctx.log_filter).await, range.halves()) {
-            (Ok(None), _) => return Ok(None),
-            (Ok(Some(part)), _) => match &mut whole {
-                None => whole = Some(part),
-                Some(whole) => {
-                    whole.logs.extend(part.logs);
-                    whole.last = part.last;
-                }
-            },
-            (Err(RpcError::TooLarge { .. } | RpcError::TimedOut | RpcError::Unclear { .. }), Some((lower, upper))) => {
-                ranges.extend([upper, lower]);
+    while from <= to {
+        let Some(part) = ctx.source.second_opinion(BlockRange { from, to }, &ctx.log_filter).await? else {
+            return Ok(None);
+        };
+        from = part.last.number + 1;
+        match &mut whole {
+            None => whole = Some(part),
+            Some(whole) => {
+                whole.logs.extend(part.logs);
+                whole.last = part.last;
             }
-            (Err(error), _) => return Err(error),
         }
     }
     Ok(whole)

@@ -168,8 +168,16 @@ fn update(
 /// Tells of the endpoints that were asked since `told` last counted; of the others there is nothing new to say.
 fn tell_endpoints(ctx: &Context, told: &mut HashMap<String, (u64, u64)>, asked: Instant) {
     for endpoint in ctx.source.endpoints() {
-        let (lag, disagreements, aside) = (endpoint.lag, endpoint.disagreements, endpoint.aside.clone());
-        ctx.vitals.provider(&endpoint.name, &SeenProvider { lag, disagreements, aside });
+        let seen = SeenProvider {
+            lag: endpoint.lag,
+            disagreements: endpoint.disagreements,
+            aside: endpoint.aside,
+            blocks: Some(endpoint.allowance.blocks),
+            addresses: endpoint.allowance.addresses,
+            waits_until: endpoint.allowance.waits_until,
+            unknown_messages: endpoint.unknown_messages,
+        };
+        ctx.vitals.provider(&endpoint.name, &seen);
         let now = (endpoint.asked, endpoint.errors);
         if told.insert(endpoint.name.clone(), now).unwrap_or_default() == now {
             continue;
@@ -279,7 +287,7 @@ mod tests {
         config::{Limits, Sources, load_offline},
         devchain::{Options, serve},
         domain::{BlockRange, BlockRef, RawLog},
-        pipeline::{Audit, Filters, Span},
+        pipeline::{Audit, Filters},
         rpc::{ChainSource, EndpointState, Endpoints, LogFilter, RangeLogs, Witness},
         store::embedded::Embedded,
         telemetry::Vitals,
@@ -372,7 +380,6 @@ mod tests {
             filters: Filters::off(),
             audit: Audit::new(false),
             vitals: Arc::new(Vitals::default()),
-            span: Span::new(settings.chain.batch_blocks),
             limits: Limits::default(),
         };
         (source, context)

@@ -42,6 +42,7 @@ mod filter;
 mod follow;
 pub(crate) mod fuzzing;
 pub mod inspect;
+mod learned;
 mod pauses;
 mod plan;
 mod rescan;
@@ -54,10 +55,10 @@ use claim::{Acquired, Claim};
 use commit::Advanced;
 use decode::{Candidate, Decoded, Undecodable};
 use deliver::{Delivered, Proof};
-pub use fetch::Span;
 use filter::{Filter, Wanted};
 pub use filter::{Filters, Reading, Tokens, keep_fresh};
 pub use follow::View;
+pub use learned::Learned;
 use plan::{Situation, plan};
 pub use start::{Ended, run};
 use unwind::{Doubt, Look};
@@ -86,8 +87,6 @@ pub struct Context {
     pub vitals: Arc<Vitals>,
     /// Limits of size and time.
     pub limits: Limits,
-    /// What a provider bears in one request.
-    pub span: Span,
 }
 
 /// Why a range was not finished, by what happens next.

@@ -6,7 +6,8 @@
 //! retractions are (`super::take_back`). Neither the orphaned block nor the token list is asked again (N14): a node need
 //! not have the one any more, and the other may have changed.
 //!
-//! Two things are not decided at once. A chain that is *shorter* than what was delivered may be a node that lags on a
+//! Three things are not decided at once. Where there are three endpoints or more, blocks are taken back only when most of
+//! them have others: one that is alone with its branch is set aside, and the others are asked. A chain that is *shorter* than what was delivered may be a node that lags on a
 //! stale branch. A chain that lacks what was *sealed* may be a node on another fork, which is left where another one
 //! knows better; where none does, nothing is delivered any more until an operator accepts it.
 
@@ -20,11 +21,12 @@ use super::{Context, PATIENCE, StageError, persist};
 use crate::{
     domain::{BlockRef, Header, MAX_BLOCK_NUMBER, signed},
     mutants::{Mutant, planted},
-    rpc::{At, RpcError},
+    rpc::{At, QUORUM_OF, RpcError, Votes},
     store::{JournalEntry, Progress, RewindReply, runs},
 };
 
-/// A chain that is shorter than what was delivered, and another one, is believed after this long (F28).
+/// A chain that is shorter than what was delivered, and another one, is believed after this long (F28); so is a branch that
+/// no majority can be had for.
 const SHORTER: Duration = Duration::from_mins(1);
 /// A single endpoint that does not know what was sealed is believed after this long (protocol §3.5, step 4).
 const FOREIGN: Duration = Duration::from_mins(5);
@@ -55,12 +57,14 @@ pub(super) enum Doubt {
     Shorter,
     /// The only endpoint that answers does not know what was sealed.
     Foreign,
+    /// Blocks are not on the chain of the endpoint that was asked, and there is no majority for either.
+    Divided,
 }
 
 impl Doubt {
     fn patience(self) -> Duration {
         match self {
-            Self::Shorter => SHORTER,
+            Self::Shorter | Self::Divided => SHORTER,
             Self::Foreign => FOREIGN,
         }
     }
@@ -133,9 +137,9 @@ impl Footing {
             Look::Again => (self.firm, self.doubt) = (None, None),
             Look::Doubt(doubt) => {
                 self.firm = None;
-                if self.doubt.is_none_or(|(known, _)| known != doubt) {
-                    self.doubt = Some((doubt, Instant::now()));
-                }
+                // A branch that is shorter at one look and disputed at the next is one doubt.
+                let since = self.doubt.filter(|(known, _)| known.patience() == doubt.patience());
+                self.doubt = Some((doubt, since.map_or_else(Instant::now, |(_, since)| since)));
             }
         }
     }
@@ -163,22 +167,58 @@ pub(super) async fn look(
         ctx.vitals.note("chain", None);
         return Ok(Look::Firm(head.block()));
     }
-    if signed(head.number) < progress.tip && believed != Some(Doubt::Shorter) {
-        let (head, minutes) = (head.number, SHORTER.as_secs() / 60);
-        let text = format!(
-            "the head, block {head}, is below delivered blocks and on another chain: nothing is delivered; what left is \
-             taken back if it stays for {minutes} min"
-        );
-        warn!(head, tip = progress.tip, "a shorter chain; it is believed if it stays");
+    let votes = votes(ctx, head, &orphans).await;
+    if let Some((number, votes)) = votes.as_ref().filter(|(_, votes)| votes.stands()) {
+        for endpoint in &votes.other {
+            ctx.source.set_aside(
+                endpoint,
+                &format!("most others have the block {number} that was delivered, and it another"),
+            );
+        }
+        return Err(StageError::Again("one endpoint is alone with its branch: another one is asked"));
+    }
+    let is_believed = matches!(believed, Some(Doubt::Shorter | Doubt::Divided));
+    if let Some((doubt, what)) = doubt(head, progress, votes.as_ref()).filter(|_| !is_believed) {
+        let minutes = SHORTER.as_secs() / 60;
+        let text = format!("{what}: nothing is delivered; what left is taken back if it stays for {minutes} min");
+        warn!(head = head.number, tip = progress.tip, what, "not taken back yet; it is believed if it stays");
         ctx.vitals.note("chain", Some(text));
-        return Ok(Look::Doubt(Doubt::Shorter));
+        return Ok(Look::Doubt(doubt));
     }
     rewind(ctx, &orphans, progress).await?;
     Ok(Look::Again)
 }
 
+/// Why what left the chain of `head` should not be taken back yet.
+fn doubt(head: &Header, progress: &Progress, votes: Option<&(u64, Votes)>) -> Option<(Doubt, String)> {
+    let number = head.number;
+    if signed(number) < progress.tip {
+        let what = format!("the head, block {number}, is below delivered blocks and on another chain");
+        return Some((Doubt::Shorter, what));
+    }
+    let (at, votes) = votes.filter(|(_, votes)| !votes.has_left())?;
+    let (same, other) = (votes.same.len(), votes.other.len());
+    let what = format!("of the endpoints {same} have the block {at} that was delivered, and {other} another one");
+    Some((Doubt::Divided, what))
+}
+
+/// What all endpoints have where the lowest block that left stood, and that height; `None` where there are too few of them
+/// for one to be outvoted.
+async fn votes(ctx: &Context, head: &Header, orphans: &[JournalEntry]) -> Option<(u64, Votes)> {
+    let lowest = orphans.iter().min_by_key(|entry| entry.block.number)?;
+    if ctx.source.endpoints().len() < QUORUM_OF {
+        return None;
+    }
+    // Right above the head it is the parent that tells.
+    let (number, hash) = match lowest.block {
+        BlockRef { number, hash } if number <= head.number => (number, hash),
+        BlockRef { number, .. } => (number.saturating_sub(1), lowest.parent),
+    };
+    Some((number, Votes::on(hash, &ctx.source.witnesses(number).await)))
+}
+
 /// The entries whose blocks are not on the chain of `head`, run by run. What lies above a block that left, left too.
-async fn orphans(ctx: &Context, head: &Header) -> Result<Vec<(BlockRef, u64)>, StageError> {
+async fn orphans(ctx: &Context, head: &Header) -> Result<Vec<JournalEntry>, StageError> {
     let entries = persist(ctx, "journal", PATIENCE, || ctx.store.journal(MAX_BLOCK_NUMBER)).await?;
     let mut left = Vec::new();
     let entries: Vec<JournalEntry> =
@@ -197,14 +237,10 @@ async fn orphans(ctx: &Context, head: &Header) -> Result<Vec<(BlockRef, u64)>, S
         // The block right above the head tells by its parent, though the chain has none at its height yet.
         let is_foreign = |first: &JournalEntry| first.block.number == head.number + 1 && first.parent != head.hash;
         if stands < below.len() || run.first().is_some_and(is_foreign) {
-            left.extend(below.iter().skip(stands).chain(above).map(name));
+            left.extend(below.iter().skip(stands).chain(above).copied());
         }
     }
     Ok(left)
-}
-
-fn name(entry: &JournalEntry) -> (BlockRef, u64) {
-    (entry.block, entry.epoch)
 }
 
 /// The hash of the block at a height of the chain that ends in `head`.
@@ -221,12 +257,13 @@ async fn hash_at(ctx: &Context, head: &Header, number: u64) -> Result<B256, Stag
 
 /// Takes the blocks back, unless another block was sealed since the look began: then what it saw may be a stale branch, and
 /// what it would take back may be final by now.
-async fn rewind(ctx: &Context, orphans: &[(BlockRef, u64)], progress: &Progress) -> Result<(), StageError> {
+async fn rewind(ctx: &Context, orphans: &[JournalEntry], progress: &Progress) -> Result<(), StageError> {
     let sealed = progress.sealed_block();
-    let reply = persist(ctx, "rewind", PATIENCE, || ctx.store.rewind(orphans, sealed, progress.epoch)).await?;
+    let names: Vec<(BlockRef, u64)> = orphans.iter().map(|entry| (entry.block, entry.epoch)).collect();
+    let reply = persist(ctx, "rewind", PATIENCE, || ctx.store.rewind(&names, sealed, progress.epoch)).await?;
     match reply {
         RewindReply::Rewound(now) => {
-            let lowest = orphans.iter().map(|(block, _)| block.number).min().unwrap_or_default();
+            let lowest = orphans.iter().map(|entry| entry.block.number).min().unwrap_or_default();
             let depth = u64::try_from(progress.tip).unwrap_or_default().saturating_sub(lowest) + 1;
             ctx.vitals.reorganised(depth);
             info!(from = lowest, blocks = orphans.len(), depth, epoch = now.epoch, "blocks left the chain");

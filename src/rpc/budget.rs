@@ -58,6 +58,11 @@ impl Budget {
         self.units.iter().for_each(|bucket| bucket.take(units, now));
     }
 
+    /// Charges one more request for logs, which goes on with one that had a turn: it is not held up, the next one is.
+    pub(super) fn charge_logs(&self, now: Instant) {
+        self.charge(1, price("eth_getLogs"), now);
+    }
+
     /// Charges what a batch costs beyond its first request, which had a turn of its own.
     fn charge_rest(&self, packet: &RequestPacket, now: Instant) {
         let RequestPacket::Batch(requests) = packet else { return };

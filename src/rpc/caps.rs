@@ -170,6 +170,12 @@ impl Caps {
         }
     }
 
+    /// Whether a range of so many blocks was answered before: then another one is no try.
+    #[must_use]
+    pub fn is_tried(&self, blocks: u64) -> bool {
+        blocks <= self.learned.largest
+    }
+
     /// A range of so many blocks was answered.
     pub fn answered(&mut self, blocks: u64, now: u64) {
         self.forget(now);

@@ -25,6 +25,7 @@ use tracing::{debug, warn};
 
 use super::{
     At, LogFilter, RangeLogs, RpcError,
+    bearing::Bearing,
     blooms::Blooms,
     budget::{Budget, Charged},
     error::{classify, tag_is_unknown},
@@ -58,6 +59,8 @@ pub(super) struct Node {
     blooms: Blooms,
     proofs: Proofs,
     unknown: UnknownMessages,
+    /// What it bears; the requests for logs here send what they are told to.
+    pub(super) bearing: Arc<Bearing>,
 }
 
 impl Node {
@@ -65,7 +68,25 @@ impl Node {
     pub(super) fn new(name: String, rpc: RpcClient, limits: &Limits) -> Self {
         let proofs = Proofs::new(name.clone(), limits);
         let (blooms, unknown) = (Blooms::default(), UnknownMessages::default());
-        Self { name, rpc, timeout: limits.rpc_timeout, blooms, proofs, unknown }
+        Self {
+            name,
+            rpc,
+            timeout: limits.rpc_timeout,
+            blooms,
+            proofs,
+            unknown,
+            bearing: Arc::new(Bearing::new(Arc::default())),
+        }
+    }
+
+    /// The same node, of which this is known already.
+    pub(super) fn that_bears(self, bearing: &Arc<Bearing>) -> Self {
+        Self { bearing: Arc::clone(bearing), ..self }
+    }
+
+    /// What it said of late that is not understood.
+    pub(super) fn unknown_messages(&self) -> Vec<String> {
+        self.unknown.newest()
     }
 
     /// A node behind an HTTP URL. Nothing is sent yet.
@@ -152,7 +173,7 @@ impl Node {
     }
 
     /// The proof of one block: its full header and its receipts, in one batch.
-    async fn prove(&self, at: At) -> Result<Proven, Unproven> {
+    pub(super) async fn prove(&self, at: At) -> Result<Proven, Unproven> {
         let (method, params) = header_request(at);
         let block = params.get(0).cloned().unwrap_or_default();
         let mut batch = self.rpc.new_batch();
@@ -286,7 +307,8 @@ impl Node {
             .collect())
     }
 
-    async fn one<R>(&self, method: &'static str, params: Value) -> Result<R, RpcError>
+    /// The result of one call.
+    pub(super) async fn one<R>(&self, method: &'static str, params: Value) -> Result<R, RpcError>
     where
         R: alloy::rpc::json_rpc::RpcRecv,
     {
@@ -316,6 +338,9 @@ impl Node {
         let answer = timeout(self.timeout, call).await.unwrap_or(Err(RpcError::TimedOut));
         let outcome = answer.as_ref().map_or_else(RpcError::kind, |_| "ok");
         metrics::rpc_request(&self.name, method, outcome, begun.elapsed().as_secs_f64());
+        if let Err(RpcError::Throttled { retry_after: Some(wait), .. }) = &answer {
+            self.bearing.throttled(*wait);
+        }
         answer
     }
 }

@@ -16,6 +16,7 @@ use tracing::{info, warn};
 
 use super::{
     EndpointState, RpcError,
+    bearing::Bearing,
     breaker::{Breaker, Gate, Why},
     budget::Budget,
     client::Node,
@@ -41,6 +42,7 @@ const LAGS_AFTER: Duration = Duration::from_secs(10);
 pub(super) struct Endpoint {
     pub(super) provider: Provider,
     budget: Arc<Budget>,
+    pub(super) bearing: Arc<Bearing>,
     node: OnceCell<Arc<Node>>,
     record: Mutex<Record>,
     /// Tells that requests leave it: whoever waits for something from it should look elsewhere.
@@ -107,7 +109,8 @@ impl Endpoint {
     /// Nothing is sent yet.
     pub(super) fn new(provider: Provider) -> Self {
         let budget = Arc::new(Budget::of(&provider));
-        Self { provider, budget, node: OnceCell::new(), record: Mutex::default(), left: Notify::new() }
+        let bearing = Arc::new(Bearing::new(Arc::clone(&budget)));
+        Self { provider, budget, bearing, node: OnceCell::new(), record: Mutex::default(), left: Notify::new() }
     }
 
     pub(super) fn name(&self) -> &str {
@@ -126,6 +129,10 @@ impl Endpoint {
     where
         F: Future<Output = Result<R, RpcError>> + Send,
     {
+        if let Some(wait) = self.bearing.wait() {
+            let message = "the endpoint asked to be left alone for a while".to_owned();
+            return Err(RpcError::Throttled { message, retry_after: Some(wait) });
+        }
         // What the plan does not allow is not asked, and no failure of the endpoint.
         match self.budget.turn(question.method(), Instant::now()) {
             Ok(wait) => sleep(wait).await,
@@ -167,12 +174,13 @@ impl Endpoint {
             (None, Some(socket)) => socket.http_twin(),
             (None, None) => return Err(RpcError::Fatal("it has no address".to_owned())),
         };
-        let node = Node::http(url, name(), limits, Arc::clone(&self.budget))?;
+        let node = Node::http(url, name(), limits, Arc::clone(&self.budget))?.that_bears(&self.bearing);
         match (self.verify(&node, chain_id).await, http, socket) {
             (Ok(()), ..) => Ok(Arc::new(node)),
             (Err(error), None, Some(socket)) => {
                 info!(endpoint = self.name(), %error, "no HTTP beside the WebSocket: everything goes over the socket");
-                let node = Node::socket(socket, name(), limits, Arc::clone(&self.budget)).await?;
+                let node =
+                    Node::socket(socket, name(), limits, Arc::clone(&self.budget)).await?.that_bears(&self.bearing);
                 self.verify(&node, chain_id).await?;
                 Ok(Arc::new(node))
             }
@@ -249,7 +257,12 @@ impl Endpoint {
 
     /// It is alone with its opinion, which may be news: not asked for a short time.
     pub(super) fn set_aside(&self, reason: &str) {
-        self.record().errors += 1;
+        let mut record = self.record();
+        if matches!(record.breaker.gate(Instant::now()), Gate::Open(Why::Ejected, _)) {
+            return;
+        }
+        record.errors += 1;
+        drop(record);
         self.put_aside(reason, Breaker::set_aside);
     }
 
@@ -265,11 +278,12 @@ impl Endpoint {
         self.left.notify_waiters();
     }
 
-    /// It has a block of this height.
+    /// It has a block of this height. Its newest one may be far above: nothing says that it lacks higher ones.
     pub(super) fn has(&self, number: u64) {
         let mut record = self.record();
         if record.head.is_none_or(|(head, _)| head < number) {
-            record.head = Some((number, Instant::now()));
+            let now = Instant::now();
+            record.head = Some((number, now.checked_sub(FRESH).unwrap_or(now)));
         }
     }
 
@@ -372,6 +386,8 @@ impl Endpoint {
             lag: record.head.map(|_| record.lag),
             disagreements: record.disagreements,
             aside: record.aside(Instant::now()).map(|(text, _)| text),
+            allowance: self.bearing.allowance(),
+            unknown_messages: self.node.get().map(|node| node.unknown_messages()).unwrap_or_default(),
         }
     }
 }

@@ -9,6 +9,7 @@
 //! as long as its caller wants.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -22,7 +23,7 @@ use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
 use super::{
-    At, ChainSource, EndpointState, LogFilter, RangeLogs, RpcError, Witness,
+    At, Bounds, ChainSource, EndpointState, LogFilter, RangeLogs, RpcError, Witness,
     client::Node,
     endpoint::Endpoint,
     heads,
@@ -44,6 +45,8 @@ const HEADS: Duration = Duration::from_secs(5);
 const LAG: (u64, Duration) = (3, Duration::from_secs(5));
 /// The block time of a chain of which nothing else is known.
 const BLOCK_TIME: Duration = Duration::from_secs(12);
+/// A range that nobody answers is asked for so often, each time for half as much: from 100 blocks down to one.
+const ROUNDS: usize = 8;
 
 /// The configured endpoints of one chain.
 pub struct Endpoints {
@@ -69,6 +72,33 @@ impl Endpoints {
         Self { chain_id, limits, block_time, by_preference, current: AtomicUsize::new(0) }
     }
 
+    /// The same endpoints, none of which is asked for more than this in one request.
+    #[must_use]
+    pub fn within(self, bounds: Bounds) -> Self {
+        self.by_preference.iter().for_each(|endpoint| endpoint.bearing.limit(bounds));
+        self
+    }
+
+    /// Asks for a range until it is answered. What nobody answers, or with something that nobody understands, may be too
+    /// large for all of them: it is asked for again at once, of each for less, as long as it can be less.
+    async fn ask_for_less<R, F>(&self, ask: impl Fn() -> F + Send + Sync) -> Result<R, RpcError>
+    where
+        F: Future<Output = Result<R, RpcError>> + Send,
+    {
+        let mut rounds = 1;
+        loop {
+            match ask().await {
+                Err(error @ (RpcError::TimedOut | RpcError::Unclear { .. }))
+                    if rounds < ROUNDS && self.by_preference.iter().any(|known| known.bearing.is_to_bear_less()) =>
+                {
+                    debug!(%error, rounds, "nobody answers; asked again for less");
+                    rounds += 1;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
     /// Asks one endpoint after the other, until one has what was asked for; says which. What only says
     /// that the *request* is at fault (too large) is answered at once; that a block is not there yet only when no
     /// endpoint has it.
@@ -90,7 +120,9 @@ impl Endpoints {
             }
             match answer {
                 Ok(answer) => {
-                    question.height.into_iter().for_each(|height| endpoint.has(height));
+                    // Of a range only the first blocks may have been answered.
+                    let height = question.height.filter(|_| question.kind != Kind::RangeLogs);
+                    height.into_iter().for_each(|height| endpoint.has(height));
                     return Ok((endpoint, answer));
                 }
                 Err(error @ (RpcError::TooLarge { .. } | RpcError::Orphaned(_))) => return Err(error),
@@ -102,6 +134,29 @@ impl Endpoints {
             }
         }
         Err(reason.unwrap_or_else(|| RpcError::Fatal("no endpoint is configured".into())))
+    }
+
+    /// Asks the endpoints that are not in use, until one has the range.
+    async fn ask_another(&self, range: BlockRange, filter: &LogFilter) -> Result<Option<RangeLogs>, RpcError> {
+        let current = self.current();
+        let question = Question::logs(Kind::RangeLogs, range.to);
+        let mut reason = None;
+        for (place, endpoint) in self.by_preference.iter().enumerate() {
+            if place == current {
+                continue;
+            }
+            if let Some((why, _)) = endpoint.aside() {
+                // It is no opinion, and yet there is someone to wait for.
+                reason = reason.or(Some(RpcError::Transient(format!("{} is not asked: {why}", endpoint.name()))));
+                continue;
+            }
+            let request = |node: Arc<Node>| async move { node.bearing.range_logs(&node, range, filter).await };
+            match self.ask_one(endpoint, question, false, request).await {
+                Ok(logs) => return Ok(Some(logs)),
+                Err(error) => reason = reason.or(Some(error)),
+            }
+        }
+        reason.map_or(Ok(None), Err)
     }
 
     async fn ask_one<R, F>(
@@ -229,38 +284,21 @@ impl ChainSource for Endpoints {
 
     async fn block_logs(&self, block: BlockRef, timestamp: u64, filter: &LogFilter) -> Result<Vec<RawLog>, RpcError> {
         let question = Question::logs(Kind::BlockLogs, block.number);
-        let (_, logs) =
-            self.ask(question, |node| async move { node.block_logs(block, timestamp, filter).await }).await?;
+        let request = |node: Arc<Node>| async move { node.bearing.block_logs(&node, (block, timestamp), filter).await };
+        let (_, logs) = self.ask(question, request).await?;
         Ok(logs)
     }
 
     async fn range_logs(&self, range: BlockRange, filter: &LogFilter) -> Result<RangeLogs, RpcError> {
         let question = Question::logs(Kind::RangeLogs, range.to);
-        let (_, logs) = self.ask(question, |node| async move { node.range_logs(range, filter).await }).await?;
+        let request = |node: Arc<Node>| async move { node.bearing.range_logs(&node, range, filter).await };
+        let (endpoint, logs) = self.ask_for_less(|| self.ask(question, request)).await?;
+        endpoint.has(logs.last.number);
         Ok(logs)
     }
 
     async fn second_opinion(&self, range: BlockRange, filter: &LogFilter) -> Result<Option<RangeLogs>, RpcError> {
-        let current = self.current();
-        let question = Question::logs(Kind::RangeLogs, range.to);
-        let mut reason = None;
-        for (place, endpoint) in self.by_preference.iter().enumerate() {
-            if place == current {
-                continue;
-            }
-            if let Some((why, _)) = endpoint.aside() {
-                // It is no opinion, and yet there is someone to wait for.
-                reason = reason.or(Some(RpcError::Transient(format!("{} is not asked: {why}", endpoint.name()))));
-                continue;
-            }
-            let asked =
-                self.ask_one(endpoint, question, false, |node| async move { node.range_logs(range, filter).await });
-            match asked.await {
-                Ok(logs) => return Ok(Some(logs)),
-                Err(error) => reason = reason.or(Some(error)),
-            }
-        }
-        reason.map_or(Ok(None), Err)
+        self.ask_for_less(|| self.ask_another(range, filter)).await
     }
 
     async fn witnesses(&self, number: u64) -> Vec<Witness> {
@@ -316,6 +354,16 @@ impl ChainSource for Endpoints {
 
     fn endpoints(&self) -> Vec<EndpointState> {
         self.by_preference.iter().map(|endpoint| endpoint.state()).collect()
+    }
+
+    fn learned(&self) -> BTreeMap<String, String> {
+        self.by_preference.iter().map(|known| (known.name().to_owned(), known.bearing.learned())).collect()
+    }
+
+    fn resume(&self, learned: &BTreeMap<String, String>) {
+        for endpoint in &self.by_preference {
+            learned.get(endpoint.name()).into_iter().for_each(|learned| endpoint.bearing.resume(learned));
+        }
     }
 
     async fn tend(&self) {

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use alloy::{
     providers::{Provider, ProviderBuilder},
-    pubsub::PubSubConnect,
+    pubsub::{ConnectionHandle, PubSubConnect},
     rpc::client::RpcClient,
-    transports::ws::WsConnect,
+    transports::{TransportErrorKind, TransportResult, ws::WsConnect},
 };
 use futures_util::{StreamExt, stream, stream::BoxStream};
 use serde::de::IgnoredAny;
@@ -19,16 +19,34 @@ use tokio::{sync::broadcast::error::RecvError, time::timeout};
 use super::{RpcError, client::not_open_in_time, error::classify};
 use crate::config::SecretUrl;
 
+/// A connection that is not made again. alloy would make it once more even with no retries, and a node whose frames are
+/// refused would be asked for the next one for ever, behind a stream that stays open and says nothing.
+struct Once<C>(C);
+
+impl<C: PubSubConnect> PubSubConnect for Once<C> {
+    fn is_local(&self) -> bool {
+        self.0.is_local()
+    }
+
+    async fn connect(&self) -> TransportResult<ConnectionHandle> {
+        self.0.connect().await
+    }
+
+    async fn try_reconnect(&self) -> TransportResult<ConnectionHandle> {
+        Err(TransportErrorKind::non_retryable_str("the socket ended"))
+    }
+}
+
 /// A new socket with a subscription to `newHeads`. The stream ends when the socket does; the caller decides when to
-/// connect again (alloy's own reconnection would hide the outage).
+/// connect again.
 pub(super) async fn subscribe(url: &SecretUrl, limit: Duration) -> Result<BoxStream<'static, ()>, RpcError> {
-    signs(WsConnect::new(url.expose()).with_max_retries(0), limit).await
+    signs(WsConnect::new(url.expose()), limit).await
 }
 
 /// The same over any connection.
 pub(super) async fn signs(connect: impl PubSubConnect, limit: Duration) -> Result<BoxStream<'static, ()>, RpcError> {
     let connecting = async {
-        let client = RpcClient::connect_pubsub(connect).await?;
+        let client = RpcClient::connect_pubsub(Once(connect)).await?;
         let provider = ProviderBuilder::new().disable_recommended_fillers().connect_client(client);
         let signs = provider.subscribe::<_, IgnoredAny>(("newHeads",)).await?;
         Ok((provider, signs))

@@ -3,12 +3,15 @@
 //! [`ChainSource`] is what the pipeline sees. Everything it returns is validated: a log belongs to the block or range
 //! that was asked for, and a range is complete up to a header that came in the same answer.
 
+use std::collections::BTreeMap;
+
 use alloy::primitives::{Address, B256};
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 
 use crate::domain::{BlockRange, BlockRef, Header, RawLog};
 
+mod bearing;
 mod blooms;
 mod breaker;
 mod budget;
@@ -20,6 +23,7 @@ mod error;
 pub(crate) mod fuzzing;
 mod heads;
 mod patience;
+pub mod probe;
 mod proofs;
 mod question;
 mod quorum;
@@ -30,6 +34,7 @@ mod unknown;
 mod wire;
 mod words;
 
+pub use bearing::described;
 pub use caps::{Allowance, Bounds, Caps, Learned, Room};
 pub use endpoints::Endpoints;
 pub use quorum::{QUORUM_OF, Votes};
@@ -63,9 +68,9 @@ pub struct LogFilter {
 pub struct RangeLogs {
     /// Ordered by block and log index, without duplicates.
     pub logs: Vec<RawLog>,
-    /// Header of the range's first block, from the same batch.
+    /// Header of the first block, from the same batch.
     pub first: Header,
-    /// Header of the range's last block, from the same batch.
+    /// Header of the last block that was read, from the same batch.
     pub last: Header,
 }
 
@@ -85,11 +90,13 @@ pub trait ChainSource: Send + Sync {
     /// The matching logs of one block, asked for by its hash.
     async fn block_logs(&self, block: BlockRef, timestamp: u64, filter: &LogFilter) -> Result<Vec<RawLog>, RpcError>;
 
-    /// The matching logs of a range; [`RpcError::TooLarge`] where the node wants a smaller one.
+    /// The matching logs of the first blocks of a range, of as many as the endpoint bears that answers: `last` says how
+    /// far, and the caller goes on from there. [`RpcError::TooLarge`] where it refuses even the first block alone, which
+    /// may be asked for by its hash.
     async fn range_logs(&self, range: BlockRange, filter: &LogFilter) -> Result<RangeLogs, RpcError>;
 
-    /// The logs of a range as another endpoint than the one in use has them; `None` where there is no other. One that is
-    /// ejected has no opinion, which is an error and not `None`.
+    /// The logs of the first blocks of a range, as [`range_logs`](Self::range_logs), as another endpoint than the one in
+    /// use has them; `None` where there is no other. One that is ejected has no opinion, which is an error and not `None`.
     async fn second_opinion(&self, range: BlockRange, filter: &LogFilter) -> Result<Option<RangeLogs>, RpcError>;
 
     /// What every endpoint has at this height, asked side by side: for what one endpoint's word is not enough for.
@@ -116,6 +123,14 @@ pub trait ChainSource: Send + Sync {
 
     /// What is known of each endpoint, in order of preference.
     fn endpoints(&self) -> Vec<EndpointState>;
+
+    /// What was learned that each endpoint bears, by name, to be kept over a restart: text for [`resume`](Self::resume).
+    fn learned(&self) -> BTreeMap<String, String> {
+        BTreeMap::new()
+    }
+
+    /// Goes on with what was [`learned`](Self::learned) before; what cannot be read is learned anew. For the start.
+    fn resume(&self, _learned: &BTreeMap<String, String>) {}
 }
 
 /// What one endpoint has at a height.
@@ -146,6 +161,10 @@ pub struct EndpointState {
     pub disagreements: u64,
     /// Why others are asked instead, in words; `None` where it serves.
     pub aside: Option<String>,
+    /// What it may be asked for, as far as it was learned.
+    pub allowance: Allowance,
+    /// What it said of late that is not understood, the oldest first; an operator should report it.
+    pub unknown_messages: Vec<String>,
 }
 
 /// What a node had too much of in one request.

@@ -47,6 +47,11 @@ impl UnknownMessages {
         }
         seen.newest.push_back(text);
     }
+
+    /// Those that are kept, the oldest first.
+    pub(super) fn newest(&self) -> Vec<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).newest.iter().cloned().collect()
+    }
 }
 
 impl Seen {
@@ -65,17 +70,13 @@ fn wording(text: &str) -> impl Iterator<Item = &str> {
 mod tests {
     use super::*;
 
-    fn kept(messages: &UnknownMessages) -> Vec<String> {
-        messages.0.lock().unwrap().newest.iter().cloned().collect()
-    }
-
     #[test]
     fn of_messages_that_differ_in_numbers_only_one_is_kept() {
         let messages = UnknownMessages::default();
         messages.note("node", "shard 7 said no to 0xabc1 (code 5)");
         messages.note("node", "shard 8 said no to 0xabc2 (code 5)");
         messages.note("node", "shard 8 said maybe");
-        assert_eq!(kept(&messages), ["shard 7 said no to 0xabc1 (code 5)", "shard 8 said maybe"]);
+        assert_eq!(messages.newest(), ["shard 7 said no to 0xabc1 (code 5)", "shard 8 said maybe"]);
         assert_eq!(messages.0.lock().unwrap().told, 2);
     }
 
@@ -85,7 +86,7 @@ mod tests {
         for length in 1..=300 {
             messages.note("node", &"x".repeat(length));
         }
-        let kept = kept(&messages);
+        let kept = messages.newest();
         assert!(kept.len() <= KEPT && kept.iter().all(|text| text.len() <= TEXT_CHARS));
         assert_eq!(kept.last().unwrap().len(), TEXT_CHARS);
         assert_eq!(messages.0.lock().unwrap().told, TOLD);

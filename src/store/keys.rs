@@ -57,6 +57,12 @@ impl Keys {
     pub fn progress(&self) -> &str {
         &self.fixed[0]
     }
+
+    /// What was learned of the endpoints: `chain:{id}:endpoints`, a hash by name, and no truth.
+    #[must_use]
+    pub fn endpoints(&self) -> String {
+        format!("{}endpoints", self.prefix)
+    }
 }
 
 #[cfg(test)]
@@ -68,6 +74,7 @@ mod tests {
         let keys = Keys::new(8453);
         assert_eq!(keys.progress(), "chain:8453:progress");
         assert_eq!(keys.prefix(), "chain:8453:");
+        assert_eq!(keys.endpoints(), "chain:8453:endpoints");
         assert_eq!(keys.fixed()[4..7], [REALTIME, HISTORICAL, RANGE]);
     }
 }

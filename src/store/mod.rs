@@ -7,7 +7,10 @@
 //!
 //! The store knows the identity of its process (`owner`: host and boot id); callers do not pass it.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use alloy::primitives::B256;
 use async_trait::async_trait;
@@ -48,6 +51,12 @@ pub const JOURNAL_CAP: u64 = 32 << 20;
 pub const MAX_ORPHANS: usize = 100;
 /// Most bytes in the key of a member of the filter.
 const MAX_MEMBER_BYTES: usize = 200;
+/// Endpoints of which it is kept what was learned.
+pub const MAX_LEARNED: usize = 32;
+/// Longest name of such an endpoint, in bytes.
+pub const MAX_ENDPOINT_BYTES: usize = 100;
+/// Most bytes of what was learned of one endpoint.
+pub const MAX_LEARNED_BYTES: usize = 2 << 10;
 /// Journal entries that one SEAL drops (protocol §4).
 pub const SEAL_DROPS: usize = 200;
 
@@ -564,6 +573,15 @@ pub trait StateStore: Send + Sync {
     /// Removes dead letters by key; how many there were.
     async fn exhume(&self, keys: &[String]) -> Result<u64, StoreError>;
 
+    /// What was learned of the chain's endpoints, by name. It is advice and no truth: whoever reads it checks it, and to lose
+    /// it costs some requests. Empty where there is no state.
+    async fn learned(&self) -> Result<BTreeMap<String, String>, StoreError>;
+
+    /// Keeps what was learned of one endpoint, without a barrier; the name bears no secret. What is longer than
+    /// [`MAX_ENDPOINT_BYTES`] or [`MAX_LEARNED_BYTES`] is refused. One name more than [`MAX_LEARNED`] takes the place of all
+    /// others: some of them are of endpoints that are configured no more.
+    async fn learn(&self, endpoint: &str, learned: &str) -> Result<(), StoreError>;
+
     /// What makes acknowledged writes survive, in words for the start and `/health`: `WAIT 1`, `appendfsync always`,
     /// `one host`, and what is missing for that.
     fn durability(&self) -> String;
@@ -634,6 +652,18 @@ fn check_publication(publication: &Publication<'_>) -> Result<(), StoreError> {
 }
 
 /// An operation that a frozen chain refuses.
+fn check_learned(endpoint: &str, learned: &str) -> Result<(), StoreError> {
+    if endpoint.is_empty() || endpoint.len() > MAX_ENDPOINT_BYTES || learned.len() > MAX_LEARNED_BYTES {
+        return Err(StoreError::Fatal(format!(
+            "an endpoint's name has 1 to {MAX_ENDPOINT_BYTES} bytes and what was learned of it at most \
+             {MAX_LEARNED_BYTES}, not {} and {}",
+            endpoint.len(),
+            learned.len()
+        )));
+    }
+    Ok(())
+}
+
 fn halted(reason: &str) -> StoreError {
     StoreError::Fatal(format!(
         "the chain is halted ({reason}): find out which chain is right, then run `chaintap resume --accept-reorg`"

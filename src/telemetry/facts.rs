@@ -75,6 +75,14 @@ pub struct SeenProvider {
     pub disagreements: u64,
     /// Why others are asked instead; `None` where it serves.
     pub aside: Option<String>,
+    /// Blocks that one request to it may name, as far as that was learned; `None` before it is known.
+    pub blocks: Option<u64>,
+    /// Addresses that one request to it may name; `None` where no limit is known.
+    pub addresses: Option<usize>,
+    /// Until when it asked to be left alone, seconds since the Unix epoch.
+    pub waits_until: Option<u64>,
+    /// What it said of late that is not understood, the oldest first.
+    pub unknown_messages: Vec<String>,
 }
 
 /// What the historical track did in the last minute.

@@ -78,6 +78,14 @@ pub struct ProviderHealth {
     pub disagreements: u64,
     /// Why others are asked instead; `null` where it serves.
     pub aside: Option<String>,
+    /// Blocks that one request may name, as far as that was learned.
+    pub blocks_per_request: Option<u64>,
+    /// Addresses that one request may name; `null` where no limit is known.
+    pub addresses_per_request: Option<usize>,
+    /// Until when it asked to be left alone, seconds since the Unix epoch; `null` where it did not.
+    pub waits_until: Option<u64>,
+    /// What it said of late that is not understood, the oldest first; please report it.
+    pub unknown_messages: Vec<String>,
 }
 
 /// The state store; the member is called `redis` whichever it is.
@@ -182,6 +190,10 @@ fn providers(profile: &Profile, facts: &Facts, now: Instant) -> Vec<ProviderHeal
             errors: known.errors,
             disagreements: seen.disagreements,
             aside: seen.aside,
+            blocks_per_request: seen.blocks,
+            addresses_per_request: seen.addresses,
+            waits_until: seen.waits_until,
+            unknown_messages: seen.unknown_messages,
         })
     };
     facts.edges.iter().filter_map(one).collect()

@@ -136,7 +136,8 @@ impl Vitals {
 
     /// How one provider stands among the others.
     pub fn provider(&self, provider: &str, seen: &SeenProvider) {
-        let seen = SeenProvider { aside: seen.aside.as_deref().map(cut), ..*seen };
+        let unknown_messages = seen.unknown_messages.iter().map(|text| cut(text)).collect();
+        let seen = SeenProvider { aside: seen.aside.as_deref().map(cut), unknown_messages, ..*seen };
         self.facts().providers.insert(provider.to_owned(), seen);
     }
 

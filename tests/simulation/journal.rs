@@ -2,6 +2,7 @@
 //! effect that counts.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -417,6 +418,12 @@ impl StateStore for Journal {
     }
     async fn exhume(&self, keys: &[String]) -> Result<u64, StoreError> {
         self.ask(Op::Exhume, keys.len() as u64, self.store.exhume(keys)).await
+    }
+    async fn learned(&self) -> Result<BTreeMap<String, String>, StoreError> {
+        self.store.inner.learned().await
+    }
+    async fn learn(&self, endpoint: &str, learned: &str) -> Result<(), StoreError> {
+        self.store.inner.learn(endpoint, learned).await
     }
     fn durability(&self) -> String {
         self.store.inner.durability()

@@ -140,6 +140,15 @@ fn matching<'a>(block: &'a Block, filter: &'a LogFilter) -> impl Iterator<Item =
     block.logs.iter().filter(wants)
 }
 
+/// What the edge makes of a range that is too large: it answers the first blocks of it, where there are several.
+fn borne(range: BlockRange, strike: &mut Strike) -> BlockRange {
+    if !strike.is(Kind::TooLarge) || range.blocks() == 1 {
+        return range;
+    }
+    strike.kind = None;
+    BlockRange { to: strike.draw.between(range.from, range.to - 1), ..range }
+}
+
 fn range_logs(
     tree: &Tree,
     tip: &B256,
@@ -192,13 +201,19 @@ impl ChainSource for Node {
 
     async fn range_logs(&self, range: BlockRange, filter: &LogFilter) -> Result<RangeLogs, RpcError> {
         let logs = |block: &Block| self.told(block, filter);
-        self.ask(Op::RangeLogs, range.from, |tree, tip| range_logs(tree, tip, range, logs)).await
+        let mut strike = self.gate.enter(Op::RangeLogs, range.from).await;
+        let most = range.from.saturating_add(self.gate.world.swarm.batch_blocks - 1);
+        let range = borne(BlockRange { to: range.to.min(most), ..range }, &mut strike);
+        self.answer(Op::RangeLogs, &mut strike, |tree, tip| range_logs(tree, tip, range, logs)).await
     }
 
     async fn second_opinion(&self, range: BlockRange, filter: &LogFilter) -> Result<Option<RangeLogs>, RpcError> {
         // The second node leaves nothing out.
         let logs = |block: &Block| matching(block, filter).cloned().collect();
-        let opinion = self.ask(Op::Opinion, range.from, |tree, tip| range_logs(tree, tip, range, logs).map(Some)).await;
+        let mut strike = self.gate.enter(Op::Opinion, range.from).await;
+        let range = borne(range, &mut strike);
+        let answer = self.answer(Op::Opinion, &mut strike, |tree, tip| range_logs(tree, tip, range, logs).map(Some));
+        let opinion = answer.await;
         if opinion.is_ok() {
             self.gate.world.oracle().audits().told((self.gate.replica, self.gate.life), range);
         }

@@ -9,7 +9,7 @@ use alloy::primitives::Address;
 use async_trait::async_trait;
 use chaintap::{
     config::{ChainProfile, Limits, Settings, Sources, StartBlock, Verify, load_offline},
-    pipeline::{self, Audit, Context, Ended, Filters, Span, Tokens},
+    pipeline::{self, Audit, Context, Ended, Filters, Tokens},
     rpc::LogFilter,
     sinks::Sink,
     telemetry::Vitals,
@@ -105,7 +105,6 @@ fn context(gate: &Arc<Gate>, store: Witnessed) -> (Arc<Context>, StartBlock, imp
         filters: Filters::new(tokens, reload.clone()),
         audit: Audit::new(swarm.audits),
         vitals: vitals.clone(),
-        span: Span::new(swarm.batch_blocks),
         limits: limits.clone(),
     };
     (Arc::new(context), StartBlock::At(swarm.start), pipeline::keep_fresh(directory, publish, reload, limits, vitals))

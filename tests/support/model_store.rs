@@ -5,7 +5,7 @@
 //! The simulator runs against it; `tests/store_differential.rs` holds Lua and Rust to it.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -51,6 +51,8 @@ struct World {
     /// The state after the last write that a barrier vouched for, and after every later one, by number.
     history: Option<VecDeque<(u64, Option<State>)>>,
     mutant: Option<StoreMutant>,
+    /// What was learned of the endpoints: no truth, and nothing that a fail-over takes back.
+    learned: BTreeMap<String, String>,
 }
 
 impl World {
@@ -114,6 +116,7 @@ impl Model {
             writes: 0,
             history: None,
             mutant: None,
+            learned: BTreeMap::new(),
         };
         Self { world: Arc::new(Mutex::new(world)) }
     }
@@ -452,6 +455,7 @@ impl StateStore for ModelStore {
     async fn wipe(&self) -> Result<(), StoreError> {
         let mut world = self.world.lock().unwrap();
         world.state = None;
+        world.learned.clear();
         world.record();
         Ok(())
     }
@@ -476,6 +480,15 @@ impl StateStore for ModelStore {
 
     async fn exhume(&self, keys: &[String]) -> Result<u64, StoreError> {
         self.write(|state, _, _| keys.iter().filter(|key| state.exhume(key)).count() as u64)
+    }
+
+    async fn learned(&self) -> Result<BTreeMap<String, String>, StoreError> {
+        Ok(self.world.lock().unwrap().learned.clone())
+    }
+
+    async fn learn(&self, endpoint: &str, learned: &str) -> Result<(), StoreError> {
+        self.world.lock().unwrap().learned.insert(endpoint.to_owned(), learned.to_owned());
+        Ok(())
     }
 
     fn durability(&self) -> String {

@@ -42,6 +42,8 @@ pub struct Blocks {
     /// The hashes whose logs were asked for.
     pub asked: Vec<B256>,
     pub other: Other,
+    /// A range is answered as far as so many blocks; `None`: to its end.
+    pub bears: Option<u64>,
 }
 
 impl Blocks {
@@ -71,6 +73,8 @@ impl Blocks {
     }
 
     fn range(&self, range: BlockRange) -> Result<RangeLogs, RpcError> {
+        let last = self.bears.map_or(range.to, |blocks| range.to.min(range.from + blocks - 1));
+        let range = BlockRange { to: last, ..range };
         let behind = || RpcError::Behind(format!("the node lacks an end of the range {range}"));
         let (first, last) = (self.at(range.from).ok_or_else(behind)?, self.at(range.to).ok_or_else(behind)?);
         let within = self.chain.iter().filter(|(header, _)| range.contains(header.number));

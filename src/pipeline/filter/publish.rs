@@ -261,7 +261,7 @@ mod tests {
     use crate::{
         config::{Limits, Registry, Sources, load_offline},
         domain::{DeliveryMode, Header, Heights, Token},
-        pipeline::{Audit, Filters, Span},
+        pipeline::{Audit, Filters},
         rpc::{Endpoints, LogFilter},
         store::{Start, StateStore as _, embedded::Embedded},
         telemetry::Vitals,
@@ -302,7 +302,6 @@ mod tests {
             filters: Filters::new(lists, reload.clone()),
             audit: Audit::new(false),
             vitals: Arc::new(Vitals::default()),
-            span: Span::new(1),
             limits: Limits::default(),
         };
         Process { context, directory, reload }

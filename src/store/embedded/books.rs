@@ -1,14 +1,19 @@
 //! The tables of the state file, opened within one transaction: reading and changing them, and no rules.
 
-use std::{collections::BTreeSet, ops::RangeInclusive};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
+};
 
 use alloy::primitives::B256;
-use redb::{ReadableTable, ReadableTableMetadata as _, Table, TableDefinition, WriteTransaction};
+use redb::{
+    AccessGuard, ReadableTable, ReadableTableMetadata as _, StorageError, Table, TableDefinition, WriteTransaction,
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     domain::{BlockRange, BlockRef, Digest},
-    store::{Duty, StoreError},
+    store::{Duty, MAX_LEARNED, StoreError},
 };
 
 /// First byte of the truth's row; another one means that another version of the program wrote the file.
@@ -26,6 +31,7 @@ const MEMBERS: TableDefinition<'_, &str, ()> = TableDefinition::new("members");
 const DUTIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("duties");
 const DEAD: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("dead");
 const DEAD_AGE: TableDefinition<'_, (u64, &str), ()> = TableDefinition::new("dead_age");
+const ENDPOINTS: TableDefinition<'_, &str, &str> = TableDefinition::new("endpoints");
 
 /// The truth but for intervals and journal; the fields are those of `store::Progress`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,6 +101,7 @@ pub(super) struct Books<'t> {
     duties: Table<'t, u64, &'static [u8]>,
     dead: Table<'t, &'static str, &'static [u8]>,
     dead_age: Table<'t, (u64, &'static str), ()>,
+    endpoints: Table<'t, &'static str, &'static str>,
     /// Whether there is anything to commit.
     pub(super) changed: bool,
 }
@@ -111,6 +118,7 @@ impl<'t> Books<'t> {
             duties: transaction.open_table(DUTIES)?,
             dead: transaction.open_table(DEAD)?,
             dead_age: transaction.open_table(DEAD_AGE)?,
+            endpoints: transaction.open_table(ENDPOINTS)?,
             changed: false,
         })
     }
@@ -145,6 +153,24 @@ impl<'t> Books<'t> {
         self.duties.retain(|_, _| false)?;
         self.dead.retain(|_, _| false)?;
         self.dead_age.retain(|_, ()| false)?;
+        self.endpoints.retain(|_, _| false)?;
+        Ok(())
+    }
+
+    pub(super) fn learned(&self) -> Result<BTreeMap<String, String>, StoreError> {
+        let row = |row: Result<(AccessGuard<'_, &str>, AccessGuard<'_, &str>), StorageError>| {
+            let (name, learned) = row?;
+            Ok((name.value().to_owned(), learned.value().to_owned()))
+        };
+        self.endpoints.iter()?.map(row).collect()
+    }
+
+    pub(super) fn learn(&mut self, endpoint: &str, learned: &str) -> Result<(), StoreError> {
+        self.changed = true;
+        if self.endpoints.get(endpoint)?.is_none() && self.endpoints.len()? >= MAX_LEARNED as u64 {
+            self.endpoints.retain(|_, _| false)?;
+        }
+        self.endpoints.insert(endpoint, learned)?;
         Ok(())
     }
 

@@ -35,7 +35,10 @@ impl Home {
     }
 
     /// One transaction: everything that `work` changed, or nothing.
-    fn transact<T>(&self, work: impl FnOnce(&mut Books<'_>) -> Result<T, StoreError>) -> Result<T, StoreError> {
+    pub(super) fn transact<T>(
+        &self,
+        work: impl FnOnce(&mut Books<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
         let transaction = self.database.begin_write()?;
         let mut books = Books::open(&transaction)?;
         let value = work(&mut books)?;

@@ -5,6 +5,7 @@
 //! There are no views: nobody but this process can read the file while it runs.
 
 use std::{
+    collections::BTreeMap,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -22,8 +23,8 @@ use self::{
 use super::{
     Amend, AmendReply, BlockCommit, ClaimReply, CommitReply, DeadLetter, Duty, FinalCommit, Grant, Initialised, Intent,
     IntentReply, JournalEntry, Orphan, Publication, PublishReply, Published, ReplayReply, RewindReply, SealReply,
-    Snapshot, Start, StateStore, StoreError, check_claim, check_number, check_publication, check_replay, packed,
-    read_letter,
+    Snapshot, Start, StateStore, StoreError, check_claim, check_learned, check_number, check_publication, check_replay,
+    packed, read_letter,
 };
 use crate::domain::{BlockRange, BlockRef, Digest, Event, Track};
 
@@ -355,6 +356,16 @@ impl StateStore for Embedded {
             keys.iter().try_fold(0, |removed, key| Ok(removed + u64::from(books.drop_letter(key)?)))
         })
         .await
+    }
+
+    async fn learned(&self) -> Result<BTreeMap<String, String>, StoreError> {
+        self.run(|home| home.transact(|books| books.learned())).await
+    }
+
+    async fn learn(&self, endpoint: &str, learned: &str) -> Result<(), StoreError> {
+        check_learned(endpoint, learned)?;
+        let (endpoint, learned) = (endpoint.to_owned(), learned.to_owned());
+        self.run(move |home| home.transact(|books| books.learn(&endpoint, &learned))).await
     }
 
     fn durability(&self) -> String {

@@ -4,7 +4,10 @@
 //! scripts; `reply` turns their replies into types, `connection` keeps the way to Redis, and `barrier` proves that an
 //! intent will survive before its messages leave.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 
@@ -12,8 +15,8 @@ use self::{args::Args, barrier::Barrier, connection::Link, reply::Reply, scripts
 use super::{
     Amend, AmendReply, BlockCommit, CLAIM_TTL, ClaimReply, CommitReply, DeadKind, DeadLetter, Duty, FinalCommit, Grant,
     HEARTBEAT_TTL, Initialised, Intent, IntentReply, JOURNAL_CAP, JournalEntry, MARKER_BLOCKS, MAX_DONE_INTERVALS,
-    MAX_ORPHANS, MAX_REFUSED, MAX_UNDECODABLE, Orphan, Publication, PublishReply, Published, ReplayReply, RewindReply,
-    SEAL_DROPS, SealReply, Snapshot, Start, StateStore, StoreError, keys::Keys, packed,
+    MAX_LEARNED, MAX_ORPHANS, MAX_REFUSED, MAX_UNDECODABLE, Orphan, Publication, PublishReply, Published, ReplayReply,
+    RewindReply, SEAL_DROPS, SealReply, Snapshot, Start, StateStore, StoreError, keys::Keys, packed,
 };
 use crate::{
     config::{Durability, SecretUrl},
@@ -425,6 +428,27 @@ impl StateStore for RedisStore {
 
     async fn exhume(&self, keys: &[String]) -> Result<u64, StoreError> {
         self.run(&self.scripts.exhume, self.args().texts(keys)).await?.parse(1)
+    }
+
+    async fn learned(&self) -> Result<BTreeMap<String, String>, StoreError> {
+        let key = self.keys.endpoints();
+        self.link.with(async |connection| redis::cmd("HGETALL").arg(&key).query_async(connection).await).await
+    }
+
+    async fn learn(&self, endpoint: &str, learned: &str) -> Result<(), StoreError> {
+        super::check_learned(endpoint, learned)?;
+        let others = self.learned().await?.into_keys().filter(|known| known != endpoint).count();
+        let key = self.keys.endpoints();
+        self.link
+            .with(async |connection| {
+                let mut writing = redis::pipe();
+                if others >= MAX_LEARNED {
+                    writing.del(&key).ignore();
+                }
+                writing.hset(&key, endpoint, learned).ignore();
+                writing.exec_async(connection).await
+            })
+            .await
     }
 
     fn durability(&self) -> String {

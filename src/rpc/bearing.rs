@@ -1,0 +1,265 @@
+//! What one endpoint bears, and requests for logs that keep to it.
+//!
+//! Callers name as many blocks and addresses as they have: a range is cut to as many of its first blocks as the endpoint
+//! takes, addresses are asked for list by list, and what is refused all the same is asked for again, for less, at once.
+//! How much that is, [`Caps`] knows. Where there is no answer, or one that nobody understands, others are asked first:
+//! the endpoint is asked for less the next time.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::time::{Instant, timeout};
+use tracing::debug;
+
+use super::{Allowance, Bounds, Cap, Caps, LogFilter, RangeLogs, RpcError, budget::Budget, client::Node};
+use crate::domain::{BlockRange, BlockRef, RawLog};
+
+/// Most requests for one range, all but the last of them refused. From 100 blocks and 1,000 addresses there are fewer.
+const ROUNDS: usize = 24;
+/// Whoever waits for another request to find out how many blocks may be asked for waits no longer than this.
+const TURN: Duration = Duration::from_secs(2);
+
+/// What one endpoint bears, for as long as the process runs.
+pub(super) struct Bearing {
+    state: Mutex<State>,
+    /// Held by the one request that asks for more blocks than were ever answered: a cap is found out once, and not by
+    /// all requests in flight at the same time.
+    finding_out: tokio::sync::Mutex<()>,
+    budget: Arc<Budget>,
+}
+
+struct State {
+    bounds: Bounds,
+    caps: Caps,
+    /// A range of several blocks that was not answered, or with something that nobody understands, and may have been too
+    /// large.
+    unanswered: Option<BlockRange>,
+}
+
+impl State {
+    fn new(bounds: Bounds) -> Self {
+        Self { bounds, caps: Caps::new(bounds), unanswered: None }
+    }
+}
+
+impl Bearing {
+    /// Nothing is known yet; within the bounds of a chain of which nothing else is said. What one request becomes many for
+    /// is charged to the budget.
+    pub(super) fn new(budget: Arc<Budget>) -> Self {
+        let state = State::new(Bounds { blocks: 100, parallel: 3 });
+        Self { state: Mutex::new(state), finding_out: tokio::sync::Mutex::default(), budget }
+    }
+
+    /// Begins anew within these bounds.
+    pub(super) fn limit(&self, bounds: Bounds) {
+        *self.state() = State::new(bounds);
+    }
+
+    /// Goes on with what was learned before a restart, if it can be read.
+    pub(super) fn resume(&self, learned: &str) {
+        let mut state = self.state();
+        match serde_json::from_str(learned) {
+            Ok(learned) => state.caps = Caps::resume(state.bounds, &learned, now()),
+            Err(error) => debug!(%error, "what was learned of an endpoint cannot be read, and is learned anew"),
+        }
+    }
+
+    /// What was learned, to be resumed.
+    pub(super) fn learned(&self) -> String {
+        serde_json::to_string(self.state().caps.learned()).unwrap_or_default()
+    }
+
+    pub(super) fn allowance(&self) -> Allowance {
+        self.state().caps.allowance(now())
+    }
+
+    /// For how long it wants to be left alone.
+    pub(super) fn wait(&self) -> Option<Duration> {
+        let until = UNIX_EPOCH + Duration::from_secs(self.allowance().waits_until?);
+        until.duration_since(SystemTime::now()).ok()
+    }
+
+    /// It asked to be left alone for so long (`Retry-After`).
+    pub(super) fn throttled(&self, wait: Duration) {
+        // The second that has begun is over before the wait begins, so that the next request never comes early.
+        self.state().caps.throttled(Some(wait), now() + 1);
+    }
+
+    /// Whether it did not answer a range that may have been too large, and will be asked for less.
+    pub(super) fn is_to_bear_less(&self) -> bool {
+        self.state().unanswered.is_some()
+    }
+
+    /// The logs of the first blocks of a range, of as many as it bears.
+    pub(super) async fn range_logs(
+        &self,
+        node: &Node,
+        range: BlockRange,
+        filter: &LogFilter,
+    ) -> Result<RangeLogs, RpcError> {
+        let turn =
+            if self.is_tried(self.first(range)) { None } else { timeout(TURN, self.finding_out.lock()).await.ok() };
+        let mut asked = self.first(range);
+        // It may be known by now.
+        let _turn = turn.filter(|_| !self.is_tried(asked));
+        let mut rounds = 1;
+        loop {
+            let lists = self.lists(filter);
+            let error = match self.whole(node, asked, &lists, rounds).await {
+                Ok(logs) => {
+                    self.answered(asked);
+                    return Ok(logs);
+                }
+                Err(error) if rounds == ROUNDS => return Err(error),
+                Err(error) => error,
+            };
+            debug!(endpoint = node.name, range = %asked, %error, "not answered");
+            rounds += 1;
+            asked = match error {
+                RpcError::TooManyAddresses { .. } => self.fewer_addresses(&lists, error).map(|()| asked)?,
+                error => self.less(asked, error)?,
+            };
+        }
+    }
+
+    /// The logs of one block by its hash. Many providers exempt such requests from their limits of blocks, and what they
+    /// refuse of them teaches nothing about ranges.
+    pub(super) async fn block_logs(
+        &self,
+        node: &Node,
+        (block, timestamp): (BlockRef, u64),
+        filter: &LogFilter,
+    ) -> Result<Vec<RawLog>, RpcError> {
+        let mut rounds = 1;
+        loop {
+            let lists = self.lists(filter);
+            match self.of_block(node, (block, timestamp), &lists, rounds).await {
+                Err(error @ RpcError::TooManyAddresses { .. }) if rounds < ROUNDS => {
+                    rounds += 1;
+                    self.fewer_addresses(&lists, error)?;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// The logs of a range, of all lists of addresses.
+    async fn whole(
+        &self,
+        node: &Node,
+        range: BlockRange,
+        lists: &[LogFilter],
+        rounds: usize,
+    ) -> Result<RangeLogs, RpcError> {
+        let mut whole: Option<RangeLogs> = None;
+        for (place, list) in lists.iter().enumerate() {
+            self.charge(rounds + place);
+            let part = node.range_logs(range, list).await?;
+            match &mut whole {
+                None => whole = Some(part),
+                Some(whole) if (whole.first.hash, whole.last.hash) == (part.first.hash, part.last.hash) => {
+                    whole.logs.extend(part.logs);
+                }
+                Some(_) => return Err(RpcError::Behind(format!("the blocks {range} changed while they were read"))),
+            }
+        }
+        let mut whole = whole.ok_or_else(|| RpcError::Fatal("nothing was asked for".to_owned()))?;
+        whole.logs.sort_by_key(|log| (log.block.number, log.log_index));
+        Ok(whole)
+    }
+
+    /// The logs of one block, of all lists of addresses.
+    async fn of_block(
+        &self,
+        node: &Node,
+        (block, timestamp): (BlockRef, u64),
+        lists: &[LogFilter],
+        rounds: usize,
+    ) -> Result<Vec<RawLog>, RpcError> {
+        let mut logs = Vec::new();
+        for (place, list) in lists.iter().enumerate() {
+            self.charge(rounds + place);
+            logs.extend(node.block_logs(block, timestamp, list).await?);
+        }
+        logs.sort_by_key(|log| log.log_index);
+        Ok(logs)
+    }
+
+    /// The first request had its turn; each other one is charged.
+    fn charge(&self, nth: usize) {
+        if nth > 1 {
+            self.budget.charge_logs(Instant::now());
+        }
+    }
+
+    /// As many of the first blocks of a range as it bears.
+    fn first(&self, range: BlockRange) -> BlockRange {
+        let (mut state, now) = (self.state(), now());
+        if let Some(unanswered) = state.unanswered.take() {
+            state.caps.refused(unanswered, Cap::Density, None, now);
+        }
+        let last = range.from.saturating_add(state.caps.allowance(now).blocks - 1);
+        BlockRange { to: range.to.min(last), ..range }
+    }
+
+    fn is_tried(&self, range: BlockRange) -> bool {
+        self.state().caps.is_tried(range.blocks())
+    }
+
+    fn lists(&self, filter: &LogFilter) -> Vec<LogFilter> {
+        let list = |addresses: &[_]| LogFilter { addresses: addresses.to_vec(), topics: filter.topics.clone() };
+        self.state().caps.split(&filter.addresses, now()).map(list).collect()
+    }
+
+    fn answered(&self, range: BlockRange) {
+        let mut state = self.state();
+        state.unanswered = state.unanswered.filter(|unanswered| unanswered.blocks() > range.blocks());
+        state.caps.answered(range.blocks(), now());
+    }
+
+    /// What to ask for after an error; the error, where less is no help or not its turn.
+    fn less(&self, asked: BlockRange, error: RpcError) -> Result<BlockRange, RpcError> {
+        let mut state = self.state();
+        match &error {
+            RpcError::TooLarge { cap, suggested, .. } => {
+                let less = state.caps.refused(asked, *cap, *suggested, now());
+                if less.blocks() < asked.blocks() { Ok(less) } else { Err(error) }
+            }
+            RpcError::TimedOut | RpcError::Unclear { .. } if asked.blocks() > 1 => {
+                state.unanswered = Some(asked);
+                Err(error)
+            }
+            _ => Err(error),
+        }
+    }
+
+    /// Of these lists one was too long; the error, where none can be shorter.
+    fn fewer_addresses(&self, lists: &[LogFilter], error: RpcError) -> Result<(), RpcError> {
+        let RpcError::TooManyAddresses { most, .. } = &error else { return Err(error) };
+        let longest = lists.iter().map(|list| list.addresses.len()).max().unwrap_or_default();
+        if longest < 2 {
+            return Err(error);
+        }
+        self.state().caps.too_many_addresses(longest, *most, now());
+        Ok(())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Each change is whole: a panic while the lock was held leaves a state that can be used.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What an endpoint that was described with `learned` bears within these bounds; `None` where that cannot be read.
+#[must_use]
+pub fn described(learned: &str, bounds: Bounds) -> Option<Allowance> {
+    let learned = serde_json::from_str(learned).ok()?;
+    Some(Caps::resume(bounds, &learned, now()).allowance(now()))
+}
+
+/// Seconds since the Unix epoch: what was learned outlives the process.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
