@@ -33,6 +33,10 @@ test: tools ## install what the tests need (once) and run every test
 soak: tools ## kill the listener 100 times over a catch-up of 20,000 blocks, with each store; takes some minutes
 	CHAINTAP_SOAK=100 cargo test --locked --test crash kills -- --nocapture --test-threads=1
 
+.PHONY: vendors
+vendors: tools ## three endpoints that lag, throttle and leave out by turns serve CHAINTAP_VENDORS (10000) blocks; says how much later than good ones
+	CHAINTAP_VENDORS=$${CHAINTAP_VENDORS:-10000} cargo test --locked --test vendors three -- --nocapture
+
 SEEDS ?= 100000
 
 .PHONY: sim

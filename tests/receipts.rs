@@ -9,7 +9,7 @@ use std::{
     collections::BTreeMap,
     path::Path,
     sync::{Arc, Mutex},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use alloy::primitives::{Address, B256, U256, hex};
@@ -24,15 +24,12 @@ use chaintap::{
 use serde_json::{Value, json};
 use support::{
     anvil::{Anvil, transferCall},
-    chaintap::Settings,
-    deliveries::{assert_delivered, transfers},
     devchain::{Devchain, Rpc, still},
 };
 use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 
 const CHAIN: u64 = 31_337;
-const SOON: Duration = Duration::from_mins(1);
 const ALICE: Address = Address::repeat_byte(0xa1);
 const RECEIPTS: &str = "eth_getBlockReceipts";
 /// Proofs that fail before a node is taken at its word.
@@ -423,29 +420,6 @@ async fn headers_of_real_blocks_hash_to_their_hashes() {
         whole += 1;
     }
     assert!(whole >= 3, "{whole} whole headers");
-}
-
-/// A listener whose node leaves a log out of every answer delivers all of them, and counts what was left out.
-#[tokio::test]
-async fn a_listener_delivers_what_its_node_leaves_out() {
-    let (chain, node) = devchain(110).await;
-    node.lie(omit_one);
-    let settings = Settings::default().set("CHAIN_ID", CHAIN).set("WEB3_PROVIDER", &node.url).set("START_BLOCK", 101);
-    let listener = settings.set("VERIFY", "receipts").start();
-    listener.wait_watermark(110, SOON).await;
-    chain.mine(3).await;
-    listener.wait_watermark(113, SOON).await;
-    let (_, metrics) = listener.get("/metrics").await.unwrap();
-    let count = |name: &str| {
-        let line =
-            metrics.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name}: {metrics}"));
-        line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()
-    };
-    *node.state.lie.lock().unwrap() = None;
-    assert_eq!(count("chaintap_rpc_logs_restored_total"), with_logs(&node, 101..=113).await.len() as u64);
-    assert!(count("chaintap_rpc_proofs_total") >= 13);
-    let (_, messages, _) = listener.stop().await;
-    assert_delivered(&messages, &transfers(&chain.rpc(), 101, 113, None).await, 0);
 }
 
 /// Requests and bytes for a block near the head and for a final range: a proof costs one request of two calls for a block.

@@ -161,9 +161,12 @@ impl Pause {
         Self { backoff: Backoff::new(LONGEST), until: Instant::now() }
     }
 
-    /// Waits before the next try, at least as long as someone asked for.
+    /// Waits before the next try, at least as long as someone asked for. What fails during a pause was begun before it: one
+    /// outage fails every range in flight, and the pause does not grow with each of them.
     pub(super) fn failed(&mut self, at_least: Option<Duration>) {
-        self.until = Instant::now() + self.backoff.next_delay().max(at_least.unwrap_or_default());
+        let now = Instant::now();
+        let delay = if self.is_over(now) { self.backoff.next_delay() } else { Duration::ZERO };
+        self.until = self.until.max(now + delay.max(at_least.unwrap_or_default()));
     }
 
     pub(super) fn succeeded(&mut self) {
@@ -212,6 +215,25 @@ mod tests {
         assert!(stubborn.failed(range).is_some());
         stubborn.succeeded(range);
         assert_eq!(stubborn.failed(range), None, "a success is a new beginning");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failures_during_a_pause_are_one_and_those_after_it_make_it_grow() {
+        let (mut pause, begun) = (Pause::new(), Instant::now());
+        (0..20).for_each(|_| pause.failed(None));
+        assert!(
+            !pause.is_over(begun) && pause.is_over(begun + Duration::from_millis(200)),
+            "the first one, with jitter"
+        );
+        let asked = Duration::from_secs(3);
+        pause.failed(Some(asked));
+        pause.failed(None);
+        assert_eq!(pause.until, begun + asked, "what was asked for is kept");
+        for _ in 0..10 {
+            tokio::time::sleep_until(pause.until).await;
+            pause.failed(None);
+        }
+        assert!(!pause.is_over(Instant::now() + LONGEST - Duration::from_millis(1)));
     }
 
     #[test]
