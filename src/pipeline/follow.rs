@@ -3,8 +3,9 @@
 //! A sign from the socket or a tick of the clock only taps on the shoulder; the head itself is read anew, and whoever
 //! waits sees the newest one. Nothing is repaired after an outage: what was missed is missing in the plan.
 //!
-//! Four things go on beside each other and never wait for one another: reading the head, reading the tags, keeping
-//! a socket open, and looking after the endpoints that are not in use. All four live and die with the future of [`heads`]; none is a task of its own.
+//! Four things go on beside each other and never wait for one another: reading the head, reading the tags, keeping a
+//! socket open, and looking after the endpoints that are not in use. All four live and die with the future of [`heads`];
+//! none is a task of its own.
 
 use std::{
     collections::HashMap,
