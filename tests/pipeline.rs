@@ -271,6 +271,26 @@ async fn a_contradiction_that_came_in_between_holds_nothing_up() {
     assert!(after.epoch > before && after.retracting == 0, "it was found and taken back: {after:?}");
 }
 
+/// Of two endpoints the one in use tells of the head and then fails, and the other one is on a stale branch.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_taken_back_where_the_head_comes_from_one_node_and_what_is_below_it_from_another() {
+    let bench = Bench::of(20);
+    bench.run_until(20, 20).await;
+    let process = bench.start(settings().registry, 20);
+    bench.mine_to(22).await;
+    let before = bench.progress().await.epoch;
+    bench.chain.change(|blocks| {
+        blocks.stale_above = Some(20);
+        blocks.mine(2);
+    });
+    sleep(MINUTE).await;
+    bench.chain.change(|blocks| blocks.stale_above = None);
+    bench.mine_to(26).await;
+    process.end().await;
+    bench.assert_exactly(20, 26);
+    assert_eq!(bench.progress().await.epoch, before);
+}
+
 /// A node that has a header before it has the logs: nothing is given up, so the block is claimed once.
 #[tokio::test(start_paused = true)]
 async fn logs_that_come_late_are_asked_for_again_under_the_same_claim() {

@@ -7,9 +7,10 @@
 //! not have the one any more, and the other may have changed.
 //!
 //! Three things are not decided at once. Where there are three endpoints or more, blocks are taken back only when most of
-//! them have others: one that is alone with its branch is set aside, and the others are asked. A chain that is *shorter* than what was delivered may be a node that lags on a
-//! stale branch. A chain that lacks what was *sealed* may be a node on another fork, which is left where another one
-//! knows better; where none does, nothing is delivered any more until an operator accepts it.
+//! all that are configured have others: one that is alone with its branch is set aside, and the others are asked. A chain
+//! that is *shorter* than what was delivered may be a node that lags on a stale branch. A chain that lacks what was *sealed*
+//! may be a node on another fork, which is left where another one knows better; where none does, nothing is delivered any
+//! more until an operator accepts it.
 
 use std::time::Duration;
 
@@ -28,7 +29,8 @@ use crate::{
 /// A chain that is shorter than what was delivered, and another one, is believed after this long (F28); so is a branch that
 /// no majority can be had for.
 const SHORTER: Duration = Duration::from_mins(1);
-/// A single endpoint that does not know what was sealed is believed after this long (protocol §3.5, step 4).
+/// Who does not know what was sealed is believed after this long, unless all of several say so: the only endpoint, or the
+/// only ones that answer (protocol §3.5, step 4).
 const FOREIGN: Duration = Duration::from_mins(5);
 /// What was delivered since the last look is looked at once nothing more was delivered for so long.
 const SETTLES: Duration = Duration::from_secs(1);
@@ -55,7 +57,7 @@ pub(super) struct Footing {
 pub(super) enum Doubt {
     /// Delivered blocks are not on the chain of a head that is below them.
     Shorter,
-    /// The only endpoint that answers does not know what was sealed.
+    /// Nobody who answers knows what was sealed, and there is only one, or others do not answer.
     Foreign,
     /// Blocks are not on the chain of the endpoint that was asked, and there is no majority for either.
     Divided,
@@ -185,6 +187,10 @@ pub(super) async fn look(
         ctx.vitals.note("chain", Some(text));
         return Ok(Look::Doubt(doubt));
     }
+    // Where nobody else was asked, an endpoint that failed meanwhile may have left the rest of the look to a stale one.
+    if votes.is_none() && ctx.source.header(At::Number(head.number)).await?.is_none_or(|now| now.hash != head.hash) {
+        return Err(StageError::Again("the head is another one than at the beginning of the look"));
+    }
     rewind(ctx, &orphans, progress).await?;
     Ok(Look::Again)
 }
@@ -279,8 +285,8 @@ async fn rewind(ctx: &Context, orphans: &[JournalEntry], progress: &Progress) ->
     }
 }
 
-/// The endpoint in use does not know what was sealed: it is left where another one does; where several say so, or the
-/// only one does for long, the chain itself was reorganised that deeply.
+/// The endpoint in use does not know what was sealed: it is left where another one does; where all of several say so, or
+/// all that answer do for long, the chain itself was reorganised that deeply.
 async fn foreign(ctx: &Context, sealed: BlockRef, epoch: u64, believed: Option<Doubt>) -> Result<Look, StageError> {
     let mut theirs = Vec::new();
     let mut known = false;
@@ -300,13 +306,15 @@ async fn foreign(ctx: &Context, sealed: BlockRef, epoch: u64, believed: Option<D
     let Some((_, hash)) = theirs.first().cloned() else {
         return Err(StageError::Again("no endpoint tells what is at the sealed height"));
     };
-    if theirs.len() == 1 && believed != Some(Doubt::Foreign) {
+    let (said, asked) = (theirs.len(), ctx.source.endpoints().len());
+    let is_whole = said > 1 && said == asked;
+    if !is_whole && believed != Some(Doubt::Foreign) {
         let minutes = FOREIGN.as_secs() / 60;
         let text = format!(
-            "the only endpoint that answers has {hash} at the height of the sealed block {sealed}: nothing is delivered, and \
-             deliveries freeze if that stays for {minutes} min"
+            "{hash} is at the height of the sealed block {sealed}, say {said} of {asked} endpoints, and the others nothing: \
+             nothing is delivered, and deliveries freeze if that stays for {minutes} min"
         );
-        warn!(%sealed, %hash, "the only endpoint is on another fork than what was sealed; it is believed if it stays");
+        warn!(%sealed, %hash, said, asked, "who answers is on another fork than what was sealed; believed if it stays");
         ctx.vitals.note("chain", Some(text));
         return Ok(Look::Doubt(Doubt::Foreign));
     }

@@ -19,7 +19,7 @@ const PAUSE: Duration = Duration::from_secs(15);
 /// Longest pause of an endpoint that asks for fewer requests and does not say for how long, before jitter.
 const THROTTLED: Duration = Duration::from_secs(2);
 /// How long it has to be closed before it counts as steady, at first and at most.
-const STEADY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_mins(5));
+pub(super) const STEADY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_mins(5));
 /// What opens again within this time after it closed fell back soon.
 const SOON: Duration = Duration::from_mins(10);
 /// How long an endpoint is set aside that is alone with its opinion, at first and at most.
@@ -152,6 +152,8 @@ impl Breaker {
         self.last_throttle = Some(now);
         let until = now + wait.unwrap_or_else(|| self.throttles.next_delay());
         let is_longer = match self.gate(now) {
+            // What it says of itself holds, also where it was to be tried sooner.
+            Gate::Open(Why::Fails, known) => wait.is_some() && known < until,
             Gate::Open(why, known) => why.ends_by_itself() && known < until,
             Gate::Closed | Gate::HalfOpen => true,
         };
@@ -267,6 +269,16 @@ mod tests {
         assert_eq!(breaker.gate(now + SECOND * 7), Gate::Closed);
         assert!(!breaker.is_steady(now + SECOND * 7));
         assert!(breaker.is_steady(now + SECOND * 7 + STEADY.0));
+        let mut fails = Breaker::default();
+        fails.failed(now, HEADER, true);
+        fails.throttled(now, None);
+        assert!(matches!(fails.gate(now), Gate::Open(Why::Fails, _)), "it has not said for how long");
+        fails.throttled(now, Some(SECOND * 60));
+        assert_eq!(fails.gate(now), Gate::Open(Why::Waits, now + SECOND * 60));
+        let mut ejected = Breaker::default();
+        ejected.eject(now, SECOND);
+        ejected.throttled(now, Some(SECOND * 60));
+        assert_eq!(ejected.gate(now), Gate::Open(Why::Ejected, now + SECOND));
         let mut unsaid = Breaker::default();
         unsaid.throttled(now, None);
         assert!(is_open(&unsaid, now) && !is_open(&unsaid, now + SECOND));

@@ -17,7 +17,7 @@ use tracing::{info, warn};
 use super::{
     EndpointState, RpcError,
     bearing::Bearing,
-    breaker::{Breaker, Gate, Why},
+    breaker::{Breaker, Gate, STEADY, Why},
     budget::Budget,
     client::Node,
     patience::Patience,
@@ -37,6 +37,8 @@ const REFUSED_FOR: Duration = Duration::from_mins(5);
 const FRESH: Duration = Duration::from_secs(2);
 /// An endpoint has to lag for this long before others are preferred.
 const LAGS_AFTER: Duration = Duration::from_secs(10);
+/// Where there is another one, it is not waited for longer than this until it is connected.
+const CONNECTS: Duration = Duration::from_secs(5);
 
 /// One endpoint.
 pub(super) struct Endpoint {
@@ -71,6 +73,10 @@ struct Record {
     /// Blocks that it was behind the best one when its head was last seen.
     lag: u64,
     lags_since: Option<Instant>,
+    /// Who waits for something from it was told that it lags, since it does.
+    lag_told: bool,
+    /// When it had last caught up after it lagged.
+    caught_up: Option<Instant>,
     disagreements: u64,
 }
 
@@ -142,10 +148,13 @@ impl Endpoint {
             }
         }
         let begun = Instant::now();
-        // To connect takes as long as it takes: a try that is given up every time would never succeed.
-        let limited = limited && question.is_quick() && self.node.get().is_some();
         let usual = self.record().patience.limit();
-        let limit = if limited { usual.min(limits.rpc_timeout) } else { Duration::MAX };
+        let limit = match (limited, self.is_connected()) {
+            // Whoever waits for a connection waits in a line.
+            (true, false) => CONNECTS.min(limits.rpc_timeout),
+            (true, true) if question.is_quick() => usual.min(limits.rpc_timeout),
+            _ => Duration::MAX,
+        };
         let asked = async {
             let node = self.node(chain_id, limits).await?;
             request(node.clone()).await
@@ -153,6 +162,12 @@ impl Endpoint {
         let answer = timeout(limit, asked).await.unwrap_or(Err(RpcError::TimedOut));
         self.remember(question, begun.elapsed(), answer.as_ref().err());
         answer
+    }
+
+    /// Whether it was ever connected. Where not, someone has to wait for as long as it takes: a try that is given up every
+    /// time would never succeed.
+    pub(super) fn is_connected(&self) -> bool {
+        self.node.initialized()
     }
 
     /// The verified node behind this endpoint; connects at the first call that succeeds, and verifies it again after an
@@ -300,12 +315,16 @@ impl Endpoint {
         record.head = Some((head.number, now));
         record.lag = best.unwrap_or_default().saturating_sub(head.number);
         if record.lag <= far {
-            record.lags_since = None;
+            if record.lags(now) {
+                record.caught_up = Some(now);
+            }
+            (record.lags_since, record.lag_told) = (None, false);
             return;
         }
-        let since = *record.lags_since.get_or_insert(now);
-        drop(record);
-        if now.duration_since(since) >= LAGS_AFTER {
+        record.lags_since.get_or_insert(now);
+        // Once: it may be the only one that tells of heads, and who comes back to it stays.
+        if record.lags(now) && !record.lag_told {
+            record.lag_told = true;
             self.left.notify_waiters();
         }
     }
@@ -347,7 +366,8 @@ impl Endpoint {
     /// Whether requests may come back to it: it has served, and kept up, for a while.
     pub(super) fn is_steady(&self, now: Instant) -> bool {
         let record = self.record();
-        record.breaker.is_steady(now) && !record.lags(now)
+        let keeps_up = record.caught_up.is_none_or(|since| now.duration_since(since) >= STEADY.0);
+        record.breaker.is_steady(now) && !record.lags(now) && keeps_up
     }
 
     /// Whether it is time to look how it does, and if so takes note of it: after its pause, or where its head was not seen
@@ -389,5 +409,58 @@ impl Endpoint {
             allowance: self.bearing.allowance(),
             unknown_messages: self.node.get().map(|node| node.unknown_messages()).unwrap_or_default(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloy::primitives::B256;
+    use futures_util::FutureExt as _;
+    use tokio::time::advance;
+
+    use super::*;
+    use crate::config::SecretUrl;
+
+    fn endpoint() -> Endpoint {
+        Endpoint::new(Provider::from(SecretUrl::parse("http://127.0.0.1:1").unwrap()))
+    }
+
+    /// It tells of this head while another one has block 100; whether who waits for something from it is told to leave.
+    fn tells(endpoint: &Endpoint, number: u64) -> bool {
+        let mut left = std::pin::pin!(endpoint.left.notified());
+        left.as_mut().enable();
+        let head = Header { number, hash: B256::ZERO, parent: B256::ZERO, timestamp: 0 };
+        endpoint.told_head(&head, Some(100), 3);
+        left.now_or_never().is_some()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn that_it_lags_is_told_once() {
+        let endpoint = endpoint();
+        assert!(!tells(&endpoint, 90), "not yet for long");
+        advance(LAGS_AFTER).await;
+        let told: Vec<_> = (91..95).map(|number| tells(&endpoint, number)).collect();
+        assert_eq!(told, [true, false, false, false]);
+        assert!(!tells(&endpoint, 100) && !tells(&endpoint, 90));
+        advance(LAGS_AFTER).await;
+        assert!(tells(&endpoint, 90), "it lags again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_lagged_is_steady_only_once_it_has_kept_up_for_a_while() {
+        let endpoint = endpoint();
+        tells(&endpoint, 90);
+        tells(&endpoint, 100);
+        assert!(endpoint.is_steady(Instant::now()), "it was late, and not for long");
+        tells(&endpoint, 90);
+        advance(LAGS_AFTER).await;
+        assert!(!endpoint.is_steady(Instant::now()));
+        tells(&endpoint, 100);
+        assert!(endpoint.aside().is_none() && !endpoint.is_steady(Instant::now()));
+        advance(STEADY.0 / 2).await;
+        tells(&endpoint, 100);
+        assert!(!endpoint.is_steady(Instant::now()));
+        advance(STEADY.0 / 2).await;
+        assert!(endpoint.is_steady(Instant::now()));
     }
 }

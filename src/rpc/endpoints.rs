@@ -24,6 +24,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     At, Bounds, ChainSource, EndpointState, LogFilter, RangeLogs, RpcError, Witness,
+    breaker::Gate,
     client::Node,
     endpoint::Endpoint,
     heads,
@@ -138,7 +139,7 @@ impl Endpoints {
         Err(reason.unwrap_or_else(|| RpcError::Fatal("no endpoint is configured".into())))
     }
 
-    /// Asks the endpoints that are not in use, until one has the range.
+    /// Asks the endpoints that are not in use, until one has the range: also those that lag, for what is final they have.
     async fn ask_another(&self, range: BlockRange, filter: &LogFilter) -> Result<Option<RangeLogs>, RpcError> {
         let current = self.current();
         let question = Question::logs(Kind::RangeLogs, range.to);
@@ -147,7 +148,8 @@ impl Endpoints {
             if place == current {
                 continue;
             }
-            if let Some((why, _)) = endpoint.aside() {
+            let is_open = matches!(endpoint.standing(question, Instant::now()).gate, Gate::Open(..));
+            if let Some((why, _)) = endpoint.aside().filter(|_| is_open) {
                 // It is no opinion, and yet there is someone to wait for.
                 reason = reason.or(Some(RpcError::Transient(format!("{} is not asked: {why}", endpoint.name()))));
                 continue;
@@ -230,8 +232,10 @@ impl Endpoints {
 
     /// Looks whether an endpoint serves, and where its head is.
     async fn probe(&self, endpoint: &Endpoint) {
-        let header =
-            |at| self.ask_one(endpoint, Question::header(at), true, move |node| async move { node.header(at).await });
+        let header = |at| {
+            let request = move |node: Arc<Node>| async move { node.header(at).await };
+            self.ask_one(endpoint, Question::header(at), endpoint.is_connected(), request)
+        };
         let Ok(Some(head)) = header(At::Latest).await else { return };
         self.take_head(endpoint, &head);
         let is_believed = endpoint.state().head.is_some_and(|known| known >= head.number);
@@ -487,6 +491,15 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_waits_for_a_connection_does_not_wait_for_those_before_it() {
+        let ((_listener, mute), second) = (mute().await, Devchain::start(0, 90).await);
+        let endpoints = endpoints(vec![mute, second.url("http")], Duration::from_hours(1));
+        let three = join_all([(); 3].map(|()| head(&endpoints)));
+        assert_eq!(tokio::time::timeout(Duration::from_mins(1), three).await.unwrap(), [90; 3]);
+        assert!(endpoints.endpoints()[0].aside.is_some());
+    }
+
+    #[tokio::test]
     async fn an_endpoint_that_falls_silent_is_given_up_long_before_the_time_limit() {
         let (first, second) = (Devchain::start(0, 100).await, Devchain::start(0, 90).await);
         let silence = Arc::new(AtomicUsize::new(0));
@@ -549,6 +562,8 @@ mod tests {
         assert_eq!(one.aside.as_deref(), Some("it is 40 blocks behind"));
         first.mine(40).await;
         tended(&endpoints, || endpoints.endpoints()[0].aside.is_none()).await;
+        assert_eq!(endpoints.current(), 1, "not at once");
+        tended(&endpoints, || endpoints.by_preference[0].is_steady(Instant::now())).await;
         assert_eq!((head(&endpoints).await, endpoints.current()), (140, 0));
     }
 
@@ -601,6 +616,31 @@ mod tests {
         both.eject(&two.name, "it has another block at the sealed height");
         assert!(both.second_opinion(range, &filter).await.unwrap_err().to_string().contains("is not asked"));
         assert_eq!(both.endpoints()[1].asked, 1, "it is not asked");
+    }
+
+    #[tokio::test]
+    async fn one_that_lags_or_is_to_be_tried_has_an_opinion() {
+        let (first, second) = (Devchain::start(0, 100).await, Devchain::start(0, 60).await);
+        let topic = alloy::primitives::keccak256("Transfer(address,address,uint256)");
+        let (range, filter) = (BlockRange { from: 1, to: 10 }, LogFilter { addresses: vec![], topics: vec![topic] });
+        let both = endpoints(vec![first.url("http"), second.url("http")], Duration::from_secs(20));
+        assert_eq!(head(&both).await, 100);
+        let other = &both.by_preference[1];
+        both.probe(other).await;
+        passes(Duration::from_secs(10)).await;
+        assert_eq!(other.aside().unwrap().1, "lags");
+        assert_eq!(both.second_opinion(range, &filter).await.unwrap().unwrap().last.number, 10);
+        other.eject("it has another block at the sealed height");
+        passes(Duration::from_mins(10)).await;
+        assert!(other.aside().is_some());
+        assert_eq!(both.second_opinion(range, &filter).await.unwrap().unwrap().last.number, 10);
+    }
+
+    /// The clock goes on, and nothing happens.
+    async fn passes(time: Duration) {
+        tokio::time::pause();
+        tokio::time::advance(time).await;
+        tokio::time::resume();
     }
 
     #[tokio::test]

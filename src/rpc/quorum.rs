@@ -16,13 +16,15 @@ pub struct Votes {
     pub same: Vec<String>,
     /// They have another one.
     pub other: Vec<String>,
+    /// So many were asked: all that are configured, whether they vote or not.
+    pub asked: usize,
 }
 
 impl Votes {
     /// Counts who has the block with this hash. Who does not answer, or has no block there yet, has no vote.
     #[must_use]
     pub fn on(hash: B256, witnesses: &[Witness]) -> Self {
-        let mut votes = Self::default();
+        let mut votes = Self { asked: witnesses.len(), ..Self::default() };
         for (endpoint, told) in hashes(witnesses) {
             let side = if told == hash { &mut votes.same } else { &mut votes.other };
             side.push(endpoint.to_owned());
@@ -30,10 +32,11 @@ impl Votes {
         votes
     }
 
-    /// Most of those who vote, and at least two, have another block.
+    /// Most of all that are configured, and at least two, have another block. Who is silent counts here, or two of five
+    /// that are on a branch of their own would decide while the others are slow.
     #[must_use]
     pub fn has_left(&self) -> bool {
-        self.other.len() >= 2 && self.other.len() > self.same.len()
+        self.other.len() >= 2 && self.other.len() * 2 > self.asked
     }
 
     /// Most of those who vote, and at least two, have this block.
@@ -99,6 +102,10 @@ mod tests {
             ("12-", false, false),
             ("22-", true, false),
             ("1122", false, false),
+            ("22!!", false, false),
+            ("22!!-", false, false),
+            ("222!-", true, false),
+            ("11!!-", false, true),
             ("", false, false),
         ] {
             let votes = Votes::on(OURS, &witnesses(signs));

@@ -3,7 +3,7 @@
 //! Requests stay with the endpoint in use as long as it serves, so that a block's header and its logs come from one
 //! place (F08). One that fails, lags, refuses this kind of request or is not at the height that is asked for is asked
 //! only where there is no better one; and somebody is always asked, whatever is known of them, but for those who said how
-//! long they want to be left alone.
+//! long they want to be left alone. One that is ejected is asked only where all are: its answers are worse than none.
 
 use tokio::time::Instant;
 
@@ -44,6 +44,7 @@ impl Standing {
     fn rank(self) -> Rank {
         match self.gate {
             Gate::Open(Why::Waits, until) => Rank::Never(until),
+            Gate::Open(Why::Ejected, until) => Rank::Ejected(until),
             Gate::Open(_, until) => Rank::Open(until),
             Gate::HalfOpen => Rank::HalfOpen,
             Gate::Closed if self.refuses => Rank::Refuses,
@@ -64,6 +65,7 @@ enum Rank {
     HalfOpen,
     Open(Instant),
     Never(Instant),
+    Ejected(Instant),
 }
 
 /// Where a request goes.
@@ -91,6 +93,7 @@ pub(super) fn route(standings: &[Standing], current: usize) -> Route {
         // Nobody is known to serve: the sooner someone is found who does, the better.
         Rank::HalfOpen | Rank::Open(_) => best >= Rank::HalfOpen,
         Rank::Never(_) => false,
+        Rank::Ejected(_) => matches!(best, Rank::Ejected(_)),
     };
     Route::Ask(ranked.into_iter().filter(|(rank, ..)| is_of_use(*rank)).map(|(.., place)| place).take(TRIES).collect())
 }
@@ -139,7 +142,20 @@ mod tests {
         let fails = |seconds| open(Why::Fails, seconds, now);
         assert_eq!(asked(&[refuses, GOOD, fails(1)], 0), [1]);
         assert_eq!(asked(&[refuses, refuses, fails(1)], 1), [1, 0]);
-        assert_eq!(asked(&[fails(3), half, fails(1), open(Why::Ejected, 2, now)], 0), [1, 2, 3]);
+        assert_eq!(asked(&[fails(3), half, fails(1)], 0), [1, 2, 0]);
+    }
+
+    #[test]
+    fn who_is_ejected_is_asked_only_where_all_are() {
+        let now = Instant::now();
+        let ejected = |seconds| open(Why::Ejected, seconds, now);
+        let half = Standing { gate: Gate::HalfOpen, ..GOOD };
+        for better in [GOOD, half, open(Why::Fails, 60, now), open(Why::Throttles, 60, now)] {
+            assert_eq!(asked(&[better, ejected(2)], 1), [0], "{better:?}");
+        }
+        let waits = open(Why::Waits, 4, now);
+        assert_eq!(route(&[waits, ejected(2)], 0), Route::Wait(now + Duration::from_secs(4)));
+        assert_eq!(asked(&[ejected(9), ejected(2)], 0), [1, 0]);
     }
 
     #[test]

@@ -42,6 +42,8 @@ pub struct Blocks {
     /// The hashes whose logs were asked for.
     pub asked: Vec<B256>,
     pub other: Other,
+    /// Headers above this height are read by number from another node, on a branch of its own.
+    pub stale_above: Option<u64>,
     /// A range is answered as far as so many blocks; `None`: to its end.
     pub bears: Option<u64>,
 }
@@ -149,7 +151,10 @@ impl ChainSource for SmallChain {
         Ok(self.change(|blocks| match at {
             At::Latest => blocks.chain.last().map(|(header, _)| *header),
             At::Safe | At::Finalized => None,
-            At::Number(number) => blocks.at(number),
+            At::Number(number) => blocks.at(number).map(|header| {
+                let is_stale = blocks.stale_above.is_some_and(|fork| fork < number);
+                Header { hash: if is_stale { keccak256(header.hash) } else { header.hash }, ..header }
+            }),
             At::Hash(hash) => blocks.chain.iter().map(|(header, _)| *header).find(|header| header.hash == hash),
         }))
     }
