@@ -58,7 +58,7 @@ fn says(endpoint: &Value, words: &str) -> bool {
 #[tokio::test]
 async fn good_nodes_of_two_makes_pass_and_show_what_they_can() {
     let chain = mining().await;
-    let (code, found) = check(&settings(&[chain.ws_url(), chain.rpc().url])).await;
+    let (code, found) = check(&settings(&[chain.ws_url(), chain.endpoint("other").url])).await;
     assert_eq!(code, 0, "{found:?}");
     for (endpoint, name) in found.iter().zip(["127.0.0.1", "127.0.0.1#2"]) {
         assert_eq!((&endpoint["endpoint"], &endpoint["chainId"]), (&json!(name), &json!(31_337)));

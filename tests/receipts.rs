@@ -346,31 +346,75 @@ async fn where_nothing_can_be_proven_nothing_is_delivered_less() {
     };
     for lie in [no_receipts, other_root, too_large, never_there, foreign] {
         let (_chain, node) = devchain(100).await;
-        let truth = of_block(&node.endpoints(Verify::None, 0), 20).await.unwrap();
+        let honest = node.endpoints(Verify::None, 0);
+        let truth = (of_block(&honest, 20).await.unwrap(), of_range(&honest, 1, 50).await.unwrap());
         let proven = node.endpoints(Verify::Receipts, 1);
         node.lie(lie);
-        let mut refusals = 0;
-        let taken = loop {
-            match of_block(&proven, 20).await {
-                Ok(logs) => break logs,
-                Err(error) => assert!(!matches!(error, RpcError::TooLarge { .. }), "a smaller range would not help"),
-            }
-            refusals += 1;
-        };
-        assert_eq!((taken, refusals), (truth, PATIENCE - 1));
+        for place in ["head", "history"] {
+            let mut refusals = 0;
+            let taken = loop {
+                let asked = if place == "head" { of_block(&proven, 20).await } else { of_range(&proven, 1, 50).await };
+                match asked {
+                    Ok(logs) => break logs,
+                    Err(error) => {
+                        assert!(!matches!(error, RpcError::TooLarge { .. }), "a smaller range would not help");
+                    }
+                }
+                refusals += 1;
+            };
+            let truth = if place == "head" { &truth.0 } else { &truth.1 };
+            assert_eq!((&taken, refusals), (truth, PATIENCE - 1), "{place}");
+        }
+        for number in 21..20 + PATIENCE as u64 {
+            // One block that cannot be proven says nothing of others.
+            while of_block(&proven, number).await.is_err() {}
+        }
         let asked = node.calls(RECEIPTS);
-        assert_eq!(
-            of_range(&proven, 1, 50).await.unwrap().len(),
-            of_range(&node.endpoints(Verify::None, 0), 1, 50).await.unwrap().len()
-        );
+        assert_eq!(of_range(&proven, 1, 50).await.unwrap(), truth.1);
         assert_eq!(node.calls(RECEIPTS), asked, "it is not asked for what it does not have");
         // From time to time it is tried again, and then all of it is back.
         *node.state.lie.lock().unwrap() = None;
-        of_range(&proven, 1, 100).await.unwrap();
+        for _ in 0..5 {
+            of_range(&proven, 1, 100).await.unwrap();
+        }
         let asked = node.calls(RECEIPTS);
         of_block(&proven, 20).await.unwrap();
         assert_eq!(node.calls(RECEIPTS), asked + 1);
     }
+}
+
+/// The bloom that one node told of says nothing to another one, which is asked for its own.
+#[tokio::test]
+async fn an_empty_answer_is_held_against_the_header_also_where_another_endpoint_told_of_the_block() {
+    let (chain, busy) = devchain(40).await;
+    let late = Node::before(chain.rpc()).await;
+    let number = *with_logs(&busy, 1..=40).await.last().unwrap();
+    let both = endpoints(&[&busy, &late], Verify::Bloom, 0);
+    busy.lie(|call, answer| {
+        if call["method"] == "eth_getLogs" {
+            let error = json!({ "code": -32005, "message": "too many requests" });
+            *answer = json!({ "jsonrpc": "2.0", "id": call["id"], "error": error });
+        }
+    });
+    late.lie(|call, answer| {
+        if call["method"] == "eth_getLogs" {
+            answer["result"] = json!([]);
+        }
+    });
+    let refused = of_block(&both, number).await.unwrap_err();
+    assert!(matches!(&refused, RpcError::Behind(text) if text.contains("there may be some")), "{refused:?}");
+    assert_eq!(late.calls("eth_getBlockByHash"), 1);
+    late.lie(|call, answer| {
+        if call["method"] == "eth_getLogs" {
+            answer["result"] = json!([]);
+        }
+        if call["method"] == "eth_getBlockByHash" {
+            answer["result"] = Value::Null;
+        }
+    });
+    let both = endpoints(&[&busy, &late], Verify::Bloom, 0);
+    let refused = of_block(&both, number).await.unwrap_err();
+    assert!(matches!(&refused, RpcError::Behind(text) if text.contains("nor its header")), "{refused:?}");
 }
 
 /// Headers of real blocks, of Ethereum before and after its merge and of Arbitrum, hash to their hashes: with receipts that

@@ -54,6 +54,26 @@ impl Provider {
     }
 }
 
+/// The providers at these addresses, in their order. A socket and the HTTP address beside it are of one provider: counted as
+/// two, one node would be its own witness.
+pub(super) fn paired(urls: Vec<SecretUrl>) -> Vec<Provider> {
+    let mut providers: Vec<Provider> = Vec::new();
+    for url in urls {
+        let is_beside = |socket: &SecretUrl, http: &SecretUrl| socket.http_twin().expose() == http.expose();
+        let pair = providers.iter_mut().find(|known| match (&known.socket, &known.http) {
+            (Some(socket), None) => is_beside(socket, &url),
+            (None, Some(http)) => url.is_socket() && is_beside(&url, http),
+            _ => false,
+        });
+        match pair {
+            Some(known) if url.is_socket() => known.socket = Some(url),
+            Some(known) => known.http = Some(url),
+            None => providers.push(Provider::from(url)),
+        }
+    }
+    providers
+}
+
 /// What a file says of providers.
 pub(super) struct Listed {
     /// Those that have an address here, in order of preference.

@@ -120,7 +120,7 @@ fn providers(reader: &mut Reader<'_>, files: &Files, purpose: Purpose) -> Option
     }
     if reader.given("WEB3_PROVIDER").is_some() {
         let urls = reader.read("WEB3_PROVIDER", endpoints::providers)?;
-        return Some(urls.into_iter().map(Provider::from).collect());
+        return Some(providers::paired(urls));
     }
     if purpose == Purpose::Listen {
         let mend = "set it to one or more endpoints, comma separated, e.g. wss://host/key,https://host/key";

@@ -37,6 +37,12 @@ impl Blooms {
         }
     }
 
+    /// Whether this block's header was read here.
+    pub(super) fn know(&self, hash: B256) -> bool {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.iter().any(|(other, ..)| *other == hash)
+    }
+
     /// Whether an answer without logs of this block should not be taken yet. Asking counts.
     pub(super) fn contradict_none(&self, hash: B256, filter: &LogFilter) -> bool {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);

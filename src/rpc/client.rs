@@ -29,7 +29,7 @@ use super::{
     blooms::Blooms,
     budget::{Budget, Charged},
     error::{classify, tag_is_unknown},
-    proofs::Proofs,
+    proofs::{Place, Proofs},
     receipts::{self, Proven, Unproven, WireReceipt},
     transport::Capped,
     unknown::UnknownMessages,
@@ -137,10 +137,13 @@ impl Node {
             Err(RpcError::Behind(_)) if !asks_tag => None,
             other => other?,
         };
-        if let Some((hash, bloom)) = found.as_ref().and_then(WireHeader::bloom) {
-            self.blooms.remember(hash, bloom);
+        let bloom = found.as_ref().and_then(WireHeader::bloom).map(|(_, bloom)| bloom);
+        let header = found.map(|wire| check_header(wire, at)).transpose()?;
+        if let Some(header) = &header {
+            // Without a bloom nothing contradicts an answer.
+            self.blooms.remember(header.hash, bloom.unwrap_or_default());
         }
-        found.map(|wire| check_header(wire, at)).transpose()
+        Ok(header)
     }
 
     pub(super) async fn block_logs(
@@ -150,7 +153,7 @@ impl Node {
         filter: &LogFilter,
     ) -> Result<Vec<RawLog>, RpcError> {
         let params = json!([log_query(filter, &json!({ "blockHash": block.hash }))]);
-        let is_proven = self.proofs.is_due();
+        let is_proven = self.proofs.is_due(Place::Head);
         let (logs, proof) = tokio::join!(self.one::<Vec<WireLog>>("eth_getLogs", params), async {
             if is_proven { Some(self.prove(At::Hash(block.hash)).await) } else { None }
         });
@@ -159,17 +162,30 @@ impl Node {
         let logs = wire::block_logs(logs, block, timestamp, filter)?;
         self.count_duplicates(told - logs.len());
         if let Some(proof) = proof
-            && let Some(held) =
-                self.proofs.judge(block.number, proof.and_then(|proven| proven.of(block)?.hold(&logs, filter)))?
+            && let Some(held) = self
+                .proofs
+                .judge((Place::Head, block.number), proof.and_then(|proven| proven.of(block)?.hold(&logs, filter)))?
         {
             return Ok(held.logs);
         }
-        if logs.is_empty() && self.proofs.minds_blooms() && self.blooms.contradict_none(block.hash, filter) {
+        if logs.is_empty() && self.proofs.minds_blooms() {
+            self.hold_against_bloom(block, filter).await?;
+        }
+        Ok(logs)
+    }
+
+    /// Holds an answer without logs against the block's header: this node's own, for the one that led here may be another
+    /// node's.
+    async fn hold_against_bloom(&self, block: BlockRef, filter: &LogFilter) -> Result<(), RpcError> {
+        if !self.blooms.know(block.hash) && self.header(At::Hash(block.hash)).await?.is_none() {
+            return Err(RpcError::Behind(format!("the node has no logs of block {block}, nor its header")));
+        }
+        if self.blooms.contradict_none(block.hash, filter) {
             metrics::empty_with_bloom(&self.name);
             let text = format!("the node has no logs of block {block}, and its header says that there may be some");
             return Err(RpcError::Behind(text));
         }
-        Ok(logs)
+        Ok(())
     }
 
     /// The proof of one block: its full header and its receipts, in one batch.
@@ -252,13 +268,14 @@ impl Node {
         logs: &mut BTreeMap<u64, Vec<RawLog>>,
         filter: &LogFilter,
     ) -> Result<bool, RpcError> {
-        numbers.retain(|_| self.proofs.is_due());
+        numbers.retain(|_| self.proofs.is_due(Place::History));
         let asking = numbers.into_iter().map(|number| async move { (number, self.prove(At::Number(number)).await) });
         let mut proofs = stream::iter(asking).buffered(PROOFS_AT_ONCE);
         let mut was_wrong = false;
         while let Some((number, proof)) = proofs.next().await {
             let told = logs.get(&number).map(Vec::as_slice).unwrap_or_default();
-            if let Some(held) = self.proofs.judge(number, proof.and_then(|proven| proven.hold(told, filter)))? {
+            let proof = proof.and_then(|proven| proven.hold(told, filter));
+            if let Some(held) = self.proofs.judge((Place::History, number), proof)? {
                 was_wrong |= held.is_other();
                 logs.insert(number, held.logs);
             }

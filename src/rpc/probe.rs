@@ -26,8 +26,9 @@ const ALL: Duration = Duration::from_mins(1);
 const PATIENCE: (u32, Duration) = (2, Duration::from_secs(5));
 /// Newest blocks whose logs are looked at.
 const LOOKED_AT: u64 = 4;
-/// An endpoint is behind when its newest block is this much older, seconds, than that of another.
-const BEHIND: u64 = 5;
+/// An endpoint is behind when its newest block is this much older, seconds, than that of another, and more than one block
+/// below: at the moment when there is a new one not all have it.
+const BEHIND: (u64, u64) = (5, 1);
 
 /// What is asked.
 #[derive(Clone, Debug)]
@@ -153,9 +154,8 @@ async fn compare(probes: &mut [Probe<'_>], all: &mut [Findings]) {
         let Some(head) = head else { continue };
         let before = findings.head.replace(head.number);
         findings.lag = Some(newest.number - head.number);
-        let age = newest.timestamp.saturating_sub(head.timestamp);
-        if age >= BEHIND && newest.number > head.number {
-            findings.suspect(format!("{} blocks and {age} s behind another endpoint", newest.number - head.number));
+        if let Some((blocks, age)) = behind(head, &newest) {
+            findings.suspect(format!("{blocks} blocks and {age} s behind another endpoint"));
         }
         if findings.heads_announced == Some(0) && before.is_some_and(|before| before < head.number) {
             findings.suspect("the WebSocket announced no head although there were new ones");
@@ -178,6 +178,13 @@ async fn compare(probes: &mut [Probe<'_>], all: &mut [Findings]) {
             findings.suspect(format!("block {common} is another one at other endpoints"));
         }
     }
+}
+
+/// How far, in blocks and seconds, an endpoint with this head is behind the newest one, if it is.
+fn behind(head: &Header, newest: &Header) -> Option<(u64, u64)> {
+    let blocks = newest.number.saturating_sub(head.number);
+    let age = newest.timestamp.saturating_sub(head.timestamp);
+    (age >= BEHIND.0 && blocks > BEHIND.1).then_some((blocks, age))
 }
 
 /// One endpoint while it is asked.
@@ -448,5 +455,20 @@ async fn listen(provider: &Provider, survey: &Survey) -> Option<Result<u64, Stri
             Ok(Some(())) => heads += 1,
             Ok(None) => return Some(Err("the WebSocket ended while it was listened to".to_owned())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_block_is_not_behind_however_long_a_block_takes() {
+        let head = |number, timestamp| Header { number, hash: B256::ZERO, parent: B256::ZERO, timestamp };
+        let newest = head(100, 1_200);
+        assert_eq!(behind(&newest, &newest), None);
+        assert_eq!(behind(&head(99, 1_188), &newest), None);
+        assert_eq!(behind(&head(98, 1_176), &newest), Some((2, 24)));
+        assert_eq!(behind(&head(90, 1_196), &newest), None, "many blocks in no time");
     }
 }

@@ -4,9 +4,15 @@
 //! encoding nobody here knows. So the first failures in a row are refusals, and others are asked; after some the node is
 //! taken at its word as if receipts were off, and that is said. From time to time a block is proven all the same, and the
 //! first proof that holds ends it. A contradiction in a known encoding is never forgiven by a node that has proven a block.
+//! Nor is such a node taken at its word for a block near the head whose receipts it has late.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::{
@@ -18,10 +24,24 @@ use crate::{
     telemetry::metrics,
 };
 
-/// Failures in a row after which a node is taken at its word.
+/// Blocks in a row that cannot be proven, and tries of one of them, after which a node is taken at its word.
 const PATIENCE: u32 = 5;
+/// Blocks whose tries are remembered.
+const REMEMBERED: usize = 64;
 /// One block in so many is proven all the same.
 const TRIAL_EVERY: u32 = 64;
+/// The same is warned of once in this time; counters tell the rest.
+const WARN_EVERY: Duration = Duration::from_mins(1);
+
+/// Which blocks are proven. Of new ones a node may have the receipts late, those of old ones it may have dropped: neither
+/// says anything of the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// A block near the head.
+    Head,
+    /// A block of a final range.
+    History,
+}
 
 /// The proofs of one node.
 #[derive(Debug)]
@@ -30,15 +50,36 @@ pub(super) struct Proofs {
     name: String,
     verify: Verify,
     sample: u64,
-    record: Mutex<Record>,
+    records: Mutex<Records>,
+}
+
+#[derive(Debug, Default)]
+struct Records {
+    /// A block with receipts was proven: this chain's encoding is known.
+    has_proven: bool,
+    head: Record,
+    history: Record,
+    /// When it was last warned of logs that the node left out.
+    omission_told: Option<Instant>,
+    /// When it was last warned of false receipts.
+    falsehood_told: Option<Instant>,
+}
+
+impl Records {
+    fn of(&mut self, place: Place) -> &mut Record {
+        match place {
+            Place::Head => &mut self.head,
+            Place::History => &mut self.history,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
 struct Record {
-    /// A block with receipts was proven: this chain's encoding is known.
-    has_proven: bool,
-    /// Since the last proof that held.
+    /// Since the last proof that held: blocks near the head, or tries of history, where nothing is lost by giving up early.
     failures: u32,
+    /// The last blocks that could not be proven, each with the number of tries.
+    tries: VecDeque<(u64, u32)>,
     /// Blocks that were due since the node is taken at its word.
     passed: u32,
 }
@@ -47,12 +88,25 @@ impl Record {
     fn is_suspended(&self) -> bool {
         self.failures >= PATIENCE
     }
+
+    /// One more try of this block failed; how many did.
+    fn tried(&mut self, block: u64) -> u32 {
+        if let Some((_, tries)) = self.tries.iter_mut().find(|(other, _)| *other == block) {
+            *tries = tries.saturating_add(1);
+            return *tries;
+        }
+        if self.tries.len() >= REMEMBERED {
+            self.tries.pop_front();
+        }
+        self.tries.push_back((block, 1));
+        1
+    }
 }
 
 impl Proofs {
     /// None made yet.
     pub(super) fn new(name: String, limits: &Limits) -> Self {
-        Self { name, verify: limits.verify, sample: limits.verify_sample, record: Mutex::default() }
+        Self { name, verify: limits.verify, sample: limits.verify_sample, records: Mutex::default() }
     }
 
     /// Whether answers are held against blooms where they are not proven.
@@ -61,11 +115,12 @@ impl Proofs {
     }
 
     /// Whether the next block is to be proven. Asking counts.
-    pub(super) fn is_due(&self) -> bool {
+    pub(super) fn is_due(&self, place: Place) -> bool {
         if self.verify != Verify::Receipts {
             return false;
         }
-        let mut record = self.record();
+        let mut records = self.records();
+        let record = records.of(place);
         if !record.is_suspended() {
             return true;
         }
@@ -84,59 +139,90 @@ impl Proofs {
     ///
     /// [`RpcError::Invalid`] where the node contradicts itself, and whatever else keeps a node from a proof that is not
     /// taken at its word.
-    pub(super) fn judge(&self, block: u64, proof: Result<Held, Unproven>) -> Result<Option<Held>, RpcError> {
+    pub(super) fn judge(
+        &self,
+        (place, block): (Place, u64),
+        proof: Result<Held, Unproven>,
+    ) -> Result<Option<Held>, RpcError> {
         match proof {
             Ok(held) => {
-                self.succeeded(held.has_receipts);
+                self.succeeded((place, block), held.has_receipts);
                 if held.is_other() {
                     let Held { missing, false_logs, .. } = &held;
-                    warn!(
-                        endpoint = self.name,
-                        block, missing, false_logs, "eth_getLogs contradicts the block's receipts, which are used"
-                    );
+                    if is_to_be_told(&mut self.records().omission_told) {
+                        warn!(
+                            endpoint = self.name,
+                            block, missing, false_logs, "eth_getLogs contradicts the block's receipts, which are used"
+                        );
+                    }
                     metrics::logs_restored(&self.name, missing + false_logs);
                 }
                 Ok(Some(held))
             }
             // It has not failed to prove anything: it asks for time.
             Err(Unproven::Request(error @ RpcError::Throttled { .. })) => Err(error),
-            Err(Unproven::Wrong(text)) if self.record().has_proven => {
+            // It proves blocks, and does not have all of this one yet: it or another one will.
+            Err(Unproven::Request(error @ (RpcError::Behind(_) | RpcError::Transient(_) | RpcError::TimedOut)))
+                if place == Place::Head && self.records().has_proven =>
+            {
+                metrics::proof(&self.name, "failed");
+                debug!(endpoint = self.name, block, %error, "a block is not proven yet");
+                Err(of_proof(error))
+            }
+            Err(Unproven::Wrong(text)) if self.records().has_proven => {
                 metrics::proof(&self.name, "wrong");
+                let mut records = self.records();
                 // Whatever failed before: the encoding is known, and the next block is to be proven.
-                self.record().failures = 0;
-                warn!(endpoint = self.name, block, reason = text, "a node's receipts are false and not used");
+                records.of(place).failures = 0;
+                if is_to_be_told(&mut records.falsehood_told) {
+                    warn!(endpoint = self.name, block, reason = text, "a node's receipts are false and not used");
+                }
                 Err(RpcError::Invalid(text))
             }
             Err(Unproven::Wrong(text) | Unproven::Unknown(text)) => {
                 metrics::proof(&self.name, "unknown");
-                self.failed(block, RpcError::Invalid(text))
+                self.failed((place, block), RpcError::Invalid(text))
             }
             Err(Unproven::Request(error)) => {
                 metrics::proof(&self.name, "failed");
-                self.failed(block, of_proof(error))
+                self.failed((place, block), of_proof(error))
             }
         }
     }
 
-    fn succeeded(&self, has_receipts: bool) {
+    fn succeeded(&self, (place, block): (Place, u64), has_receipts: bool) {
         metrics::proof(&self.name, "proven");
-        let mut record = self.record();
+        let mut records = self.records();
+        records.of(place).tries.retain(|(other, _)| *other != block);
+        // That there is nothing to prove says nothing of encodings.
+        if !has_receipts {
+            return;
+        }
+        records.has_proven = true;
+        let record = records.of(place);
         if record.is_suspended() {
             info!(endpoint = self.name, "receipts prove blocks again, and are asked for again");
         }
         record.failures = 0;
-        record.has_proven |= has_receipts;
+        // A node that proves old blocks may prove new ones; the other way round they may be dropped.
+        records.head.failures = 0;
     }
 
-    fn failed(&self, block: u64, error: RpcError) -> Result<Option<Held>, RpcError> {
-        let mut record = self.record();
+    fn failed(&self, (place, block): (Place, u64), error: RpcError) -> Result<Option<Held>, RpcError> {
+        let mut records = self.records();
+        let record = records.of(place);
         let was_suspended = record.is_suspended();
-        record.failures = record.failures.saturating_add(1);
-        if !record.is_suspended() {
+        let tries = record.tried(block);
+        if tries == 1 || place == Place::History {
+            record.failures = record.failures.saturating_add(1);
+        }
+        if !record.is_suspended() && tries < PATIENCE {
             debug!(endpoint = self.name, block, %error, "a block could not be proven");
             return Err(error);
         }
-        if !was_suspended {
+        if !record.is_suspended() {
+            warn!(endpoint = self.name, block, %error, "a block cannot be proven: its logs are held against its bloom only");
+        } else if !was_suspended {
             warn!(
                 endpoint = self.name,
                 block,
@@ -148,9 +234,19 @@ impl Proofs {
         Ok(None)
     }
 
-    fn record(&self) -> MutexGuard<'_, Record> {
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    fn records(&self) -> MutexGuard<'_, Records> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether it is time to warn again of what was last told of then.
+fn is_to_be_told(told: &mut Option<Instant>) -> bool {
+    let now = Instant::now();
+    let is_due = told.is_none_or(|at| now.duration_since(at) >= WARN_EVERY);
+    if is_due {
+        *told = Some(now);
+    }
+    is_due
 }
 
 /// Receipts that are too large or not served say nothing about the logs that were asked for: fewer blocks would not help,
@@ -164,7 +260,7 @@ fn of_proof(error: RpcError) -> RpcError {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{Place::*, *};
     use crate::rpc::Cap;
 
     fn proofs() -> Proofs {
@@ -185,31 +281,75 @@ mod tests {
 
     #[test]
     fn a_node_that_proves_nothing_is_taken_at_its_word_and_tried_again_from_time_to_time() {
-        let proofs = proofs();
-        for _ in 1..PATIENCE {
-            assert!(proofs.is_due());
-            assert!(matches!(proofs.judge(1, Err(unknown())), Err(RpcError::Invalid(_))));
+        for place in [Head, History] {
+            let proofs = proofs();
+            for block in 1..u64::from(PATIENCE) {
+                assert!(proofs.is_due(place));
+                assert!(matches!(proofs.judge((place, block), Err(unknown())), Err(RpcError::Invalid(_))));
+            }
+            assert!(matches!(proofs.judge((place, 5), Err(unknown())), Ok(None)));
+            let due = (0..10 * TRIAL_EVERY).filter(|_| proofs.is_due(place)).count();
+            assert_eq!(due, 10);
+            assert!(matches!(proofs.judge((place, 6), Ok(held(false))), Ok(Some(_))));
+            assert!(!proofs.is_due(place), "it had nothing to prove");
+            assert!(matches!(proofs.judge((place, 7), Ok(held(true))), Ok(Some(_))));
+            assert!(proofs.is_due(place) && proofs.is_due(place));
+            assert!(proofs.judge((place, 8), Err(unknown())).is_err(), "it begins anew");
         }
-        assert!(matches!(proofs.judge(1, Err(unknown())), Ok(None)));
-        let due = (0..10 * TRIAL_EVERY).filter(|_| proofs.is_due()).count();
-        assert_eq!(due, 10);
-        assert!(matches!(proofs.judge(1, Ok(held(false))), Ok(Some(_))));
-        assert!(proofs.is_due() && proofs.is_due());
-        assert!(proofs.judge(1, Err(unknown())).is_err(), "it begins anew");
+    }
+
+    #[test]
+    fn one_block_that_cannot_be_proven_is_taken_in_the_end_and_the_next_one_is_proven() {
+        let proofs = proofs();
+        proofs.judge((Head, 1), Ok(held(true))).unwrap();
+        for _ in 1..PATIENCE {
+            assert!(proofs.judge((Head, 2), Err(unknown())).is_err());
+            proofs.judge((Head, 3), Ok(held(true))).unwrap();
+        }
+        assert!(matches!(proofs.judge((Head, 2), Err(unknown())), Ok(None)));
+        assert!(proofs.is_due(Head), "it is one block");
+    }
+
+    #[test]
+    fn a_node_that_proves_blocks_is_never_taken_at_its_word_for_receipts_that_come_late() {
+        let proofs = proofs();
+        proofs.judge((Head, 1), Ok(held(true))).unwrap();
+        for block in 2..100 {
+            for late in [RpcError::Behind(String::new()), RpcError::Transient(String::new()), RpcError::TimedOut] {
+                assert!(proofs.judge((Head, block), Err(late.into())).is_err());
+            }
+            assert!(proofs.is_due(Head));
+        }
+        let pruned = || proofs.judge((History, 7), Err(RpcError::Behind(String::new()).into()));
+        assert!((1..PATIENCE).all(|_| pruned().is_err()));
+        assert!(matches!(pruned(), Ok(None)), "history would never go on");
+        assert!(proofs.is_due(Head) && !proofs.is_due(History));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_same_is_warned_of_once_a_minute() {
+        let mut told = None;
+        let seconds = [0, 30, 29, 2, 58, 1].map(Duration::from_secs);
+        let mut warned = Vec::new();
+        for pause in seconds {
+            tokio::time::advance(pause).await;
+            warned.push(is_to_be_told(&mut told));
+        }
+        assert_eq!(warned, [true, false, false, true, false, false]);
     }
 
     #[test]
     fn a_contradiction_is_never_forgiven_once_the_encoding_is_known() {
         let proofs = proofs();
-        proofs.judge(1, Ok(held(false))).unwrap();
+        proofs.judge((Head, 1), Ok(held(false))).unwrap();
         assert!(
-            (1..=PATIENCE).any(|_| proofs.judge(1, Err(wrong())).is_ok()),
+            (1..=PATIENCE).any(|_| proofs.judge((Head, 1), Err(wrong())).is_ok()),
             "an empty block says nothing of encodings"
         );
-        proofs.judge(1, Ok(held(true))).unwrap();
+        proofs.judge((Head, 1), Ok(held(true))).unwrap();
         for _ in 0..3 * PATIENCE {
-            assert!(matches!(proofs.judge(1, Err(wrong())), Err(RpcError::Invalid(_))));
-            assert!(proofs.is_due());
+            assert!(matches!(proofs.judge((Head, 1), Err(wrong())), Err(RpcError::Invalid(_))));
+            assert!(proofs.is_due(Head));
         }
     }
 
@@ -218,14 +358,14 @@ mod tests {
         let proofs = proofs();
         for _ in 0..3 * PATIENCE {
             let throttled = RpcError::Throttled { message: String::new(), retry_after: None };
-            let error = proofs.judge(1, Err(throttled.into())).unwrap_err();
+            let error = proofs.judge((Head, 1), Err(throttled.into())).unwrap_err();
             assert!(matches!(error, RpcError::Throttled { .. }));
-            assert!(proofs.is_due());
+            assert!(proofs.is_due(Head));
         }
         let unclear = RpcError::Unclear { message: "no".into(), is_known: false };
         let large = RpcError::TooLarge { message: "no".into(), cap: Cap::Density, suggested: None };
         for error in [RpcError::Fatal("no such method".into()), RpcError::TimedOut, unclear, large] {
-            let error = proofs.judge(1, Err(error.into())).unwrap_err();
+            let error = proofs.judge((Head, 1), Err(error.into())).unwrap_err();
             assert!(matches!(error, RpcError::Transient(_)), "{error:?}");
         }
     }

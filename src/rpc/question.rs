@@ -34,11 +34,12 @@ impl Question {
         Self { kind, height: Some(height) }
     }
 
-    /// The method that costs most of what it takes to answer it.
-    pub(super) fn method(self) -> &'static str {
+    /// The method that costs most of what it takes to answer it, and whether it is about history, which can wait.
+    pub(super) fn method(self) -> (&'static str, bool) {
         match self.kind {
-            Kind::Header => "eth_getBlockByNumber",
-            Kind::BlockLogs | Kind::RangeLogs => "eth_getLogs",
+            Kind::Header => ("eth_getBlockByNumber", false),
+            Kind::BlockLogs => ("eth_getLogs", false),
+            Kind::RangeLogs => ("eth_getLogs", true),
         }
     }
 

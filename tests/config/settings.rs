@@ -5,7 +5,8 @@ use std::{path::Path, time::Duration};
 use chaintap::{
     cli::check::{CheckArgs, Format, check},
     config::{
-        Limits, Purpose, Shape, SinkTarget, Sources, StartBlock, StoreSettings, TokenSettings, Verify, load_offline,
+        Limits, Provider, Purpose, Shape, SinkTarget, Sources, StartBlock, StoreSettings, TokenSettings, Verify,
+        load_offline,
     },
     domain::DeliveryMode,
 };
@@ -83,6 +84,26 @@ fn what_logs_are_held_against_is_the_chain_s_unless_the_deployment_says_otherwis
     }
     assert_eq!(verify(&[("CHAIN_ID", "137"), ("VERIFY", "bloom")]), Verify::Bloom);
     assert_eq!(settings(&[("VERIFY", "receipts")]).limits.verify_sample, 100);
+}
+
+/// Counted as two, a node would be its own witness.
+#[test]
+fn a_socket_and_the_http_address_beside_it_are_one_provider() {
+    let providers = |given: &str| {
+        let providers = settings(&[("WEB3_PROVIDER", given)]).providers;
+        let addresses = |provider: &Provider| provider.urls().map(|url| url.expose().to_owned()).collect::<Vec<_>>();
+        providers.iter().map(addresses).collect::<Vec<_>>()
+    };
+    let pair = || vec!["wss://a/k".to_owned(), "https://a/k".to_owned()];
+    let alone = |url: &str| vec![url.to_owned()];
+    assert_eq!(providers("wss://a/k,https://a/k"), [pair()]);
+    assert_eq!(providers("https://a/k,https://b/k,wss://a/k"), [pair(), alone("https://b/k")]);
+    assert_eq!(
+        providers("wss://a/k,https://a/other,ws://a/k"),
+        [alone("wss://a/k"), alone("https://a/other"), alone("ws://a/k")]
+    );
+    let infura = ["wss://mainnet.infura.io/ws/v3/k", "https://mainnet.infura.io/v3/k"];
+    assert_eq!(providers(&infura.join(",")), [infura.map(str::to_owned)]);
 }
 
 #[test]
