@@ -188,7 +188,8 @@ async fn compare(ctx: &Context, filter: &Filter, batch: &[JournalEntry], answer:
         let missing = Wanted { events, undecodable: vec![], version: wanted.version };
         deliver::found(ctx, entry.epoch, &missing.events).await?;
         ctx.audit.owed().insert(entry.block);
-        if let Amended::Final(epoch) = deliver::amended(ctx, entry.block, &missing).await? {
+        // What is about to be sealed is final.
+        if let Amended::Final(epoch) = deliver::amended(ctx, entry.block, &missing, true).await? {
             epochs.push(epoch);
         }
         found.extend(missing.events);

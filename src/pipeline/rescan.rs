@@ -85,17 +85,17 @@ impl Scan<'_> {
         let (logs, next) = (&self.joined.logs, range.from);
         if let Some(height) = final_height.filter(|height| *height >= next) {
             let (part, answer) = timed("fetch", fetch::part(self.ctx, logs, next, range.to.min(height))).await?;
-            return Ok((part.to, self.deliver(answer.logs).await?));
+            return Ok((part.to, self.deliver(answer.logs, true).await?));
         }
         let (_, logs) = timed("fetch", fetch::block(self.ctx, logs, next, None)).await?;
-        Ok((next, self.deliver(logs).await?))
+        Ok((next, self.deliver(logs, false).await?))
     }
 
-    async fn deliver(&self, logs: Vec<RawLog>) -> Result<u64, StageError> {
+    async fn deliver(&self, logs: Vec<RawLog>, are_final: bool) -> Result<u64, StageError> {
         let decoded = self.joined.only(decode::events(&self.ctx.registry, logs));
         let (mut found, mut epochs) = (0, Vec::new());
         for (block, wanted) in filter::by_token(self.filter, decoded).by_block() {
-            match timed("deliver", deliver::amended(self.ctx, block, &wanted)).await? {
+            match timed("deliver", deliver::amended(self.ctx, block, &wanted, are_final)).await? {
                 Amended::Elsewhere => continue,
                 Amended::Final(epoch) => epochs.push(epoch),
                 Amended::Journaled => {}

@@ -33,6 +33,7 @@ impl Run {
         self.world.note([93, 0, 0, 0], || "calm".to_owned());
         let now = Instant::now();
         self.starts.iter_mut().for_each(|(when, _)| *when = now);
+        self.mine(self.until_all_left_out_is_final());
         self.converge("chaos").await;
         self.world.note([88, 0, 0, 0], || "delivered".to_owned());
         self.story = self.world.calls();
@@ -56,6 +57,14 @@ impl Run {
             let text = format!("{} duplicates without a fault", oracle.duplicates);
             oracle.violations.push(text);
         }
+    }
+
+    /// How many blocks there have to be more: what an operator left out is not looked at for a new token before it is final.
+    fn until_all_left_out_is_final(&self) -> u64 {
+        let making = &self.world.swarm.making;
+        let depth = making.finalized.unwrap_or_default().max(making.finality);
+        let highest = self.world.oracle().last_skipped();
+        highest.map_or(0, |highest| (highest + depth).saturating_sub(self.world.tree().height()))
     }
 
     /// Holds what the queue has against the chain.

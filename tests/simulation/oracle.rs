@@ -144,6 +144,11 @@ impl Oracle {
         }
     }
 
+    /// The highest block that an operator left out.
+    pub fn last_skipped(&self) -> Option<u64> {
+        self.excuses.skipped.last().copied()
+    }
+
     /// What is not delivered of these blocks never need be.
     pub fn skipped(&mut self, range: BlockRange, watermark: i64) {
         let is_missing = |number: &u64| self.committed.get(number).is_none_or(BTreeSet::is_empty);

@@ -32,11 +32,13 @@ pub(in crate::pipeline) enum Amended {
     Elsewhere,
 }
 
-/// Hands over these events of one block, of which others may have been delivered before.
+/// Hands over these events of one block, of which others may have been delivered before. `is_final`: as far as the caller
+/// sees the block will not leave the chain.
 pub(in crate::pipeline) async fn amended(
     ctx: &Context,
     block: BlockRef,
     wanted: &Wanted,
+    is_final: bool,
 ) -> Result<Amended, StageError> {
     bury_undecodable(ctx, &wanted.undecodable).await?;
     let ours = &wanted.events;
@@ -44,10 +46,12 @@ pub(in crate::pipeline) async fn amended(
     for _ in 0..ROUNDS {
         let (epoch, amended) = match offer(ctx, block, wanted, &held).await? {
             AmendReply::Journaled { epoch } => (epoch, Amended::Journaled),
-            AmendReply::Final { epoch } => {
-                final_by_now(ctx, block).await?;
-                (epoch, Amended::Final(epoch))
+            // Without an entry it could not be taken back (I4): an operator left it out, or this process sees less of the
+            // chain than another one that delivered it.
+            AmendReply::Final { .. } if !is_final && !is_sealed(ctx, block).await? => {
+                return Err(StageError::Again("a block without a journal entry is not final yet"));
             }
+            AmendReply::Final { epoch } => (epoch, Amended::Final(epoch)),
             AmendReply::More { epoch } => {
                 held = persist(ctx, "journaled", PATIENCE, || ctx.store.journaled(block, epoch)).await?;
                 continue;
@@ -68,14 +72,10 @@ pub(in crate::pipeline) async fn amended(
     Err(StageError::Again("someone else appends to the same journal entry"))
 }
 
-/// A block without an entry may be one that an operator left out and that is not final yet: until it is, what is sent
-/// of it could not be taken back (I4).
-async fn final_by_now(ctx: &Context, block: BlockRef) -> Result<(), StageError> {
+/// Whether the block was final for somebody before: the chain may have become shorter since.
+async fn is_sealed(ctx: &Context, block: BlockRef) -> Result<bool, StageError> {
     let sealed = persist(ctx, "snapshot", PATIENCE, || ctx.store.snapshot()).await?.progress.sealed;
-    if u64::try_from(sealed).is_ok_and(|sealed| block.number <= sealed) {
-        return Ok(());
-    }
-    Err(StageError::Again("a block that was left out is not final yet"))
+    Ok(u64::try_from(sealed).is_ok_and(|sealed| block.number <= sealed))
 }
 
 /// What was sent of final blocks counts only if the epoch that it was sent under is still the chain's: a retraction of
