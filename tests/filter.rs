@@ -323,7 +323,7 @@ async fn replicas_that_seal_the_same_blocks_suspect_no_provider() {
     let redis = RedisServer::start().await;
     let settings = Settings::default()
         .set("CHAIN_ID", 31_337)
-        .set("WEB3_PROVIDER", format!("{},{}", chain.rpc().url, chain.ws_url()))
+        .set("WEB3_PROVIDER", format!("{},{}", chain.rpc().url, chain.endpoint("other").ws_url()))
         .set("START_BLOCK", 201)
         .set("REDIS_URL", redis.url(DB));
     let replicas = [settings.start(), settings.start()];

@@ -54,7 +54,7 @@ impl Deployment {
         let (server, chain) = tokio::join!(RedisServer::start(), Devchain::start(options()));
         let settings = Settings::default()
             .set("CHAIN_ID", 1)
-            .set("WEB3_PROVIDER", format!("{},{}", chain.rpc().url, chain.ws_url()))
+            .set("WEB3_PROVIDER", format!("{},{}", chain.rpc().url, chain.endpoint("other").ws_url()))
             .set("REDIS_URL", server.url(0))
             .set("START_BLOCK", FIRST)
             .file("config/chains.toml", CHAINS);
