@@ -284,7 +284,7 @@ async fn a_socket_that_falls_silent_is_given_up() {
     stage.pay_in_a_block(4).await;
     let unheard = stage.pay_in_a_block(5).await;
     listener.wait_watermark(unheard, Duration::from_mins(1)).await;
-    let given_up = || async { listener.log().contains("it is silent") };
+    let given_up = || async { listener.log().contains("no WebSocket") };
     eventually("the socket is given up", Duration::from_mins(1), given_up).await;
     proxy.restore();
     wait_sockets(&listener, 2).await;
