@@ -85,7 +85,7 @@ impl Desk {
         self.store.commit(commit, Track::Realtime, grant).await.unwrap()
     }
 
-    /// COMMIT_FINAL of a range of the second branch, in the first epoch.
+    /// `COMMIT_FINAL` of a range of the second branch, in the first epoch.
     async fn commit_final(&self, from: u64, to: u64, grant: &Grant) -> CommitReply {
         let commit = FinalCommit {
             range: BlockRange { from, to },
