@@ -274,7 +274,7 @@ pub fn nodes(settings: &Settings, providers: &[Provider]) -> Arc<dyn ChainSource
 /// What one request may ask an endpoint for, whatever it bears.
 #[must_use]
 pub fn bounds(settings: &Settings) -> Bounds {
-    Bounds { blocks: settings.chain.batch_blocks, parallel: settings.chain.parallel }
+    Bounds { blocks: settings.chain.batch_blocks }
 }
 
 /// The sinks by handler; handlers with one target share a sink.

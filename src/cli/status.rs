@@ -232,7 +232,7 @@ mod tests {
 
     #[test]
     fn what_was_learned_of_endpoints_is_listed_as_far_as_it_can_be_read() {
-        let bounds = Bounds { blocks: 100, parallel: 3 };
+        let bounds = Bounds { blocks: 100 };
         let mut caps = Caps::new(bounds);
         caps.refused(BlockRange { from: 1, to: 100 }, Cap::Blocks(Some(10)), None, u64::from(u32::MAX));
         caps.too_many_addresses(100, Some(20), u64::from(u32::MAX));

@@ -50,7 +50,7 @@ impl Bearing {
     /// Nothing is known yet; within the bounds of a chain of which nothing else is said. What one request becomes many for
     /// is charged to the budget.
     pub(super) fn new(budget: Arc<Budget>) -> Self {
-        let state = State::new(Bounds { blocks: 100, parallel: 3 });
+        let state = State::new(Bounds { blocks: 100 });
         Self { state: Mutex::new(state), finding_out: tokio::sync::Mutex::default(), budget }
     }
 
@@ -86,7 +86,7 @@ impl Bearing {
     /// It asked to be left alone for so long (`Retry-After`).
     pub(super) fn throttled(&self, wait: Duration) {
         // The second that has begun is over before the wait begins, so that the next request never comes early.
-        self.state().caps.throttled(Some(wait), now() + 1);
+        self.state().caps.throttled(wait, now() + 1);
     }
 
     /// How often it did not answer a range that may have been too large: the next time it is asked for less.

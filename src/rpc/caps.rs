@@ -3,8 +3,8 @@
 //! Two caps on the blocks of a request stand side by side. The **structural** one is a rule of the node or of the plan: no
 //! more than so many blocks, whatever is in them. It only tightens, what was refused once is not asked again, and after a
 //! day it is forgotten, for plans change. The **density** one is about what is in the blocks: it halves at a refusal and
-//! grows back. A suggested range is used once, and no cap is made of it. Besides: addresses a request, and requests in
-//! flight by additive increase and multiplicative decrease, with a share that history leaves to the head.
+//! grows back. A suggested range is used once, and no cap is made of it. Besides: addresses a request,
+//! and until when the endpoint wants to be left alone.
 //!
 //! Pure: time is the caller's, in seconds since the Unix epoch. What was learned is one value, which can be stored and is
 //! checked when it is read. What it does not do: send, wait, or choose between endpoints.
@@ -15,21 +15,13 @@ use alloy::primitives::Address;
 use serde::{Deserialize, Serialize};
 
 use super::Cap;
-use crate::domain::{BlockRange, Track};
+use crate::domain::BlockRange;
 
 /// A structural cap, and one of addresses, is forgotten so many seconds after it was last tightened.
 const FORGOTTEN_AFTER: u64 = 24 * 60 * 60;
 /// Refusals that the search for a structural cap may cost where the node does not tell it. From 100 blocks that is
 /// enough for any cap: at most four down to one block, and what is left to come nearer to the cap from below.
 const SEARCH: u8 = 5;
-/// Requests in flight grow to this many times the chain profile's.
-const GROWTH: u32 = 4;
-/// One request in flight, in the unit that they are counted in: they grow by fractions.
-const SLOT: u32 = 1_000;
-/// One outage fails every request in flight: they are lowered at most once in so many seconds.
-const PRESS_EVERY: u64 = 1;
-/// Wait where a node throttles and does not say for how long.
-const SHORTEST_WAIT: Duration = Duration::from_secs(1);
 /// Longest wait that a node may ask for.
 const LONGEST_WAIT: Duration = Duration::from_mins(1);
 /// What is stored has this form; what has another is learned anew.
@@ -40,8 +32,6 @@ const VERSION: u16 = 1;
 pub struct Bounds {
     /// Most blocks a request, at least 1.
     pub blocks: u64,
-    /// Requests in flight at first, at least 1; they may grow to four times as many.
-    pub parallel: usize,
 }
 
 /// What an endpoint may be asked for now, for `status` and `/health`.
@@ -51,21 +41,8 @@ pub struct Allowance {
     pub blocks: u64,
     /// Addresses a request, at least 1; `None` where no cap is known.
     pub addresses: Option<usize>,
-    /// Requests in flight, at least 1.
-    pub in_flight: usize,
     /// It asked for a pause until then, seconds since the Unix epoch; `None` where it may be asked now.
     pub waits_until: Option<u64>,
-}
-
-/// Whether one more request may be sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Room {
-    /// Yes.
-    Now,
-    /// When one of those in flight has ended.
-    Later,
-    /// Not before this time, seconds since the Unix epoch.
-    NotBefore(u64),
 }
 
 /// What one endpoint bears.
@@ -84,9 +61,6 @@ pub struct Learned {
     largest: u64,
     density: u64,
     addresses: Option<AddressCap>,
-    /// In thousandths.
-    slots: u32,
-    pressed_at: u64,
     waits_until: u64,
 }
 
@@ -112,15 +86,13 @@ impl Caps {
     /// Nothing is known of the endpoint yet.
     #[must_use]
     pub fn new(bounds: Bounds) -> Self {
-        let bounds = Bounds { blocks: bounds.blocks.max(1), parallel: bounds.parallel.max(1) };
+        let bounds = Bounds { blocks: bounds.blocks.max(1) };
         let learned = Learned {
             version: VERSION,
             structural: None,
             largest: 0,
             density: bounds.blocks,
             addresses: None,
-            slots: slots(bounds.parallel),
-            pressed_at: 0,
             waits_until: 0,
         };
         Self { bounds, learned }
@@ -142,8 +114,6 @@ impl Caps {
             largest: learned.largest,
             density: learned.density.clamp(1, caps.bounds.blocks),
             addresses: addresses.map(|cap| AddressCap { since: cap.since.min(now), ..cap }),
-            slots: learned.slots.clamp(SLOT, caps.most_slots()),
-            pressed_at: learned.pressed_at.min(now),
             waits_until: learned.waits_until.min(now.saturating_add(LONGEST_WAIT.as_secs())),
         };
         caps.forget(now);
@@ -165,7 +135,6 @@ impl Caps {
         Allowance {
             blocks: blocks.clamp(1, self.bounds.blocks),
             addresses: addresses.map(|cap| cap.most),
-            in_flight: self.in_flight(),
             waits_until: Some(self.learned.waits_until).filter(|until| *until > now),
         }
     }
@@ -195,13 +164,6 @@ impl Caps {
             }
             None => learned.largest = learned.largest.max(blocks),
         }
-        self.served();
-    }
-
-    /// Something else was answered: one more request in flight in a round of them.
-    pub fn served(&mut self) {
-        let more = SLOT * SLOT / self.learned.slots.max(SLOT);
-        self.learned.slots = (self.learned.slots + more).min(self.most_slots());
     }
 
     /// A range was too large. Answers which part of it to ask for next, from its first block on: what the endpoint
@@ -255,46 +217,12 @@ impl Caps {
         any.into_iter().chain(addresses.chunks(most))
     }
 
-    /// The endpoint asked for fewer requests: half as many, and none before `Retry-After`.
-    pub fn throttled(&mut self, retry_after: Option<Duration>, now: u64) {
-        let wait = retry_after.unwrap_or(SHORTEST_WAIT).min(LONGEST_WAIT);
+    /// The endpoint asked for no request before `Retry-After`, a minute at most.
+    pub fn throttled(&mut self, retry_after: Duration, now: u64) {
+        let wait = retry_after.min(LONGEST_WAIT);
         // Begun seconds count whole: the request after the wait must not come early.
         let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
         self.learned.waits_until = self.learned.waits_until.max(now.saturating_add(seconds));
-        self.pressed(now);
-    }
-
-    /// The endpoint did not answer in time, or failed under load: half as many requests.
-    pub fn pressed(&mut self, now: u64) {
-        if now < self.learned.pressed_at.saturating_add(PRESS_EVERY) {
-            return;
-        }
-        self.learned.pressed_at = now;
-        self.learned.slots = (self.learned.slots / 2).max(SLOT);
-    }
-
-    /// Whether one more request of this track may be sent, with so many of all tracks in flight. History leaves a quarter
-    /// of them, at least one, to the head; where there is but one for history, the head has one beside it.
-    #[must_use]
-    pub fn room(&self, track: Track, in_flight: usize, now: u64) -> Room {
-        if self.learned.waits_until > now {
-            return Room::NotBefore(self.learned.waits_until);
-        }
-        let all = self.in_flight();
-        let history = all.saturating_sub(all.div_ceil(4)).max(1);
-        let most = match track {
-            Track::Realtime => all.max(history + 1),
-            Track::Historical => history,
-        };
-        if in_flight < most { Room::Now } else { Room::Later }
-    }
-
-    fn in_flight(&self) -> usize {
-        usize::try_from(self.learned.slots / SLOT).unwrap_or(1).max(1)
-    }
-
-    fn most_slots(&self) -> u32 {
-        slots(self.bounds.parallel).saturating_mul(GROWTH)
     }
 
     fn forget(&mut self, now: u64) {
@@ -331,17 +259,13 @@ fn is_over(since: u64, now: u64) -> bool {
     now >= since.saturating_add(FORGOTTEN_AFTER)
 }
 
-fn slots(parallel: usize) -> u32 {
-    u32::from(u16::try_from(parallel).unwrap_or(u16::MAX)) * SLOT
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
-    const BOUNDS: Bounds = Bounds { blocks: 100, parallel: 3 };
+    const BOUNDS: Bounds = Bounds { blocks: 100 };
     const NOW: u64 = 1_750_000_000;
 
     /// A plan that takes so many blocks a request.
@@ -471,31 +395,15 @@ mod tests {
     }
 
     #[test]
-    fn requests_in_flight_grow_by_one_a_round_and_halve_once_an_outage() {
+    fn the_wait_that_the_node_asked_for_is_counted_in_whole_seconds_and_never_beyond_a_minute() {
         let mut caps = Caps::new(BOUNDS);
-        assert_eq!(caps.allowance(NOW).in_flight, 3);
-        (0..4).for_each(|_| caps.served());
-        assert_eq!(caps.allowance(NOW).in_flight, 4);
-        (0..10_000).for_each(|_| caps.served());
-        assert_eq!(caps.allowance(NOW).in_flight, 12);
-        (0..12).for_each(|_| caps.pressed(NOW));
-        assert_eq!(caps.allowance(NOW).in_flight, 6);
-        (1..10).for_each(|second| caps.pressed(NOW + second));
-        assert_eq!(caps.allowance(NOW).in_flight, 1);
-    }
-
-    #[test]
-    fn nothing_is_sent_before_the_wait_that_the_node_asked_for_is_over() {
-        let mut caps = Caps::new(BOUNDS);
-        caps.throttled(Some(Duration::from_millis(6_001)), NOW);
-        caps.throttled(None, NOW);
-        for track in [Track::Realtime, Track::Historical] {
-            assert_eq!(caps.room(track, 0, NOW + 6), Room::NotBefore(NOW + 7));
-            assert_eq!(caps.room(track, 0, NOW + 7), Room::Now);
-        }
-        assert_eq!(caps.allowance(NOW).waits_until, Some(NOW + 7));
-        caps.throttled(Some(Duration::MAX), NOW);
-        assert_eq!(caps.room(Track::Realtime, 0, NOW + 60), Room::Now);
+        caps.throttled(Duration::from_millis(6_001), NOW);
+        caps.throttled(Duration::from_secs(1), NOW);
+        assert_eq!(caps.allowance(NOW + 6).waits_until, Some(NOW + 7));
+        assert_eq!(caps.allowance(NOW + 7).waits_until, None);
+        caps.throttled(Duration::MAX, NOW);
+        assert_eq!(caps.allowance(NOW + 59).waits_until, Some(NOW + 60));
+        assert_eq!(caps.allowance(NOW + 60).waits_until, None);
     }
 
     #[test]
@@ -518,11 +426,9 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Happening {
         Answered(u64),
-        Served,
         Refused(u64, Cap, Option<(u64, u64)>),
         TooMany(usize, Option<usize>),
-        Throttled(Option<u64>),
-        Pressed,
+        Throttled(u64),
         Passes(u64),
     }
 
@@ -531,12 +437,10 @@ mod tests {
         let cap = prop_oneof![Just(Cap::Density), proptest::option::of(number.clone()).prop_map(Cap::Blocks)];
         prop_oneof![
             number.clone().prop_map(Happening::Answered),
-            Just(Happening::Served),
             (1..200u64, cap, proptest::option::of((0..300u64, number.clone())))
                 .prop_map(|(blocks, cap, hint)| Happening::Refused(blocks, cap, hint)),
             (any::<usize>(), any::<Option<usize>>()).prop_map(|(asked, most)| Happening::TooMany(asked, most)),
-            any::<Option<u64>>().prop_map(Happening::Throttled),
-            Just(Happening::Pressed),
+            any::<u64>().prop_map(Happening::Throttled),
             (0..100_000u64).prop_map(Happening::Passes),
         ]
     }
@@ -544,14 +448,13 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_happens_everything_stays_within_its_bounds_and_survives_a_restart(
-            blocks in 1..1_000u64, parallel in 1..300usize, happenings in prop::collection::vec(happening(), 0..60)
+            blocks in 1..1_000u64, happenings in prop::collection::vec(happening(), 0..60)
         ) {
-            let bounds = Bounds { blocks, parallel };
+            let bounds = Bounds { blocks };
             let (mut caps, mut now) = (Caps::new(bounds), NOW);
             for happening in happenings {
                 match happening {
                     Happening::Answered(blocks) => caps.answered(blocks, now),
-                    Happening::Served => caps.served(),
                     Happening::Refused(blocks, cap, hint) => {
                         let asked = BlockRange { from: 100, to: 99 + blocks };
                         let next = caps.refused(asked, cap, hint.and_then(|(from, to)| BlockRange::new(from, to)), now);
@@ -561,13 +464,11 @@ mod tests {
                         prop_assert!(next.blocks() == 1 || next.blocks() < refused, "{} was refused", next);
                     }
                     Happening::TooMany(asked, most) => caps.too_many_addresses(asked, most, now),
-                    Happening::Throttled(wait) => caps.throttled(wait.map(Duration::from_millis), now),
-                    Happening::Pressed => caps.pressed(now),
+                    Happening::Throttled(wait) => caps.throttled(Duration::from_millis(wait), now),
                     Happening::Passes(seconds) => now += seconds,
                 }
                 let allowance = caps.allowance(now);
                 prop_assert!((1..=blocks).contains(&allowance.blocks));
-                prop_assert!((1..=4 * parallel).contains(&allowance.in_flight));
                 prop_assert_ne!(allowance.addresses, Some(0));
                 prop_assert!(allowance.waits_until.is_none_or(|until| until <= now + 60));
                 let stored = serde_json::to_string(caps.learned()).unwrap();
@@ -580,7 +481,7 @@ mod tests {
         fn what_was_refused_is_never_asked_for_again_within_a_day(
             most in 1..1_000u64, blocks in 1..1_000u64, tells: bool, ranges in 1..200u64
         ) {
-            let mut caps = Caps::new(Bounds { blocks: most, parallel: 1 });
+            let mut caps = Caps::new(Bounds { blocks: most });
             let mut plan = Plan::of(blocks, tells);
             plan.read(&mut caps, ranges, NOW);
             prop_assert!(plan.refusals.is_sorted_by(|a, b| a > b), "{:?}", plan.refusals);
@@ -591,7 +492,7 @@ mod tests {
 
         #[test]
         fn full_blocks_are_read_whole_whatever_is_suggested(most in 1..200u64, full in 1..200u64, share in 0..100u64) {
-            let mut caps = Caps::new(Bounds { blocks: most, parallel: 1 });
+            let mut caps = Caps::new(Bounds { blocks: most });
             let mut asked = BlockRange { from: 0, to: most - 1 };
             let mut refusals = 0;
             while asked.blocks() > full {
@@ -600,17 +501,6 @@ mod tests {
                 refusals += 1;
             }
             prop_assert!(refusals <= 20, "{} refusals", refusals);
-        }
-
-        #[test]
-        fn history_always_leaves_room_for_the_head(parallel in 1..300usize, served in 0..2_000usize, seconds in 0..12u64) {
-            let mut caps = Caps::new(Bounds { blocks: 1, parallel });
-            (0..served).for_each(|_| caps.served());
-            (0..seconds).for_each(|second| caps.pressed(NOW + second));
-            let later = NOW + 1_000;
-            let full = (0..=4 * parallel).find(|in_flight| caps.room(Track::Historical, *in_flight, later) == Room::Later).unwrap();
-            prop_assert!(full >= 1);
-            prop_assert_eq!(caps.room(Track::Realtime, full, later), Room::Now);
         }
     }
 }

@@ -35,7 +35,7 @@ mod wire;
 mod words;
 
 pub use bearing::described;
-pub use caps::{Allowance, Bounds, Caps, Learned, Room};
+pub use caps::{Allowance, Bounds, Caps, Learned};
 pub use endpoints::Endpoints;
 pub use quorum::{QUORUM_OF, Votes};
 
