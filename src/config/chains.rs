@@ -21,7 +21,7 @@ const MAX_BLOCK_TIME: Duration = Duration::from_hours(1);
 const MAX_SPACING: Duration = Duration::from_mins(1);
 /// Of so many historical blocks one is proven where nobody says otherwise.
 pub(super) const VERIFY_SAMPLE: u64 = 100;
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 11] = [
     "id",
     "name",
     "redis_db",
@@ -32,6 +32,7 @@ const KEYS: [&str; 10] = [
     "spacing",
     "verify",
     "verify_sample",
+    "log_index",
 ];
 
 /// What the logs that a node tells of are held against before they are believed.
@@ -58,6 +59,16 @@ impl Verify {
     }
 }
 
+/// Within what a chain numbers its logs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogIndex {
+    /// The block, as Ethereum does.
+    #[default]
+    Block,
+    /// The transaction, as chains of the Ethermint lineage did: the transaction's place makes a log's place unique.
+    Transaction,
+}
+
 /// What is particular to one chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChainProfile {
@@ -81,6 +92,8 @@ pub struct ChainProfile {
     pub verify: Verify,
     /// With [`Verify::Receipts`] one of so many historical blocks is proven: 1 is every block, 0 none.
     pub verify_sample: u64,
+    /// Within what its logs are numbered.
+    pub log_index: LogIndex,
 }
 
 /// The valid profiles of a file; each of the others is reported.
@@ -114,6 +127,7 @@ fn profile(keys: &Keys<'_>, seen: &mut Seen<'_>, problems: &mut Vec<Problem>) ->
     let parallel = keys.number("parallel", 1..=MAX_PARALLEL, problems);
     let spacing = keys.duration("spacing", MAX_SPACING, problems);
     let verify_sample = keys.number("verify_sample", 0..=MAX_BLOCK_NUMBER, problems);
+    let (verify, log_index) = (verify(keys, seen.source, problems), log_index(keys, seen.source, problems));
     let profile = ChainProfile {
         id: *id.as_ref()?.get_ref(),
         name: name.as_ref()?.get_ref().clone(),
@@ -123,8 +137,9 @@ fn profile(keys: &Keys<'_>, seen: &mut Seen<'_>, problems: &mut Vec<Problem>) ->
         parallel: parallel.map_or(3, Spanned::into_inner),
         spacing: spacing.unwrap_or(Duration::from_millis(300)),
         finality_depth: *finality_depth?.get_ref(),
-        verify: verify(keys, seen.source, problems),
+        verify,
         verify_sample: verify_sample.map_or(VERIFY_SAMPLE, Spanned::into_inner),
+        log_index,
     };
     seen.check(&id?, &name?, &redis_db?, problems);
     Some(profile)
@@ -136,6 +151,21 @@ fn verify(keys: &Keys<'_>, source: &Arc<Source>, problems: &mut Vec<Problem>) ->
         problems.push(Problem::at(source, given.span(), format!("'verify' {text}")).mend(mend));
         Verify::default()
     })
+}
+
+fn log_index(keys: &Keys<'_>, source: &Arc<Source>, problems: &mut Vec<Problem>) -> LogIndex {
+    match keys.text("log_index", problems) {
+        None => LogIndex::default(),
+        Some(given) => match given.get_ref().as_str() {
+            "block" => LogIndex::Block,
+            "transaction" => LogIndex::Transaction,
+            other => {
+                let text = format!("'log_index' is nothing that numbers logs: '{other}'");
+                problems.push(Problem::at(source, given.span(), text).mend("write \"block\" or \"transaction\""));
+                LogIndex::default()
+            }
+        },
+    }
 }
 
 /// What earlier entries have taken: every chain has its own id, name and database.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     ChainProfile,
-    chains::{VERIFY_SAMPLE, Verify},
+    chains::{LogIndex, VERIFY_SAMPLE, Verify},
     endpoints::Fault,
     reader::Reader,
 };
@@ -25,6 +25,8 @@ pub struct Limits {
     pub verify: Verify,
     /// With [`Verify::Receipts`] one of so many historical blocks is proven: 1 is every block, 0 none.
     pub verify_sample: u64,
+    /// Within what the chain numbers its logs.
+    pub log_index: LogIndex,
     /// One call of a sink.
     pub sink_timeout: Duration,
     /// Logs handled in one chunk.
@@ -44,6 +46,7 @@ impl Default for Limits {
             rpc_max_bytes: 32 << 20,
             verify: Verify::default(),
             verify_sample: VERIFY_SAMPLE,
+            log_index: LogIndex::default(),
             sink_timeout: Duration::from_secs(30),
             chunk_logs: 1_000,
             token_refresh: Duration::from_mins(5),
@@ -79,6 +82,7 @@ pub(super) fn read(reader: &mut Reader<'_>, chain: Option<&ChainProfile>) -> Opt
         rpc_max_bytes: rpc_max_bytes?,
         verify: verify.or_else(|| chain.map(|chain| chain.verify)).unwrap_or_default(),
         verify_sample: chain.map(|chain| chain.verify_sample).unwrap_or_default(),
+        log_index: chain.map(|chain| chain.log_index).unwrap_or_default(),
         sink_timeout,
         chunk_logs: chunk_logs?,
         token_refresh: token_refresh?,

@@ -32,7 +32,7 @@ mod validate;
 pub mod variables;
 
 pub use aws::AwsSettings;
-pub use chains::{ChainProfile, Verify};
+pub use chains::{ChainProfile, LogIndex, Verify};
 pub use contracts::{Listener, Registry, Shape, SinkTarget};
 pub use layers::{Purpose, Sources};
 pub use limits::Limits;

@@ -36,7 +36,7 @@ use super::{
     wire::{self, WireHeader, WireLog},
 };
 use crate::{
-    config::{Limits, SecretUrl},
+    config::{Limits, LogIndex, SecretUrl},
     domain::{BlockRange, BlockRef, Header, RawLog},
     telemetry::metrics,
 };
@@ -56,6 +56,7 @@ pub(super) struct Node {
     pub(super) name: String,
     rpc: RpcClient,
     timeout: Duration,
+    log_index: LogIndex,
     blooms: Blooms,
     proofs: Proofs,
     unknown: UnknownMessages,
@@ -72,6 +73,7 @@ impl Node {
             name,
             rpc,
             timeout: limits.rpc_timeout,
+            log_index: limits.log_index,
             blooms,
             proofs,
             unknown,
@@ -157,9 +159,9 @@ impl Node {
         let (logs, proof) = tokio::join!(self.one::<Vec<WireLog>>("eth_getLogs", params), async {
             if is_proven { Some(self.prove(At::Hash(block.hash)).await) } else { None }
         });
-        let logs = logs?;
+        let logs = self.numbered(logs?)?;
         let told = logs.len();
-        let logs = wire::block_logs(logs, block, timestamp, filter)?;
+        let logs = self.counted(wire::block_logs(logs, block, timestamp, filter))?;
         self.count_duplicates(told - logs.len());
         if let Some(proof) = proof
             && let Some(held) = self
@@ -223,8 +225,9 @@ impl Node {
             return Err(RpcError::Behind(format!("the node lacks an end of the range {range}")));
         };
         let (first, last) = (check_header(first, first_at)?, check_header(last, last_at)?);
+        let logs = self.numbered(logs)?;
         let told = logs.len();
-        let checked = wire::range_logs(logs, range, filter)?;
+        let checked = self.counted(wire::range_logs(logs, range, filter))?;
         self.count_duplicates(told - checked.len());
         self.note_round_number(told, range);
         let logs = self.with_timestamps(checked).await?;
@@ -281,6 +284,22 @@ impl Node {
             }
         }
         Ok(was_wrong)
+    }
+
+    /// The logs, each with its place in its block.
+    fn numbered(&self, mut logs: Vec<WireLog>) -> Result<Vec<WireLog>, RpcError> {
+        if self.log_index == LogIndex::Transaction {
+            wire::number_by_transaction(&mut logs)?;
+        }
+        Ok(logs)
+    }
+
+    fn counted<R>(&self, checked: Result<R, RpcError>) -> Result<R, RpcError> {
+        checked.inspect_err(|error| {
+            if matches!(error, RpcError::Invalid(text) if text == wire::CLASH) {
+                metrics::log_index_clash(&self.name);
+            }
+        })
     }
 
     fn count_duplicates(&self, logs: usize) {

@@ -11,6 +11,12 @@ use crate::domain::{BlockRange, BlockRef, Header, MAX_BLOCK_NUMBER, RawLog};
 
 /// The highest number that every reader of JSON holds exactly; messages state places and times, too.
 const MAX_EXACT: u64 = MAX_BLOCK_NUMBER;
+/// Bits that a log's place in its transaction has.
+const TRANSACTION_BITS: u32 = 20;
+/// Two logs would be one event, and one of them lost. Whether the answer is wrong or the chain counts otherwise, an
+/// operator has to say.
+pub(super) const CLASH: &str = "two different logs with one log index; where every node says so, the chain numbers logs \
+    within their transactions: write log_index = \"transaction\" at it in config/chains.toml";
 /// Most topics that the EVM gives a log (LOG0 to LOG4).
 const MAX_TOPICS: usize = 4;
 
@@ -170,6 +176,23 @@ pub(super) fn range_logs(logs: Vec<WireLog>, range: BlockRange, filter: &LogFilt
     Ok(checked)
 }
 
+/// Gives each log a place in its block where the chain numbers logs within their transaction: the transaction's place
+/// times 2^20, and the log's in it. So an id does not depend on which other logs were asked for.
+///
+/// # Errors
+///
+/// [`RpcError::Invalid`] where a transaction has 2^20 logs or more; a block's gas has no room for them.
+pub(super) fn number_by_transaction(logs: &mut [WireLog]) -> Result<(), RpcError> {
+    for log in logs {
+        let (Some(transaction), Some(index)) = (log.transaction_index, log.log_index) else { continue };
+        if index >= U64::from(1u64 << TRANSACTION_BITS) {
+            return Err(invalid("a log at a place in its transaction at or above 2^20"));
+        }
+        log.log_index = Some(transaction.saturating_mul(U64::from(1u64 << TRANSACTION_BITS)).saturating_add(index));
+    }
+    Ok(())
+}
+
 /// Checks each log; orders them by block and log index and drops exact duplicates (F16).
 fn checked(logs: Vec<WireLog>, filter: &LogFilter) -> Result<Vec<Checked>, RpcError> {
     let mut checked = logs.into_iter().map(|log| log.check(filter)).collect::<Result<Vec<_>, _>>()?;
@@ -180,7 +203,7 @@ fn checked(logs: Vec<WireLog>, filter: &LogFilter) -> Result<Vec<Checked>, RpcEr
         .zip(checked.iter().skip(1))
         .any(|((one, _), (next, _))| one.block == next.block && one.log_index == next.log_index);
     if clash {
-        return Err(invalid("two different logs with one log index"));
+        return Err(invalid(CLASH));
     }
     Ok(checked)
 }
@@ -248,6 +271,21 @@ mod tests {
         }
         let clash = vec![log(&json!({})), log(&json!({"data": "0x01"}))];
         assert!(matches!(of_block(clash), Err(RpcError::Invalid(_))));
+    }
+
+    #[test]
+    fn logs_that_are_numbered_within_their_transaction_get_places_of_their_own() {
+        let of = |transaction: &str, index: &str| log(&json!({"transactionIndex": transaction, "logIndex": index}));
+        let two = || vec![of("0x1", "0x0"), of("0x0", "0x0"), of("0x1", "0x1")];
+        assert!(of_block(two()).is_err_and(|error| error.to_string().contains("config/chains.toml")));
+        let mut logs = two();
+        number_by_transaction(&mut logs).unwrap();
+        let places: Vec<u64> = of_block(logs).unwrap().iter().map(|log| log.log_index).collect();
+        assert_eq!(places, [0, 1 << 20, (1 << 20) + 1]);
+        assert!(number_by_transaction(&mut [of("0x0", "0x100000")]).is_err());
+        let mut last = vec![of("0xffffffffffffffff", "0x1")];
+        number_by_transaction(&mut last).unwrap();
+        assert!(of_block(last).is_err(), "beyond 2^53");
     }
 
     #[test]

@@ -112,6 +112,8 @@ declare! {
     RESTORED = Kind::Counter, "rpc_logs_restored_total", ["provider"],
         "Logs that eth_getLogs left out or gave wrong, taken from proven receipts.";
     DUPLICATES = Kind::Counter, "rpc_duplicate_logs_total", ["provider"], "Logs that stood twice in one answer.";
+    LOG_INDEX_CLASHES = Kind::Counter, "rpc_log_index_clashes_total", ["provider"],
+        "Answers that were refused because two different logs of a block had one index.";
     ROUND_ANSWERS = Kind::Counter, "rpc_round_answers_total", ["provider"],
         "Ranges answered with just so many logs as a silent limit may be.";
     UNKNOWN_MESSAGES = Kind::Counter, "rpc_unknown_messages_total", ["provider"],
@@ -242,6 +244,11 @@ pub fn logs_restored(provider: &str, logs: usize) {
 /// Logs stood twice in an answer.
 pub fn duplicate_logs(provider: &str, logs: usize) {
     count(&DUPLICATES, [label(provider)], logs as u64);
+}
+
+/// Two different logs of a block had one index.
+pub fn log_index_clash(provider: &str) {
+    count(&LOG_INDEX_CLASHES, [label(provider)], 1);
 }
 
 /// An answer had just so many logs as a silent limit may be.

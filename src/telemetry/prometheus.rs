@@ -113,6 +113,7 @@ mod tests {
         metrics::proof("node.example", "proven");
         metrics::logs_restored("node.example", 1);
         metrics::duplicate_logs("node.example", 1);
+        metrics::log_index_clash("node.example");
         metrics::round_answer("node.example");
         metrics::unknown_message("node.example");
         metrics::audit_extra(1);

@@ -151,7 +151,7 @@ fn unknown_keys_and_files_are_told_with_the_nearest_known_one() {
     );
     let chains = Directory::with(
         "chains.toml",
-        "[[chain]]\nid = 8453\nname = 'b'\nredis_db = 300\nblok_time = '2s'\n[[chain]]\nid = 1\nname = 'x y'\nredis_db = 1\nblock_time = '0s'\nfinality_depth = 0\nbatch_blocks = 101\n",
+        "[[chain]]\nid = 8453\nname = 'b'\nredis_db = 300\nblok_time = '2s'\n[[chain]]\nid = 1\nname = 'x y'\nredis_db = 1\nblock_time = '0s'\nfinality_depth = 0\nbatch_blocks = 101\nlog_index = 'tx'\n",
     );
     let found = chains.mistakes(&[("CHAIN_ID", "8453")]);
     for expected in [
@@ -162,6 +162,7 @@ fn unknown_keys_and_files_are_told_with_the_nearest_known_one() {
         "config/chains.toml:10:14: 'block_time' must be a time like \"300ms\" or \"12s\", at most 1h",
         "config/chains.toml:11:18: 'finality_depth' must be a whole number from 1 to 100000",
         "config/chains.toml:12:16: 'batch_blocks' must be a whole number from 1 to 100",
+        "config/chains.toml:13:13: 'log_index' is nothing that numbers logs: 'tx'; write \"block\" or \"transaction\"",
     ] {
         assert!(found.iter().any(|line| line == expected), "{expected}\nis not among\n{}", found.join("\n"));
     }
