@@ -17,6 +17,7 @@ mod breaker;
 mod budget;
 mod caps;
 mod client;
+mod connection;
 mod endpoint;
 mod endpoints;
 mod error;

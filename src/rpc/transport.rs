@@ -16,7 +16,7 @@ use alloy::{
 use reqwest::header::{HeaderValue, RETRY_AFTER};
 use tower_service::Service;
 
-use super::error::NoAnswerInTime;
+use super::error::{NoAnswerInTime, NobodyThere};
 use crate::config::SecretUrl;
 
 /// How much of an error page is kept for the error's text, bytes.
@@ -85,7 +85,7 @@ pub(super) fn read(
         Ok(answer) if is_batch => refused(answer),
         Ok(answer) => Ok(answer),
         Err(_) if !(200..300).contains(&status) => Err(http_error(status, retry_after, body)),
-        Err(error) => Err(TransportErrorKind::custom_str(&format!("invalid JSON in the answer: {error}"))),
+        Err(error) => Err(TransportErrorKind::custom(NobodyThere(format!("invalid JSON in the answer: {error}")))),
     }
 }
 
@@ -123,13 +123,15 @@ fn without_url(error: reqwest::Error) -> TransportError {
     if error.is_timeout() && !error.is_connect() {
         return TransportErrorKind::custom(NoAnswerInTime);
     }
+    let is_connect = error.is_connect() && !error.is_timeout();
     let error = error.without_url();
     // The cause (refused, reset, unknown host) stands at the end of the chain.
     let mut cause: &dyn std::error::Error = &error;
     while let Some(inner) = cause.source() {
         cause = inner;
     }
-    TransportErrorKind::custom_str(&format!("{error}: {cause}"))
+    let text = format!("{error}: {cause}");
+    if is_connect { TransportErrorKind::custom(NobodyThere(text)) } else { TransportErrorKind::custom_str(&text) }
 }
 
 fn http_error(status: u16, retry_after: Option<&[u8]>, body: &[u8]) -> TransportError {
