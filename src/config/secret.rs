@@ -66,6 +66,18 @@ impl SecretUrl {
         Self { shown: format!("http{}", after(&self.shown)), value: twin.into(), ..self.clone() }
     }
 
+    /// Whether both lead to one node, over one scheme or two: same host and port, same path (Infura's `/ws/` apart) and query.
+    pub(super) fn is_beside(&self, other: &Self) -> bool {
+        self.place().is_some_and(|place| other.place() == Some(place))
+    }
+
+    fn place(&self) -> Option<(String, u16, String, Option<String>)> {
+        let url = Url::parse(self.expose()).ok()?;
+        let path = url.path().replacen("/ws/", "/", 1);
+        let (host, port) = (url.host_str()?.to_ascii_lowercase(), url.port_or_known_default()?);
+        Some((host, port, path.trim_end_matches('/').to_owned(), url.query().map(str::to_owned)))
+    }
+
     /// The scheme: `wss`.
     #[must_use]
     pub fn scheme(&self) -> &str {
