@@ -229,14 +229,22 @@ fn two_entries_of_one_node_are_a_mistake_however_they_are_spelled() {
 }
 
 #[test]
-fn providers_are_given_in_one_place() {
-    let directory = Directory::with("providers.toml", "[[provider]]\nname = 'a'\nhttp = '${A_URL:-}'\n");
+fn the_environment_wins_over_the_file_of_providers_which_is_told_once() {
+    let text = "[[provider]]\nname = 'a'\nhttp = 'https://a.example/${A_KEY}'\n";
+    let directory = Directory::with("providers.toml", text);
+    let settings = load_offline(&directory.sources(&[])).unwrap();
+    assert_eq!(settings.providers[0].name, "rpc.example.com");
     let path = directory.path("config/providers.toml");
-    let both = format!(
-        "environment: WEB3_PROVIDER is set, and so is [[provider]] in {}; remove one of the two",
-        path.display()
-    );
-    assert_eq!(mistakes(&directory.sources(&[])), [both]);
+    let told =
+        format!("{}: not used, because WEB3_PROVIDER is set (environment); remove one of the two", path.display());
+    assert_eq!(settings.warnings, [told]);
+    let mistakes = directory.mistakes(&[("WEB3_PROVIDER", "")]);
+    assert!(mistakes[0].contains("A_KEY is not set"), "{mistakes:?}");
+}
+
+#[test]
+fn an_endpoint_is_given_somewhere() {
+    let directory = Directory::with("providers.toml", "[[provider]]\nname = 'a'\nhttp = '${A_URL:-}'\n");
     assert_eq!(
         directory.mistakes(&[("WEB3_PROVIDER", "")]),
         [
