@@ -21,6 +21,7 @@ use super::{
     budget::Budget,
     client::Node,
     connection::{Connection, Way},
+    floor::Floor,
     patience::Patience,
     question::{Kind, Question},
     route::{Height, Standing},
@@ -79,6 +80,8 @@ struct Record {
     /// When it had last caught up after it lagged.
     caught_up: Option<Instant>,
     disagreements: u64,
+    /// From where on it has blocks.
+    floor: Floor,
 }
 
 impl Record {
@@ -191,6 +194,10 @@ impl Endpoint {
         let now = Instant::now();
         let mut record = self.record();
         let failure = error.filter(|error| error.is_failure());
+        let head = record.head.map(|(head, _)| head);
+        if let Some(floor) = record.floor.told(question, error, (head, now)) {
+            info!(endpoint = self.name(), floor, "the endpoint has dropped old blocks: below, others are asked first");
+        }
         record.asked += 1;
         record.errors += u64::from(failure.is_some());
         record.last_error = failure.map(ToString::to_string);
@@ -327,6 +334,7 @@ impl Endpoint {
         let mut record = self.record();
         let refuses = record.refusal(question.kind).is_some_and(|until| until.is_some_and(|until| now < until));
         let height = match (record.head, question.height) {
+            _ if record.floor.is_above(question, now) => Height::Dropped,
             (Some((head, at)), Some(height)) if head < height => {
                 if now.duration_since(at) < FRESH {
                     Height::Below

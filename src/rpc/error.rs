@@ -36,6 +36,8 @@ const CODES: &[(i64, Meaning)] = &[
     (-32601, Meaning::Fatal),
     // Besu: unknown block.
     (-39001, Meaning::Behind),
+    // EIP-4444: pruned history.
+    (4444, Meaning::Pruned),
     // QuickNode: requests a second.
     (-32007, Meaning::Throttled),
     (-32009, Meaning::Throttled),
@@ -145,6 +147,7 @@ impl Said<'_> {
             |message, cap| RpcError::TooLarge { message, cap, suggested: words::suggested_range(self.texts) };
         match meaning {
             Meaning::Behind => RpcError::Behind(message),
+            Meaning::Pruned => RpcError::Pruned(message),
             Meaning::Throttled => RpcError::Throttled { message, retry_after: self.retry_after },
             Meaning::Addresses => {
                 RpcError::TooManyAddresses { message, most: number.and_then(|number| usize::try_from(number).ok()) }
@@ -201,6 +204,7 @@ mod tests {
             let right = match meaning {
                 Meaning::Fatal => matches!(told, RpcError::Fatal(_)),
                 Meaning::Behind => matches!(told, RpcError::Behind(_)),
+                Meaning::Pruned => matches!(told, RpcError::Pruned(_)),
                 Meaning::Throttled => matches!(told, RpcError::Throttled { .. }),
                 _ => matches!(told, RpcError::TooLarge { cap: Cap::Blocks(None), .. }),
             };
