@@ -291,6 +291,28 @@ async fn nothing_is_taken_back_where_the_head_comes_from_one_node_and_what_is_be
     assert_eq!(bench.progress().await.epoch, before);
 }
 
+/// A look begins whenever the head is not right above the last one.
+#[tokio::test(start_paused = true)]
+async fn a_look_at_what_was_delivered_waits_as_long_as_the_endpoint_asks() {
+    let bench = Bench::of(20);
+    bench.run_until(20, 20).await;
+    let process = bench.start(settings().registry, 20);
+    bench.mine_to(22).await;
+    bench.chain.change(|blocks| {
+        blocks.throttles = Some(MINUTE / 2);
+        blocks.mine(2);
+    });
+    sleep(10 * MINUTE).await;
+    let throttled = bench.chain.change(|blocks| {
+        blocks.throttles = None;
+        blocks.throttled
+    });
+    assert!((2..=21).contains(&throttled), "{throttled} times in 10 minutes");
+    bench.mine_to(26).await;
+    process.end().await;
+    bench.assert_exactly(20, 26);
+}
+
 /// A node that has a header before it has the logs: nothing is given up, so the block is claimed once.
 #[tokio::test(start_paused = true)]
 async fn logs_that_come_late_are_asked_for_again_under_the_same_claim() {

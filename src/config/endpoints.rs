@@ -34,7 +34,9 @@ pub(super) fn providers(text: &str) -> Result<Vec<SecretUrl>, Fault> {
             address(one, &["wss", "ws", "https", "http"], "an endpoint")
         };
         let url = parsed.map_err(|(text, mend)| (format!("{which}{text}"), mend))?;
-        if urls.iter().any(|earlier| earlier.expose() == url.expose()) {
+        // A socket and the HTTP address beside it are one endpoint, any other two of one place are a mistake.
+        let is_again = |earlier: &SecretUrl| earlier.is_beside(&url) && earlier.is_socket() == url.is_socket();
+        if urls.iter().any(is_again) {
             return fault(format!("{which}is given twice"), "remove one of the two");
         }
         urls.push(url);

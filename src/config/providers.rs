@@ -59,10 +59,9 @@ impl Provider {
 pub(super) fn paired(urls: Vec<SecretUrl>) -> Vec<Provider> {
     let mut providers: Vec<Provider> = Vec::new();
     for url in urls {
-        let is_beside = |socket: &SecretUrl, http: &SecretUrl| socket.http_twin().expose() == http.expose();
         let pair = providers.iter_mut().find(|known| match (&known.socket, &known.http) {
-            (Some(socket), None) => is_beside(socket, &url),
-            (None, Some(http)) => url.is_socket() && is_beside(&url, http),
+            (Some(socket), None) => !url.is_socket() && socket.is_beside(&url),
+            (None, Some(http)) => url.is_socket() && url.is_beside(http),
             _ => false,
         });
         match pair {
@@ -102,8 +101,8 @@ struct Reader<'a> {
     layers: &'a Layers,
     problems: &'a mut Vec<Problem>,
     names: Vec<String>,
-    /// The addresses of earlier entries.
-    urls: Vec<SecretUrl>,
+    /// The addresses of the entries so far, and where each entry begins: two entries for one node would be two witnesses.
+    urls: Vec<(usize, SecretUrl)>,
 }
 
 impl Reader<'_> {
@@ -117,8 +116,9 @@ impl Reader<'_> {
             self.problems
                 .push(Problem::at(self.source, keys.span(), text).mend("write ws = \"${NAME}\", http, or both"));
         }
-        let socket = ws.and_then(|text| self.url(&text, &["wss", "ws"]));
-        let http = http.and_then(|text| self.url(&text, &["https", "http"]));
+        let entry = keys.span().start;
+        let socket = ws.and_then(|text| self.url(entry, &text, &["wss", "ws"]));
+        let http = http.and_then(|text| self.url(entry, &text, &["https", "http"]));
         let priority = keys.number("priority", 0..=u8::MAX, self.problems);
         let requests = keys.number("requests_per_second", 1..=MOST.0, self.problems);
         let units = keys.number("compute_units_per_second", 1..=MOST.1, self.problems);
@@ -155,7 +155,7 @@ impl Reader<'_> {
     }
 
     /// An address with its variables put in; `None` where it is wrong, which is reported, or empty here.
-    fn url(&mut self, text: &Spanned<String>, schemes: &[&str]) -> Option<SecretUrl> {
+    fn url(&mut self, entry: usize, text: &Spanned<String>, schemes: &[&str]) -> Option<SecretUrl> {
         let problem = |wrong: String| Problem::at(self.source, text.span(), wrong);
         let filled = match interpolate(text.get_ref(), self.layers) {
             Ok(filled) => filled,
@@ -177,14 +177,23 @@ impl Reader<'_> {
         }
         let url = endpoints::address(&filled, schemes, "an address");
         match url {
-            Ok(url) if self.urls.iter().any(|earlier| earlier.expose() == url.expose()) => {
-                self.problems.push(problem("the address is given twice".to_owned()).mend("remove one of the two"));
-                None
-            }
-            Ok(url) => {
-                self.urls.push(url.clone());
-                Some(url)
-            }
+            Ok(url) => match self.urls.iter().find(|(other, known)| *other != entry && known.is_beside(&url)) {
+                Some((_, known)) if known.is_socket() == url.is_socket() => {
+                    self.problems.push(problem("the address is given twice".to_owned()).mend("remove one of the two"));
+                    None
+                }
+                Some(_) => {
+                    let text = "the address is of the node of another [[provider]], over the other scheme".to_owned();
+                    let mend =
+                        "write ws and http of one node into one [[provider]]: as two it would be its own witness";
+                    self.problems.push(problem(text).mend(mend));
+                    None
+                }
+                None => {
+                    self.urls.push((entry, url.clone()));
+                    Some(url)
+                }
+            },
             Err((wrong, mend)) => {
                 self.problems.push(problem(format!("the address {wrong}")).mend(mend));
                 None

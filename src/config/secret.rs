@@ -13,6 +13,11 @@ const KEY_IN_HOST: [&str; 2] = [".quiknode.pro", ".rivet.cloud"];
 /// A secret shows its last characters from this length on (contract §2).
 const SHOW_END_FROM: usize = 16;
 
+/// Parts of a path that are shorter than this are words, and so are those without a digit.
+const KEY_FROM: usize = 10;
+/// Parts of the rest that are shorter than this say nothing.
+const WORD_FROM: usize = 4;
+
 /// A URL whose path, query and user part may hold keys: shows scheme and host only.
 #[derive(Clone)]
 pub struct SecretUrl {
@@ -61,6 +66,18 @@ impl SecretUrl {
         Self { shown: format!("http{}", after(&self.shown)), value: twin.into(), ..self.clone() }
     }
 
+    /// Whether both lead to one node, over one scheme or two: same host and port, same path (Infura's `/ws/` apart) and query.
+    pub(super) fn is_beside(&self, other: &Self) -> bool {
+        self.place().is_some_and(|place| other.place() == Some(place))
+    }
+
+    fn place(&self) -> Option<(String, u16, String, Option<String>)> {
+        let url = Url::parse(self.expose()).ok()?;
+        let path = url.path().replacen("/ws/", "/", 1);
+        let (host, port) = (url.host_str()?.to_ascii_lowercase(), url.port_or_known_default()?);
+        Some((host, port, path.trim_end_matches('/').to_owned(), url.query().map(str::to_owned)))
+    }
+
     /// The scheme: `wss`.
     #[must_use]
     pub fn scheme(&self) -> &str {
@@ -71,6 +88,18 @@ impl SecretUrl {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The parts of it that may be keys, as they stand in it: to be taken out of what its server says.
+    pub(crate) fn keys(&self) -> Vec<String> {
+        let Ok(url) = Url::parse(self.expose()) else { return Vec::new() };
+        let is_key = |part: &&str| part.len() >= KEY_FROM && part.contains(|sign: char| sign.is_ascii_digit());
+        let path = url.path_segments().into_iter().flatten().filter(is_key);
+        let query = url.query().unwrap_or_default().split('&').filter_map(|pair| Some(pair.split_once('=')?.1));
+        let host = url.host_str().unwrap_or_default().split('.').filter(|label| is_key(label) && looks_random(label));
+        let user = [url.username(), url.password().unwrap_or_default()];
+        let parts = path.chain(query).chain(host).chain(user).filter(|part| part.len() >= WORD_FROM);
+        parts.map(str::to_owned).collect()
     }
 
     /// Gives each of the endpoints a name of its own.

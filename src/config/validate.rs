@@ -30,7 +30,7 @@ pub(super) fn settings(
     let mut reader = Reader { layers, problems };
     let chain = chain(&mut reader, &known);
     let ids: Vec<u64> = known.iter().map(|chain| chain.id).collect();
-    let providers = providers(&mut reader, files, purpose);
+    let providers = providers(&mut reader, files, purpose, warnings);
     let store = store(&mut reader, chain.as_ref());
     let tokens = tokens(&mut reader, warnings);
     let service = reader.read("LAST_PROCESSED_BLOCK_KEY", |text| {
@@ -102,25 +102,32 @@ fn chain(reader: &mut Reader<'_>, known: &[ChainProfile]) -> Option<ChainProfile
     })
 }
 
-fn providers(reader: &mut Reader<'_>, files: &Files, purpose: Purpose) -> Option<Vec<Provider>> {
+fn providers(
+    reader: &mut Reader<'_>,
+    files: &Files,
+    purpose: Purpose,
+    warnings: &mut Vec<String>,
+) -> Option<Vec<Provider>> {
     let source = files.providers.as_ref();
+    if let Some(given) = reader.given("WEB3_PROVIDER") {
+        // What stands in the file is not read for mistakes: it may name keys that are not set here.
+        if let Some(source) = source.filter(|source| providers::read(source, reader.layers, &mut Vec::new()).is_any) {
+            warnings.push(format!(
+                "{}: not used, because WEB3_PROVIDER is set ({}); remove one of the two",
+                source.path, given.place
+            ));
+        }
+        let urls = reader.read("WEB3_PROVIDER", endpoints::providers)?;
+        return Some(providers::paired(urls));
+    }
     let listed = source.map(|source| (providers::read(source, reader.layers, reader.problems), source));
     let listed = listed.filter(|(listed, _)| listed.is_any);
-    if let (Some((_, source)), Some(_)) = (&listed, reader.given("WEB3_PROVIDER")) {
-        let text = format!("is set, and so is [[provider]] in {}", source.path);
-        reader.report("WEB3_PROVIDER", &text, "remove one of the two");
-        return None;
-    }
     if let Some((listed, source)) = listed {
         if listed.providers.is_empty() && reader.problems.is_empty() && purpose == Purpose::Listen {
             let text = "no [[provider]] has an address: nothing could be asked";
             reader.problems.push(Problem::at(source, 0..0, text).mend("set a variable that one of them takes"));
         }
         return Some(listed.providers);
-    }
-    if reader.given("WEB3_PROVIDER").is_some() {
-        let urls = reader.read("WEB3_PROVIDER", endpoints::providers)?;
-        return Some(providers::paired(urls));
     }
     if purpose == Purpose::Listen {
         let mend = "set it to one or more endpoints, comma separated, e.g. wss://host/key,https://host/key";

@@ -3,7 +3,7 @@
 //! A track that fails waits as a whole, because most failures are of a server that all ranges need. A range that fails
 //! again and again waits alone: a block that no provider can serve must not hold up the blocks behind it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, mem::replace, time::Duration};
 
 use tokio::time::Instant;
 
@@ -63,6 +63,14 @@ impl Pauses {
         }
     }
 
+    /// The pause of a track.
+    pub(super) fn of(&mut self, track: Track) -> &mut Pause {
+        match track {
+            Track::Realtime => &mut self.realtime,
+            Track::Historical => &mut self.historical,
+        }
+    }
+
     /// Leaves a range to who holds it.
     pub(super) fn hold(&mut self, range: BlockRange, until: Instant) {
         self.held.push((range, until));
@@ -104,7 +112,8 @@ impl Pauses {
     /// The next moment at which a pause ends.
     pub(super) fn next(&self, now: Instant) -> Option<Instant> {
         let alone = self.held.iter().chain(&self.failing).map(|(_, until)| *until);
-        let pauses = [&self.state, &self.unwinding, &self.realtime, &self.historical].map(|pause| pause.until);
+        let pauses = [&self.state, &self.unwinding, &self.rescan, &self.realtime, &self.historical];
+        let pauses = pauses.map(|pause| pause.until);
         alone.chain(pauses).chain([self.next_start]).filter(|at| *at > now).min()
     }
 
@@ -123,11 +132,8 @@ impl Pauses {
     /// A range failed: it waits, alone or with its whole track.
     pub(super) fn failed(&mut self, track: Track, range: BlockRange, error: &StageError) {
         let now = Instant::now();
-        let (wait, of_the_server) = match error {
-            StageError::Rpc(RpcError::Throttled { retry_after, .. }) => (*retry_after, true),
-            StageError::Store(StoreError::Transient(_)) => (None, true),
-            _ => (None, false),
-        };
+        let of_the_server =
+            matches!(error, StageError::Rpc(RpcError::Throttled { .. }) | StageError::Store(StoreError::Transient(_)));
         let pressed = matches!(
             error,
             StageError::Rpc(
@@ -139,26 +145,30 @@ impl Pauses {
             self.next_press = now + PRESS_EVERY;
         }
         let alone = self.stubborn.failed(range).filter(|_| !of_the_server);
-        let pause = match track {
-            Track::Realtime => &mut self.realtime,
-            Track::Historical => &mut self.historical,
-        };
         match alone {
             Some(until) => self.failing.push((range, until)),
-            None => pause.failed(wait),
+            None => self.of(track).failed(asked_for(error)),
         }
     }
+}
+
+/// How long the endpoints ask to be left alone, where that is why something failed.
+pub(super) fn asked_for(error: &StageError) -> Option<Duration> {
+    let StageError::Rpc(RpcError::Throttled { retry_after, .. }) = error else { return None };
+    *retry_after
 }
 
 /// One pause, which grows while failures follow one another.
 pub(super) struct Pause {
     backoff: Backoff,
     until: Instant,
+    /// That it was throttled was told since the last success.
+    is_told: bool,
 }
 
 impl Pause {
     pub(super) fn new() -> Self {
-        Self { backoff: Backoff::new(LONGEST), until: Instant::now() }
+        Self { backoff: Backoff::new(LONGEST), until: Instant::now(), is_told: false }
     }
 
     /// Waits before the next try, at least as long as someone asked for. What fails during a pause was begun before it: one
@@ -169,8 +179,14 @@ impl Pause {
         self.until = self.until.max(now + delay.max(at_least.unwrap_or_default()));
     }
 
+    /// Whether this is the first time since the last success: what lasts is told once.
+    pub(super) fn is_news(&mut self) -> bool {
+        !replace(&mut self.is_told, true)
+    }
+
     pub(super) fn succeeded(&mut self) {
         self.backoff.reset();
+        self.is_told = false;
     }
 
     pub(super) fn is_over(&self, now: Instant) -> bool {
@@ -234,6 +250,15 @@ mod tests {
             pause.failed(None);
         }
         assert!(!pause.is_over(Instant::now() + LONGEST - Duration::from_millis(1)));
+    }
+
+    #[tokio::test]
+    async fn what_lasts_is_told_once_until_a_success() {
+        let mut pause = Pause::new();
+        let told: Vec<_> = (0..3).map(|_| pause.is_news()).collect();
+        assert_eq!(told, [true, false, false]);
+        pause.succeeded();
+        assert!(pause.is_news());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{
     Context, Ended, Look, Processed, Situation, StageError, View,
@@ -301,17 +301,31 @@ impl Tracks {
                 self.footing.shake();
             }
             StageError::Rpc(RpcError::Behind(_)) if matches!(work, Work::Range(Track::Realtime, _)) => {}
+            StageError::Rpc(RpcError::Throttled { .. }) if !self.is_news(work) => {
+                debug!(?work, %error, "not finished; it stays missing and is tried again");
+            }
             other => warn!(?work, error = %other, "not finished; it stays missing and is tried again"),
         }
+        let wait = pauses::asked_for(error);
         match work {
-            Work::Seal => self.next_seal = Instant::now() + pauses::LONGEST,
-            Work::Unwind => self.pauses.unwinding.failed(None),
-            Work::Rescan => self.pauses.rescan.failed(None),
+            Work::Seal => self.next_seal = Instant::now() + pauses::LONGEST.max(wait.unwrap_or_default()),
+            Work::Unwind => self.pauses.unwinding.failed(wait),
+            Work::Rescan => self.pauses.rescan.failed(wait),
             Work::Range(track, range) => {
                 self.pauses.failed(track, range, error);
             }
         }
         None
+    }
+
+    /// Whether it is the first time since this work was done last that it is throttled.
+    fn is_news(&mut self, work: Work) -> bool {
+        match work {
+            Work::Range(track, _) => self.pauses.of(track).is_news(),
+            Work::Unwind => self.pauses.unwinding.is_news(),
+            Work::Rescan => self.pauses.rescan.is_news(),
+            Work::Seal => true,
+        }
     }
 
     /// Whether everything that was delivered is known to be on the chain of the newest head, and nothing is left to be

@@ -1,7 +1,8 @@
 //! Whether one endpoint may be asked: a circuit breaker that knows why it is open.
 //!
 //! It opens after some failures in a row, or at once where one is enough, for a pause that grows from try to try; after
-//! the pause it is half open, and one answer closes it. An endpoint that asks for fewer requests is left alone for as
+//! the pause it is half open, and one answer closes it: before its end only one of the kind that failed. Until that kind
+//! was answered again, one more failure of it opens it for the longer pause. An endpoint that asks for fewer requests is left alone for as
 //! long as it says. Once closed it has to stay so for a while before it is preferred again, and for longer each time
 //! that it falls back soon: requests do not swing between two endpoints. Pure: every moment is given.
 
@@ -62,6 +63,8 @@ pub(super) struct Breaker {
     /// Failures since the last answer, for each kind of request.
     failures: BTreeMap<Kind, u32>,
     open: Option<(Why, Instant)>,
+    /// The kind of request whose failures opened it, until one of it is answered: a header says nothing of logs.
+    unproven: Option<Kind>,
     pauses: Backoff,
     throttles: Backoff,
     last_throttle: Option<Instant>,
@@ -77,6 +80,7 @@ impl Default for Breaker {
         Self {
             failures: BTreeMap::new(),
             open: None,
+            unproven: None,
             pauses: Backoff::new(PAUSE),
             throttles: Backoff::new(THROTTLED),
             last_throttle: None,
@@ -110,31 +114,36 @@ impl Breaker {
     /// The endpoint answered a request of this kind; whether that closes it.
     pub(super) fn answered(&mut self, now: Instant, kind: Kind) -> bool {
         self.failures.remove(&kind);
+        let is_proof = self.unproven.is_none_or(|unproven| unproven == kind);
         match self.open {
             // Whatever it answers, it is not to be asked before its time.
-            Some((why, until)) if why != Why::Fails && now < until => false,
-            None => false,
-            Some((why, until)) => {
-                self.open = None;
-                self.failures.clear();
-                self.closed = Some(if why.ends_by_itself() { until } else { now });
-                self.pauses.reset();
-                !why.ends_by_itself()
-            }
+            Some((why, until)) if now < until && !(why == Why::Fails && is_proof) => return false,
+            None if self.unproven.is_none() => return false,
+            _ => {}
         }
+        if is_proof {
+            self.unproven = None;
+            self.failures.clear();
+            self.pauses.reset();
+        }
+        let Some((why, until)) = self.open.take() else { return false };
+        self.closed = Some(if why.ends_by_itself() { until } else { now });
+        !why.ends_by_itself()
     }
 
     /// A request of this kind failed; whether that opens it. `at_once`: one such failure is enough.
     pub(super) fn failed(&mut self, now: Instant, kind: Kind, at_once: bool) -> bool {
         let failures = self.failures.entry(kind).or_default();
         *failures = failures.saturating_add(1);
-        let is_enough = at_once || *failures >= FAILURES;
+        let is_enough = at_once || *failures >= FAILURES || self.unproven == Some(kind);
         match self.gate(now) {
             Gate::HalfOpen => {
+                self.unproven.get_or_insert(kind);
                 self.open = Some((Why::Fails, now + self.pauses.next_delay()));
                 false
             }
             Gate::Closed if is_enough => {
+                self.unproven = Some(kind);
                 let pause = self.pauses.next_delay();
                 self.open_until(now, Why::Fails, now + pause);
                 true
@@ -235,6 +244,27 @@ mod tests {
         assert!(pauses[0] <= SECOND && pauses[11] >= PAUSE && pauses.iter().all(|pause| *pause <= PAUSE * 2));
         assert!(breaker.answered(now + PAUSE * 2, HEADER));
         assert_eq!(breaker.gate(now), Gate::Closed);
+    }
+
+    #[test]
+    fn an_answer_of_another_kind_closes_it_only_after_its_pause_and_proves_nothing() {
+        let (mut breaker, mut now) = (Breaker::default(), Instant::now());
+        assert!((0..FAILURES).any(|_| breaker.failed(now, Kind::BlockLogs, false)));
+        let mut pauses = Vec::new();
+        for _ in 0..10 {
+            let Gate::Open(Why::Fails, until) = breaker.gate(now) else { panic!("{:?}", breaker.gate(now)) };
+            pauses.push(until - now);
+            assert!(!breaker.answered(now, HEADER) && is_open(&breaker, now), "headers are not what failed");
+            now = until;
+            assert!(breaker.answered(now, HEADER) && breaker.gate(now) == Gate::Closed, "a probe is a header");
+            assert!(breaker.failed(now, Kind::BlockLogs, false), "one is enough");
+        }
+        assert!(pauses[0] <= SECOND && pauses[9] >= PAUSE, "{pauses:?}");
+        assert!(breaker.answered(now, Kind::BlockLogs), "what failed is answered, whenever that is");
+        assert!(!breaker.failed(now, Kind::BlockLogs, false), "it is proven");
+        assert!((1..FAILURES).map(|_| breaker.failed(now, Kind::BlockLogs, false)).any(|opens| opens));
+        let Gate::Open(Why::Fails, until) = breaker.gate(now) else { panic!("{:?}", breaker.gate(now)) };
+        assert!(until - now <= SECOND, "the pauses begin anew");
     }
 
     #[test]

@@ -28,7 +28,7 @@ use super::{
     bearing::Bearing,
     blooms::Blooms,
     budget::{Budget, Charged},
-    error::{classify, tag_is_unknown},
+    error::{classify, has_no_http, tag_is_unknown},
     proofs::{Place, Proofs},
     receipts::{self, Proven, Unproven, WireReceipt},
     transport::Capped,
@@ -121,6 +121,21 @@ impl Node {
     pub(super) async fn chain_id(&self) -> Result<u64, RpcError> {
         let id: U64 = self.one("eth_chainId", json!([])).await?;
         Ok(id.to())
+    }
+
+    /// The chain's id, asked at an address that is a guess; where there is none, the error and whether it says that there
+    /// is no JSON-RPC over HTTP there.
+    pub(super) async fn chain_id_if_there(&self) -> Result<u64, (RpcError, bool)> {
+        let mut is_nowhere = false;
+        let call = self.rpc.request::<Value, U64>("eth_chainId", json!([]));
+        let answered = async {
+            call.await.map_err(|error| {
+                is_nowhere = has_no_http(&error);
+                self.classify(error)
+            })
+        };
+        let answer = self.timed("eth_chainId", answered).await;
+        answer.map(|id| id.to()).map_err(|error| (error, is_nowhere))
     }
 
     /// The header, or `None` where the node says that there is no such block, or its chain no such tag.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{Notify, OnceCell},
+    sync::Notify,
     time::{Instant, sleep, timeout},
 };
 use tracing::{info, warn};
@@ -20,6 +20,8 @@ use super::{
     breaker::{Breaker, Gate, STEADY, Why},
     budget::Budget,
     client::Node,
+    connection::{Connection, Way},
+    floor::Floor,
     patience::Patience,
     question::{Kind, Question},
     route::{Height, Standing},
@@ -45,7 +47,7 @@ pub(super) struct Endpoint {
     pub(super) provider: Provider,
     budget: Arc<Budget>,
     pub(super) bearing: Arc<Bearing>,
-    node: OnceCell<Arc<Node>>,
+    connection: Connection,
     record: Mutex<Record>,
     /// Tells that requests leave it: whoever waits for something from it should look elsewhere.
     pub(super) left: Notify,
@@ -78,6 +80,8 @@ struct Record {
     /// When it had last caught up after it lagged.
     caught_up: Option<Instant>,
     disagreements: u64,
+    /// From where on it has blocks.
+    floor: Floor,
 }
 
 impl Record {
@@ -116,7 +120,14 @@ impl Endpoint {
     pub(super) fn new(provider: Provider) -> Self {
         let budget = Arc::new(Budget::of(&provider));
         let bearing = Arc::new(Bearing::new(Arc::clone(&budget)));
-        Self { provider, budget, bearing, node: OnceCell::new(), record: Mutex::default(), left: Notify::new() }
+        Self {
+            provider,
+            budget,
+            bearing,
+            connection: Connection::default(),
+            record: Mutex::default(),
+            left: Notify::new(),
+        }
     }
 
     pub(super) fn name(&self) -> &str {
@@ -155,10 +166,7 @@ impl Endpoint {
             (true, true) if question.is_quick() => usual.min(limits.rpc_timeout),
             _ => Duration::MAX,
         };
-        let asked = async {
-            let node = self.node(chain_id, limits).await?;
-            request(node.clone()).await
-        };
+        let asked = async { request(self.node(chain_id, limits).await?).await };
         let answer = timeout(limit, asked).await.unwrap_or(Err(RpcError::TimedOut));
         self.remember(question, begun.elapsed(), answer.as_ref().err());
         answer
@@ -167,54 +175,29 @@ impl Endpoint {
     /// Whether it was ever connected. Where not, someone has to wait for as long as it takes: a try that is given up every
     /// time would never succeed.
     pub(super) fn is_connected(&self) -> bool {
-        self.node.initialized()
+        self.connection.node_now().is_some()
     }
 
     /// The verified node behind this endpoint; connects at the first call that succeeds, and verifies it again after an
     /// outage.
-    async fn node(&self, chain_id: u64, limits: &Limits) -> Result<&Arc<Node>, RpcError> {
-        let node = self.node.get_or_try_init(|| self.connect(chain_id, limits)).await?;
-        if self.record().doubtful {
-            self.verify(node, chain_id).await?;
+    async fn node(&self, chain_id: u64, limits: &Limits) -> Result<Arc<Node>, RpcError> {
+        let way = Way { provider: &self.provider, chain_id, limits, budget: &self.budget, bearing: &self.bearing };
+        let is_doubtful = self.record().doubtful;
+        let node = self.connection.node(way, is_doubtful).await?;
+        if is_doubtful {
             self.record().doubtful = false;
         }
         Ok(node)
-    }
-
-    async fn connect(&self, chain_id: u64, limits: &Limits) -> Result<Arc<Node>, RpcError> {
-        let name = || self.provider.name.clone();
-        let (http, socket) = (&self.provider.http, &self.provider.socket);
-        let url = match (http, socket) {
-            (Some(http), _) => http.clone(),
-            (None, Some(socket)) => socket.http_twin(),
-            (None, None) => return Err(RpcError::Fatal("it has no address".to_owned())),
-        };
-        let node = Node::http(url, name(), limits, Arc::clone(&self.budget))?.that_bears(&self.bearing);
-        match (self.verify(&node, chain_id).await, http, socket) {
-            (Ok(()), ..) => Ok(Arc::new(node)),
-            (Err(error), None, Some(socket)) => {
-                info!(endpoint = self.name(), %error, "no HTTP beside the WebSocket: everything goes over the socket");
-                let node =
-                    Node::socket(socket, name(), limits, Arc::clone(&self.budget)).await?.that_bears(&self.bearing);
-                self.verify(&node, chain_id).await?;
-                Ok(Arc::new(node))
-            }
-            (Err(error), ..) => Err(error),
-        }
-    }
-
-    async fn verify(&self, node: &Node, chain_id: u64) -> Result<(), RpcError> {
-        let told = node.chain_id().await?;
-        if told == chain_id {
-            return Ok(());
-        }
-        Err(RpcError::WrongChain { endpoint: self.provider.name.clone(), expected: chain_id, told })
     }
 
     fn remember(&self, question: Question, took: Duration, error: Option<&RpcError>) {
         let now = Instant::now();
         let mut record = self.record();
         let failure = error.filter(|error| error.is_failure());
+        let head = record.head.map(|(head, _)| head);
+        if let Some(floor) = record.floor.told(question, error, (head, now)) {
+            info!(endpoint = self.name(), floor, "the endpoint has dropped old blocks: below, others are asked first");
+        }
         record.asked += 1;
         record.errors += u64::from(failure.is_some());
         record.last_error = failure.map(ToString::to_string);
@@ -351,6 +334,7 @@ impl Endpoint {
         let mut record = self.record();
         let refuses = record.refusal(question.kind).is_some_and(|until| until.is_some_and(|until| now < until));
         let height = match (record.head, question.height) {
+            _ if record.floor.is_above(question, now) => Height::Dropped,
             (Some((head, at)), Some(height)) if head < height => {
                 if now.duration_since(at) < FRESH {
                     Height::Below
@@ -407,7 +391,7 @@ impl Endpoint {
             disagreements: record.disagreements,
             aside: record.aside(Instant::now()).map(|(text, _)| text),
             allowance: self.bearing.allowance(),
-            unknown_messages: self.node.get().map(|node| node.unknown_messages()).unwrap_or_default(),
+            unknown_messages: self.connection.node_now().map(|node| node.unknown_messages()).unwrap_or_default(),
         }
     }
 }

@@ -129,10 +129,7 @@ impl Endpoints {
                     return Ok((endpoint, answer));
                 }
                 Err(error @ (RpcError::TooLarge { .. } | RpcError::Orphaned(_))) => return Err(error),
-                // Of several reasons the first that is about the chain, and before it the first about a node.
-                Err(error) if reason.as_ref().is_none_or(|known| known.is_failure() && !error.is_failure()) => {
-                    reason = Some(error);
-                }
+                Err(error) if reason.as_ref().is_none_or(|known| says_more(&error, known)) => reason = Some(error),
                 Err(error) => debug!(endpoint = endpoint.name(), %error, "not served"),
             }
         }
@@ -142,7 +139,7 @@ impl Endpoints {
     /// Asks the endpoints that are not in use, until one has the range: also those that lag, for what is final they have.
     async fn ask_another(&self, range: BlockRange, filter: &LogFilter) -> Result<Option<RangeLogs>, RpcError> {
         let current = self.current();
-        let question = Question::logs(Kind::RangeLogs, range.to);
+        let question = Question::range(range);
         let mut reason = None;
         for (place, endpoint) in self.by_preference.iter().enumerate() {
             if place == current {
@@ -254,6 +251,17 @@ impl Endpoints {
     }
 }
 
+/// Of several reasons the first that is about the chain, and before it the first about a node; that one node dropped a block
+/// says nothing of the others.
+fn says_more(error: &RpcError, known: &RpcError) -> bool {
+    let weight = |error: &RpcError| match error {
+        RpcError::Pruned(_) => 0,
+        error if error.is_failure() => 1,
+        _ => 2,
+    };
+    weight(error) > weight(known)
+}
+
 /// Nobody may be asked before this moment, in their own words.
 fn left_alone(until: Instant) -> RpcError {
     let wait = until.saturating_duration_since(Instant::now());
@@ -289,14 +297,14 @@ impl ChainSource for Endpoints {
     }
 
     async fn block_logs(&self, block: BlockRef, timestamp: u64, filter: &LogFilter) -> Result<Vec<RawLog>, RpcError> {
-        let question = Question::logs(Kind::BlockLogs, block.number);
+        let question = Question::block(block.number);
         let request = |node: Arc<Node>| async move { node.bearing.block_logs(&node, (block, timestamp), filter).await };
         let (_, logs) = self.ask(question, request).await?;
         Ok(logs)
     }
 
     async fn range_logs(&self, range: BlockRange, filter: &LogFilter) -> Result<RangeLogs, RpcError> {
-        let question = Question::logs(Kind::RangeLogs, range.to);
+        let question = Question::range(range);
         let request = |node: Arc<Node>| async move { node.bearing.range_logs(&node, range, filter).await };
         let (endpoint, logs) = self.ask_for_less(|| self.ask(question, request)).await?;
         endpoint.has(logs.last.number);

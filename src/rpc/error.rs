@@ -25,12 +25,19 @@ const DATA_BYTES: usize = 4_000;
 #[error("no answer in time")]
 pub(super) struct NoAnswerInTime;
 
+/// Nobody takes connections there, or nobody who speaks JSON-RPC over HTTP; with what was seen instead.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct NobodyThere(pub(super) String);
+
 /// Codes that mean one thing, for messages whose words nobody knows.
 const CODES: &[(i64, Meaning)] = &[
     // JSON-RPC: no such method.
     (-32601, Meaning::Fatal),
     // Besu: unknown block.
     (-39001, Meaning::Behind),
+    // EIP-4444: pruned history.
+    (4444, Meaning::Pruned),
     // QuickNode: requests a second.
     (-32007, Meaning::Throttled),
     (-32009, Meaning::Throttled),
@@ -63,6 +70,18 @@ pub(super) fn classify(error: TransportError) -> RpcError {
                 .unwrap_or_else(|| RpcError::Transient(shorten(&message)))
         }
         other => RpcError::Transient(shorten(&other.to_string())),
+    }
+}
+
+/// Whether a failure says that there is no JSON-RPC over HTTP at an address, and not that a node there is unwell: no
+/// connection, a page instead of an answer, or a status that servers of something else have for a POST.
+pub(super) fn has_no_http(error: &TransportError) -> bool {
+    match error {
+        AlloyError::Transport(TransportErrorKind::Custom(error)) => error.is::<NobodyThere>(),
+        AlloyError::Transport(TransportErrorKind::HttpError(error)) => {
+            matches!(error.status, 300..=399 | 400 | 404 | 405 | 426 | 501)
+        }
+        _ => false,
     }
 }
 
@@ -128,6 +147,7 @@ impl Said<'_> {
             |message, cap| RpcError::TooLarge { message, cap, suggested: words::suggested_range(self.texts) };
         match meaning {
             Meaning::Behind => RpcError::Behind(message),
+            Meaning::Pruned => RpcError::Pruned(message),
             Meaning::Throttled => RpcError::Throttled { message, retry_after: self.retry_after },
             Meaning::Addresses => {
                 RpcError::TooManyAddresses { message, most: number.and_then(|number| usize::try_from(number).ok()) }
@@ -184,6 +204,7 @@ mod tests {
             let right = match meaning {
                 Meaning::Fatal => matches!(told, RpcError::Fatal(_)),
                 Meaning::Behind => matches!(told, RpcError::Behind(_)),
+                Meaning::Pruned => matches!(told, RpcError::Pruned(_)),
                 Meaning::Throttled => matches!(told, RpcError::Throttled { .. }),
                 _ => matches!(told, RpcError::TooLarge { cap: Cap::Blocks(None), .. }),
             };
@@ -225,6 +246,23 @@ mod tests {
         for body in ["", "rate limit", "the hamster is asleep"] {
             assert!(matches!(http(body), RpcError::TooLarge { cap: Cap::Density, .. }), "{body}");
         }
+    }
+
+    #[test]
+    fn only_who_answers_otherwise_than_a_node_says_that_there_is_no_http() {
+        let http = |status| TransportErrorKind::http_error_with_retry_after(status, String::new(), None);
+        for status in [301, 400, 404, 405, 426, 501] {
+            assert!(has_no_http(&http(status)), "{status}");
+        }
+        for status in [401, 403, 408, 429, 500, 502, 503, 504] {
+            assert!(!has_no_http(&http(status)), "{status}");
+        }
+        let nobody = TransportErrorKind::custom(NobodyThere("connection refused".to_owned()));
+        assert!(
+            has_no_http(&nobody) && matches!(classify(nobody), RpcError::Transient(text) if text.contains("refused"))
+        );
+        assert!(!has_no_http(&TransportErrorKind::custom(NoAnswerInTime)));
+        assert!(!has_no_http(&TransportErrorKind::custom_str("connection reset")));
     }
 
     proptest! {

@@ -17,9 +17,11 @@ mod breaker;
 mod budget;
 mod caps;
 mod client;
+mod connection;
 mod endpoint;
 mod endpoints;
 mod error;
+mod floor;
 pub(crate) mod fuzzing;
 mod heads;
 mod patience;
@@ -223,6 +225,9 @@ pub enum RpcError {
     /// The node does not have this block yet: ask again later; never shrink, never take it as empty.
     #[error("node is behind: {0}")]
     Behind(String),
+    /// The node no longer has blocks this old, or not for this plan: ask one that does.
+    #[error("no blocks this old: {0}")]
+    Pruned(String),
     /// The block has left the chain.
     #[error("block left the chain: {0}")]
     Orphaned(String),
@@ -248,7 +253,7 @@ impl RpcError {
     /// Whether the node failed to serve, as opposed to an answer about the request or the chain.
     #[must_use]
     pub fn is_failure(&self) -> bool {
-        !(self.asks_for_less() || matches!(self, Self::Behind(_) | Self::Orphaned(_)))
+        !(self.asks_for_less() || matches!(self, Self::Behind(_) | Self::Pruned(_) | Self::Orphaned(_)))
     }
 
     /// Whether the node would answer a smaller request: fewer blocks, or fewer addresses.
@@ -268,6 +273,7 @@ impl RpcError {
             Self::TooLarge { .. } => "range_too_large",
             Self::TooManyAddresses { .. } => "too_many_addresses",
             Self::Behind(_) => "behind",
+            Self::Pruned(_) => "pruned",
             Self::Orphaned(_) => "orphaned",
             Self::Invalid(_) => "invalid_response",
             Self::Fatal(_) => "fatal",

@@ -253,7 +253,7 @@ fn is_to_be_told(told: &mut Option<Instant>) -> bool {
 /// and another endpoint may.
 fn of_proof(error: RpcError) -> RpcError {
     match error {
-        RpcError::Behind(_) | RpcError::Invalid(_) => error,
+        RpcError::Behind(_) | RpcError::Pruned(_) | RpcError::Invalid(_) => error,
         other => RpcError::Transient(format!("no proof by receipts: {other}")),
     }
 }

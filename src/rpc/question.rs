@@ -1,6 +1,7 @@
 //! A request, as far as it matters for who is asked and how long they are waited for.
 
 use super::At;
+use crate::domain::BlockRange;
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,19 +20,27 @@ pub(super) struct Question {
     pub(super) kind: Kind,
     /// The height that an endpoint must have to answer it.
     pub(super) height: Option<u64>,
+    /// The lowest block that it is about, which an endpoint may have dropped.
+    pub(super) lowest: Option<u64>,
 }
 
 impl Question {
     /// The chain's id.
-    pub(super) const CHAIN_ID: Self = Self { kind: Kind::Header, height: None };
+    pub(super) const CHAIN_ID: Self = Self { kind: Kind::Header, height: None, lowest: None };
 
     pub(super) fn header(at: At) -> Self {
         let height = if let At::Number(number) = at { Some(number) } else { None };
-        Self { kind: Kind::Header, height }
+        Self { kind: Kind::Header, height, lowest: height }
     }
 
-    pub(super) fn logs(kind: Kind, height: u64) -> Self {
-        Self { kind, height: Some(height) }
+    /// The logs of the block of this height.
+    pub(super) fn block(height: u64) -> Self {
+        Self { kind: Kind::BlockLogs, height: Some(height), lowest: Some(height) }
+    }
+
+    /// The logs of a range.
+    pub(super) fn range(range: BlockRange) -> Self {
+        Self { kind: Kind::RangeLogs, height: Some(range.to), lowest: Some(range.from) }
     }
 
     /// The method that costs most of what it takes to answer it, and whether it is about history, which can wait.

@@ -22,6 +22,8 @@ pub(super) enum Height {
     WasBelow,
     /// It was below a moment ago.
     Below,
+    /// It no longer has blocks that are so old.
+    Dropped,
 }
 
 /// How one endpoint stands.
@@ -48,6 +50,7 @@ impl Standing {
             Gate::Open(_, until) => Rank::Open(until),
             Gate::HalfOpen => Rank::HalfOpen,
             Gate::Closed if self.refuses => Rank::Refuses,
+            Gate::Closed if self.height == Height::Dropped => Rank::Dropped,
             Gate::Closed if self.height == Height::Below => Rank::Below,
             Gate::Closed if self.lags || self.height == Height::WasBelow => Rank::Late,
             Gate::Closed => Rank::Good,
@@ -61,6 +64,7 @@ enum Rank {
     Good,
     Late,
     Below,
+    Dropped,
     Refuses,
     HalfOpen,
     Open(Instant),
@@ -89,9 +93,9 @@ pub(super) fn route(standings: &[Standing], current: usize) -> Route {
     let is_of_use = |rank: Rank| match rank {
         Rank::Good | Rank::Late => true,
         Rank::Below => best != Rank::Good,
-        Rank::Refuses => best == Rank::Refuses,
+        Rank::Dropped | Rank::Refuses => matches!(best, Rank::Dropped | Rank::Refuses),
         // Nobody is known to serve: the sooner someone is found who does, the better.
-        Rank::HalfOpen | Rank::Open(_) => best >= Rank::HalfOpen,
+        Rank::HalfOpen | Rank::Open(_) => best >= Rank::HalfOpen || best == Rank::Dropped,
         Rank::Never(_) => false,
         Rank::Ejected(_) => matches!(best, Rank::Ejected(_)),
     };
@@ -132,6 +136,16 @@ mod tests {
         assert_eq!(asked(&[lags, GOOD, GOOD], 0), [1, 2, 0]);
         assert_eq!(asked(&[below, GOOD, was_below], 0), [1, 2]);
         assert_eq!(asked(&[below, below, was_below], 0), [2, 0, 1]);
+    }
+
+    #[test]
+    fn who_has_dropped_what_is_so_old_is_asked_only_where_nobody_else_serves() {
+        let now = Instant::now();
+        let dropped = Standing { height: Height::Dropped, ..GOOD };
+        let (lags, refuses) = (Standing { lags: true, ..GOOD }, Standing { refuses: true, ..GOOD });
+        assert_eq!(asked(&[dropped, GOOD, lags], 0), [1, 2], "what is old those have that lag");
+        assert_eq!(asked(&[dropped, refuses, dropped], 2), [2, 0, 1]);
+        assert_eq!(asked(&[dropped, open(Why::Fails, 9, now)], 0), [0, 1], "it may serve again");
     }
 
     #[test]

@@ -10,17 +10,20 @@ use std::{
 };
 
 use alloy::{
-    rpc::json_rpc::{Id, RequestPacket, ResponsePacket},
+    rpc::json_rpc::{ErrorPayload, Id, RequestPacket, Response, ResponsePacket, ResponsePayload},
     transports::{TransportError, TransportErrorKind, TransportFut},
 };
 use reqwest::header::{HeaderValue, RETRY_AFTER};
+use serde_json::{Value, value::RawValue};
 use tower_service::Service;
 
-use super::error::NoAnswerInTime;
-use crate::config::SecretUrl;
+use super::error::{NoAnswerInTime, NobodyThere};
+use crate::{config::SecretUrl, telemetry::scrub::MASK};
 
 /// How much of an error page is kept for the error's text, bytes.
 const ERROR_TEXT: usize = 512;
+/// A page up to this size is read for the error in it, bytes: of a larger one the beginning is kept.
+const ERROR_PAGE: usize = 64 << 10;
 /// Longest wait that a provider may ask for; the number comes from outside and ends here.
 const MAX_WAIT: Duration = Duration::from_mins(1);
 
@@ -29,6 +32,8 @@ const MAX_WAIT: Duration = Duration::from_mins(1);
 pub(super) struct Capped {
     client: reqwest::Client,
     url: SecretUrl,
+    /// What of the URL may be a key: a server may quote what it was asked for.
+    keys: Vec<String>,
     max_bytes: usize,
 }
 
@@ -46,7 +51,7 @@ impl Capped {
             .redirect(reqwest::redirect::Policy::none())
             .build()
             .map_err(|error| error.without_url().to_string())?;
-        Ok(Self { client, url, max_bytes })
+        Ok(Self { client, keys: url.keys(), url, max_bytes })
     }
 
     async fn post(self, packet: RequestPacket) -> Result<ResponsePacket, TransportError> {
@@ -65,7 +70,33 @@ impl Capped {
             body.extend_from_slice(&chunk);
         }
         let retry_after = response.headers().get(RETRY_AFTER).map(HeaderValue::as_bytes);
-        read(status.as_u16(), retry_after, &body, is_batch)
+        let mut answer = read(status.as_u16(), retry_after, &body, is_batch);
+        self.hide_keys(&mut answer);
+        answer
+    }
+
+    /// Takes the URL's keys out of the words of an error, also where no URL is around them: `Cannot POST /v2/KEY`.
+    fn hide_keys(&self, answer: &mut Result<ResponsePacket, TransportError>) {
+        let hide = |text: &str| self.keys.iter().fold(text.to_owned(), |text, key| text.replace(key, MASK));
+        let hide_in = |payload: &mut ErrorPayload| {
+            payload.message = hide(&payload.message).into();
+            let data = payload.data.as_ref().map(|data| hide(data.get()));
+            payload.data = data.and_then(|data| RawValue::from_string(data).ok());
+        };
+        let hide_in_one = |response: &mut Response| {
+            if let ResponsePayload::Failure(payload) = &mut response.payload {
+                hide_in(payload);
+            }
+        };
+        match answer {
+            Ok(ResponsePacket::Single(one)) => hide_in_one(one),
+            Ok(ResponsePacket::Batch(all)) => all.iter_mut().for_each(hide_in_one),
+            Err(TransportError::ErrorResp(payload)) => hide_in(payload),
+            Err(TransportError::Transport(
+                TransportErrorKind::HttpError(error) | TransportErrorKind::HttpErrorWithRetryAfter { error, .. },
+            )) => error.body = hide(&error.body),
+            Err(_) => {}
+        }
     }
 }
 
@@ -76,7 +107,7 @@ pub(super) fn read(
     body: &[u8],
     is_batch: bool,
 ) -> Result<ResponsePacket, TransportError> {
-    // What these three mean is sure, and their headers say how long to wait; a body says less.
+    // What these three mean is sure, and their headers say how long to wait; a body only says it in other words.
     if matches!(status, 402 | 413 | 429) {
         return Err(http_error(status, retry_after, body));
     }
@@ -85,7 +116,7 @@ pub(super) fn read(
         Ok(answer) if is_batch => refused(answer),
         Ok(answer) => Ok(answer),
         Err(_) if !(200..300).contains(&status) => Err(http_error(status, retry_after, body)),
-        Err(error) => Err(TransportErrorKind::custom_str(&format!("invalid JSON in the answer: {error}"))),
+        Err(error) => Err(TransportErrorKind::custom(NobodyThere(format!("invalid JSON in the answer: {error}")))),
     }
 }
 
@@ -123,18 +154,37 @@ fn without_url(error: reqwest::Error) -> TransportError {
     if error.is_timeout() && !error.is_connect() {
         return TransportErrorKind::custom(NoAnswerInTime);
     }
+    let is_connect = error.is_connect() && !error.is_timeout();
     let error = error.without_url();
     // The cause (refused, reset, unknown host) stands at the end of the chain.
     let mut cause: &dyn std::error::Error = &error;
     while let Some(inner) = cause.source() {
         cause = inner;
     }
-    TransportErrorKind::custom_str(&format!("{error}: {cause}"))
+    let text = format!("{error}: {cause}");
+    if is_connect { TransportErrorKind::custom(NobodyThere(text)) } else { TransportErrorKind::custom_str(&text) }
 }
 
 fn http_error(status: u16, retry_after: Option<&[u8]>, body: &[u8]) -> TransportError {
-    let text = String::from_utf8_lossy(body.get(..ERROR_TEXT).unwrap_or(body)).into_owned();
+    let text =
+        said(body).unwrap_or_else(|| String::from_utf8_lossy(body.get(..ERROR_TEXT).unwrap_or(body)).into_owned());
     TransportErrorKind::http_error_with_retry_after(status, text, retry_after.and_then(wait))
+}
+
+/// What a page says that is a JSON-RPC error, or a batch with one, or was meant to be one.
+fn said(body: &[u8]) -> Option<String> {
+    let page: Value = serde_json::from_slice(Some(body).filter(|body| body.len() <= ERROR_PAGE)?).ok()?;
+    let whole = page.as_array().map_or(std::slice::from_ref(&page), Vec::as_slice);
+    let error = whole.iter().find_map(|one| one.get("error")).or(whole.first())?;
+    let message = error.as_str().or_else(|| error.get("message")?.as_str())?;
+    let code = error.get("code").and_then(Value::as_i64).map(|code| format!(" (code {code})"));
+    let data = match error.get("data") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(text)) => Some(format!(": {text}")),
+        Some(other) => Some(format!(": {other}")),
+    };
+    let text = format!("{message}{}{}", code.unwrap_or_default(), data.unwrap_or_default());
+    Some(text.chars().take(ERROR_TEXT).collect())
 }
 
 /// `Retry-After`, at most [`MAX_WAIT`]. The form with a date is not read: it needs two clocks that agree.
@@ -154,6 +204,56 @@ mod tests {
         assert_eq!(asked("18446744073709551615"), Some(MAX_WAIT));
         for unreadable in ["18446744073709551616", "-1", "soon", ""] {
             assert_eq!(asked(unreadable), None, "{unreadable}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_told_in_the_words_of_the_error_in_it_and_a_page_by_its_beginning() {
+        let told = |body: &str| {
+            let Err(TransportError::Transport(TransportErrorKind::HttpErrorWithRetryAfter { error, retry_after })) =
+                read(429, Some(b"7"), body.as_bytes(), true)
+            else {
+                panic!("{body}")
+            };
+            assert_eq!(retry_after, Duration::from_secs(7), "whatever the body says");
+            error.body
+        };
+        let error = r#"{"jsonrpc":"2.0","id":1,"error":{"code":-32005,"message":"slow down","data":{"see":"x"}}}"#;
+        assert_eq!(told(error), r#"slow down (code -32005): {"see":"x"}"#);
+        let batch = format!(r#"[{{"jsonrpc":"2.0","id":0,"result":"{}"}},{error}]"#, "f".repeat(2_000));
+        assert_eq!(told(&batch), told(error));
+        assert_eq!(told(r#"{"error":"slow down"}"#), "slow down");
+        assert_eq!(told(r#"{"message":"slow down"}"#), "slow down");
+        for page in ["", "[]", "<html>", r#"{"error":{}}"#, "7"] {
+            assert_eq!(told(page), page);
+        }
+        let long = |length: usize| format!(r#"{{"error":"{}"}}"#, "x".repeat(length));
+        assert_eq!((told(&long(1_000)).len(), told(&long(ERROR_PAGE)).len()), (ERROR_TEXT, ERROR_TEXT));
+    }
+
+    #[test]
+    fn what_a_server_quotes_of_the_url_has_no_key_in_it() {
+        let key = "0123456789abcdefKEY";
+        let url = SecretUrl::parse(&format!("https://u:pw-1@h.example/v2/{key}?token=tok-2")).unwrap();
+        let capped = Capped::new(url, Duration::from_secs(1), 1_000).unwrap();
+        let quoted = format!("Cannot POST /v2/{key}?token=tok-2 by u:pw-1");
+        let answer = |status, body: String, is_batch| {
+            let mut answer = read(status, None, body.as_bytes(), is_batch);
+            capped.hide_keys(&mut answer);
+            format!("{answer:?}")
+        };
+        let error = |id: &str| {
+            format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":1,"message":"{quoted}","data":"{quoted}"}}}}"#)
+        };
+        for told in [
+            answer(404, format!("<pre>{quoted}</pre>"), false),
+            answer(429, error("1"), false),
+            answer(200, error("1"), false),
+            answer(200, error("null"), true),
+            answer(200, format!("[{}]", error("1")), true),
+        ] {
+            assert!(told.contains("Cannot POST /v2/***?token=***"), "{told}");
+            assert!([key, "tok-2", "pw-1"].iter().all(|secret| !told.contains(secret)), "{told}");
         }
     }
 

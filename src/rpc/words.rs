@@ -20,6 +20,8 @@ const MAX_CHARS: usize = 4_000;
 pub(super) enum Meaning {
     /// This endpoint will never serve the request.
     Fatal,
+    /// The node has dropped blocks this old, or keeps them from this plan: ask another one, now and for others as old.
+    Pruned,
     /// The node lacks the block: ask later or elsewhere, never for less.
     Behind,
     /// Fewer requests, or another provider; never for less.
@@ -72,12 +74,17 @@ rows! {
     TABLE, tests each_vendor_is_understood;
 
     // ── this endpoint will not serve it ──────────────────────────────────────────────────────────────────────────────
-    publicnode_archive: Fatal "archive requests require", "Archive requests require a personal token";
-    pruned_eip_4444: Fatal "pruned history unavailable", "pruned history unavailable";
-    pruned: Fatal "history has been pruned", "history has been pruned for this block";
     geth_no_method: Fatal "the method * does not exist", "the method eth_getLogs does not exist/is not available";
     pending: Fatal "pending logs are not supported", "pending logs are not supported";
     geth_params: Fatal "invalid block range params", "invalid block range params";
+
+    // ── the node has dropped what is so old ──────────────────────────────────────────────────────────────────────────
+    publicnode_archive: Pruned "archive requests require", "Archive requests require a personal token";
+    pruned_eip_4444: Pruned "pruned history unavailable", "pruned history unavailable"; // reth, too
+    pruned: Pruned "history has been pruned", "history has been pruned for this block";
+    erigon_pruned: Pruned "not available due to pruning", "old data not available due to pruning";
+    geth_state: Pruned "missing trie node", "missing trie node 0x1a2b (path ) state 0x3c4d is not available";
+    tendermint_dropped: Pruned "lowest height is", "height 12 is not available, lowest height is 20";
 
     // ── the node lacks the block ─────────────────────────────────────────────────────────────────────────────────────
     reth_head: Behind "beyond current head block: requested", "block range extends beyond current head block: requested 120, head 100";
@@ -90,7 +97,7 @@ rows! {
     geth_header: Behind "header not found", "header not found";
     block_not_found: Behind "block not found", "Block not found";
     tendermint_ahead: Behind "height * must be less than or equal", "height 12 must be less than or equal to the current blockchain height 10";
-    tendermint_absent: Behind "height * is not available", "height 12 is not available, lowest height is 20";
+    tendermint_absent: Behind "height * is not available", "height 12 is not available";
     ahead_of_latest: Behind "greater than latest", "block number is greater than latest block";
     not_canonical: Behind "not currently canonical", "hash 0xabcd is not currently canonical";
     drpc_blocks: Behind "invalid block range", "invalid block range"; // Hyperliquid, too: blocks are missing there

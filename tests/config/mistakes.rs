@@ -199,15 +199,53 @@ fn each_wrong_provider_is_told_with_line_and_mend_and_without_its_address() {
     assert_eq!(found, expected);
 }
 
+/// Counted as two, a node would be its own witness.
 #[test]
-fn providers_are_given_in_one_place() {
-    let directory = Directory::with("providers.toml", "[[provider]]\nname = 'a'\nhttp = '${A_URL:-}'\n");
+fn two_entries_of_one_node_are_a_mistake_however_they_are_spelled() {
+    let entries =
+        |one: &str, other: &str| format!("[[provider]]\nname = 'a'\n{one}\n[[provider]]\nname = 'b'\n{other}\n");
+    let twice = "config/providers.toml:6:8: the address is given twice; remove one of the two";
+    let beside = "the address is of the node of another [[provider]], over the other scheme; \
+                  write ws and http of one node into one [[provider]]: as two it would be its own witness";
+    let beside = [format!("config/providers.toml:6:8: {beside}"), format!("config/providers.toml:6:6: {beside}")];
+    let http = "http = 'https://a.example/KEY'";
+    for (one, other, expected) in [
+        (http, "http = 'https://A.example:443/KEY/'", Some(twice)),
+        ("ws = 'wss://a.example/KEY'", http, Some(beside[0].as_str())),
+        (http, "ws = 'wss://a.example/KEY'", Some(beside[1].as_str())),
+        (http, "ws = 'wss://a.example/ws/KEY'", Some(beside[1].as_str())),
+        (http, "http = 'https://a.example/KEY2'", None),
+        (http, "http = 'https://a.example:8545/KEY'", None),
+        (http, "http = 'https://a.example/KEY?network=2'", None),
+        (http, "http = 'https://b.example/KEY'\nws = 'wss://b.example/KEY'", None),
+    ] {
+        let found = Directory::with("providers.toml", &entries(one, other)).mistakes(&[("WEB3_PROVIDER", "")]);
+        assert_eq!(found, expected.into_iter().collect::<Vec<_>>(), "{other}");
+    }
+    let in_one = |given: &str| mistakes(&sources(&[("WEB3_PROVIDER", given)]));
+    let twice = ["environment: WEB3_PROVIDER number 2 is given twice; remove one of the two"];
+    assert_eq!(in_one("https://a.example/KEY,https://A.example:443/KEY/"), twice);
+    assert_eq!(in_one("wss://a.example/ws/KEY,wss://a.example/KEY"), twice);
+    assert_eq!(in_one("wss://a.example/ws/KEY,https://a.example/KEY/"), Vec::<String>::new());
+}
+
+#[test]
+fn the_environment_wins_over_the_file_of_providers_which_is_told_once() {
+    let text = "[[provider]]\nname = 'a'\nhttp = 'https://a.example/${A_KEY}'\n";
+    let directory = Directory::with("providers.toml", text);
+    let settings = load_offline(&directory.sources(&[])).unwrap();
+    assert_eq!(settings.providers[0].name, "rpc.example.com");
     let path = directory.path("config/providers.toml");
-    let both = format!(
-        "environment: WEB3_PROVIDER is set, and so is [[provider]] in {}; remove one of the two",
-        path.display()
-    );
-    assert_eq!(mistakes(&directory.sources(&[])), [both]);
+    let told =
+        format!("{}: not used, because WEB3_PROVIDER is set (environment); remove one of the two", path.display());
+    assert_eq!(settings.warnings, [told]);
+    let mistakes = directory.mistakes(&[("WEB3_PROVIDER", "")]);
+    assert!(mistakes[0].contains("A_KEY is not set"), "{mistakes:?}");
+}
+
+#[test]
+fn an_endpoint_is_given_somewhere() {
+    let directory = Directory::with("providers.toml", "[[provider]]\nname = 'a'\nhttp = '${A_URL:-}'\n");
     assert_eq!(
         directory.mistakes(&[("WEB3_PROVIDER", "")]),
         [

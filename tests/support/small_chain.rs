@@ -1,7 +1,7 @@
 //! A chain in this process, without a server: so that a test may let hours pass in no time, and decide what a node says
 //! between two calls.
 
-use std::sync::Mutex;
+use std::{sync::Mutex, time::Duration};
 
 use alloy::primitives::{Address, B256, Bytes, U256, keccak256};
 use async_trait::async_trait;
@@ -44,6 +44,10 @@ pub struct Blocks {
     pub other: Other,
     /// Headers above this height are read by number from another node, on a branch of its own.
     pub stale_above: Option<u64>,
+    /// For so long nobody may ask, says the answer to every question for a header by its number.
+    pub throttles: Option<Duration>,
+    /// How often that was said.
+    pub throttled: u32,
     /// A range is answered as far as so many blocks; `None`: to its end.
     pub bears: Option<u64>,
 }
@@ -72,6 +76,18 @@ impl Blocks {
 
     pub fn at(&self, number: u64) -> Option<Header> {
         self.chain.get(usize::try_from(number).ok()?).map(|(header, _)| *header)
+    }
+
+    fn header(&self, at: At) -> Option<Header> {
+        match at {
+            At::Latest => self.chain.last().map(|(header, _)| *header),
+            At::Safe | At::Finalized => None,
+            At::Number(number) => self.at(number).map(|header| {
+                let is_stale = self.stale_above.is_some_and(|fork| fork < number);
+                Header { hash: if is_stale { keccak256(header.hash) } else { header.hash }, ..header }
+            }),
+            At::Hash(hash) => self.chain.iter().map(|(header, _)| *header).find(|header| header.hash == hash),
+        }
     }
 
     fn range(&self, range: BlockRange) -> Result<RangeLogs, RpcError> {
@@ -148,15 +164,13 @@ impl ChainSource for SmallChain {
     }
 
     async fn header(&self, at: At) -> Result<Option<Header>, RpcError> {
-        Ok(self.change(|blocks| match at {
-            At::Latest => blocks.chain.last().map(|(header, _)| *header),
-            At::Safe | At::Finalized => None,
-            At::Number(number) => blocks.at(number).map(|header| {
-                let is_stale = blocks.stale_above.is_some_and(|fork| fork < number);
-                Header { hash: if is_stale { keccak256(header.hash) } else { header.hash }, ..header }
-            }),
-            At::Hash(hash) => blocks.chain.iter().map(|(header, _)| *header).find(|header| header.hash == hash),
-        }))
+        self.change(|blocks| match (at, blocks.throttles) {
+            (At::Number(_), Some(wait)) => {
+                blocks.throttled += 1;
+                Err(RpcError::Throttled { message: "slow down".into(), retry_after: Some(wait) })
+            }
+            _ => Ok(blocks.header(at)),
+        })
     }
 
     async fn block_logs(&self, block: BlockRef, _: u64, _: &LogFilter) -> Result<Vec<RawLog>, RpcError> {

@@ -1,0 +1,299 @@
+//! How one endpoint is reached: over HTTP, or over its WebSocket where there is no HTTP.
+//!
+//! Where only a socket is given, its HTTP twin is a guess. Where nobody speaks JSON-RPC there, everything goes over the
+//! socket. A node that is merely unwell over HTTP, or a firewall that swallows what is sent there, says nothing for ever: the
+//! socket stands in, and HTTP is tried again at the next reconnection, and now and then.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::{Instant, timeout};
+use tracing::info;
+
+use super::{RpcError, bearing::Bearing, budget::Budget, client::Node};
+use crate::config::{Limits, Provider, SecretUrl};
+
+/// HTTP is waited for so long before the socket is opened, where HTTP is a guess.
+const HEAD_START: Duration = Duration::from_secs(2);
+/// HTTP is tried again after so long while the socket stands in, at first and at most.
+const AGAIN: (Duration, Duration) = (Duration::from_mins(1), Duration::from_hours(1));
+
+/// The connection of one endpoint, once it has one.
+#[derive(Default)]
+pub(super) struct Connection {
+    line: Mutex<Option<Line>>,
+    /// Held by who connects: whoever comes meanwhile waits for that.
+    connecting: tokio::sync::Mutex<()>,
+}
+
+/// What an endpoint is reached with.
+#[derive(Clone, Copy)]
+pub(super) struct Way<'a> {
+    pub(super) provider: &'a Provider,
+    pub(super) chain_id: u64,
+    pub(super) limits: &'a Limits,
+    pub(super) budget: &'a Arc<Budget>,
+    pub(super) bearing: &'a Arc<Bearing>,
+}
+
+#[derive(Clone)]
+struct Line {
+    node: Arc<Node>,
+    /// Where it is the socket that stands in for HTTP: when HTTP was tried last, and after how long it is tried again.
+    again: Option<(Instant, Duration)>,
+}
+
+impl Connection {
+    /// The node, where there is a connection.
+    pub(super) fn node_now(&self) -> Option<Arc<Node>> {
+        self.line().as_ref().map(|line| line.node.clone())
+    }
+
+    /// The verified node; connects where there is no connection yet. `is_doubtful`: it was away, and is verified again.
+    pub(super) async fn node(&self, way: Way<'_>, is_doubtful: bool) -> Result<Arc<Node>, RpcError> {
+        if self.node_now().is_none() {
+            let _turn = self.connecting.lock().await;
+            if self.node_now().is_none() {
+                *self.line() = Some(way.connect().await?);
+            }
+        }
+        if let Some(node) = self.http_again(way, is_doubtful).await {
+            return Ok(node);
+        }
+        let node = self.node_now().ok_or_else(|| RpcError::Transient("it is not connected".to_owned()))?;
+        if is_doubtful {
+            way.judge(node.chain_id().await?)?;
+        }
+        Ok(node)
+    }
+
+    /// The node over HTTP, where the socket stood in for it, it was time to try, and it serves now.
+    async fn http_again(&self, way: Way<'_>, is_doubtful: bool) -> Option<Arc<Node>> {
+        let socket = way.provider.socket.as_ref()?;
+        let now = Instant::now();
+        {
+            let mut line = self.line();
+            let (last, pause) = line.as_mut()?.again.as_mut()?;
+            // Of several requests that find it doubtful one tries.
+            let wait = if is_doubtful { HEAD_START } else { *pause };
+            if now.duration_since(*last) < wait {
+                return None;
+            }
+            (*last, *pause) = (now, (*pause * 2).min(AGAIN.1));
+        }
+        let node = way.http(socket.http_twin()).ok()?;
+        let id = timeout(HEAD_START, node.chain_id()).await.ok()?.ok()?;
+        way.judge(id).ok()?;
+        info!(endpoint = way.provider.name, "HTTP beside the WebSocket serves: requests go over it");
+        let node = Arc::new(node);
+        *self.line() = Some(Line { node: node.clone(), again: None });
+        Some(node)
+    }
+
+    fn line(&self) -> MutexGuard<'_, Option<Line>> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Way<'_> {
+    async fn connect(self) -> Result<Line, RpcError> {
+        match (&self.provider.http, &self.provider.socket) {
+            (Some(http), _) => {
+                let node = self.http(http.clone())?;
+                self.judge(node.chain_id().await?)?;
+                Ok(Line { node: Arc::new(node), again: None })
+            }
+            (None, Some(socket)) => self.over_either(socket).await,
+            (None, None) => Err(RpcError::Fatal("it has no address".to_owned())),
+        }
+    }
+
+    /// Over HTTP, where the node behind the socket has it.
+    async fn over_either(self, socket: &SecretUrl) -> Result<Line, RpcError> {
+        let endpoint = self.provider.name.as_str();
+        let http = Arc::new(self.http(socket.http_twin())?);
+        let mut answer = std::pin::pin!(http.chain_id_if_there());
+        let over_http = || Line { node: http.clone(), again: None };
+        let first = timeout(HEAD_START, answer.as_mut()).await;
+        let (error, stands_in) = match first {
+            Ok(Ok(id)) if self.judge(id).is_ok() => return Ok(over_http()),
+            // A guess that leads to another chain is wrong.
+            Ok(Ok(_)) => (None, false),
+            // What it says of itself it says of its socket, too.
+            Ok(Err((error @ RpcError::Throttled { retry_after: Some(_), .. }, _))) => return Err(error),
+            Ok(Err((error, is_nowhere))) => (Some(error), !is_nowhere),
+            // It may be late, or behind a firewall that swallows what is sent to it.
+            Err(_) => (None, true),
+        };
+        match self.over_socket(socket).await {
+            Ok(node) if stands_in => {
+                let error = error.map_or_else(|| "no answer yet".to_owned(), |error| error.to_string());
+                info!(endpoint, error, "HTTP beside the WebSocket does not serve: the socket stands in for it");
+                Ok(Line { node: Arc::new(node), again: Some((Instant::now(), AGAIN.0)) })
+            }
+            Ok(node) => {
+                let error = error.map_or_else(|| "another chain".to_owned(), |error| error.to_string());
+                info!(endpoint, error, "no HTTP beside the WebSocket: everything goes over the socket");
+                Ok(Line { node: Arc::new(node), again: None })
+            }
+            Err(_) if stands_in && error.is_none() => {
+                self.judge(answer.await.map_err(|(error, _)| error)?)?;
+                Ok(over_http())
+            }
+            Err(of_socket) => Err(error.filter(|_| stands_in).unwrap_or(of_socket)),
+        }
+    }
+
+    fn http(self, url: SecretUrl) -> Result<Node, RpcError> {
+        let node = Node::http(url, self.provider.name.clone(), self.limits, Arc::clone(self.budget))?;
+        Ok(node.that_bears(self.bearing))
+    }
+
+    async fn over_socket(self, socket: &SecretUrl) -> Result<Node, RpcError> {
+        let node = Node::socket(socket, self.provider.name.clone(), self.limits, Arc::clone(self.budget)).await?;
+        let node = node.that_bears(self.bearing);
+        self.judge(node.chain_id().await?)?;
+        Ok(node)
+    }
+
+    fn judge(self, told: u64) -> Result<(), RpcError> {
+        if told == self.chain_id {
+            return Ok(());
+        }
+        Err(RpcError::WrongChain { endpoint: self.provider.name.clone(), expected: self.chain_id, told })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::devchain::{Options, Serving, serve};
+
+    async fn devchain() -> Serving {
+        let options = Options { port: 0, mining: false, ..Options::default() };
+        serve(options, CancellationToken::new()).await.unwrap()
+    }
+
+    /// The endpoint of this name, of which only the socket is told.
+    fn endpoint(devchain: &Serving, name: &str) -> (Provider, Arc<Budget>, Arc<Bearing>) {
+        let url = SecretUrl::parse(&format!("ws://{}/{name}", devchain.address)).unwrap();
+        let budget = Arc::new(Budget::default());
+        (Provider::from(url), Arc::clone(&budget), Arc::new(Bearing::new(budget)))
+    }
+
+    fn way<'a>(endpoint: &'a (Provider, Arc<Budget>, Arc<Bearing>), limits: &'a Limits) -> Way<'a> {
+        Way { provider: &endpoint.0, chain_id: Options::CHAIN_ID, limits, budget: &endpoint.1, bearing: &endpoint.2 }
+    }
+
+    /// What an endpoint does over HTTP from now on.
+    async fn over_http(devchain: &Serving, name: &str, faults: Value) {
+        let url = format!("ws://{}/{name}", devchain.address);
+        let connect = alloy::transports::ws::WsConnect::new(url);
+        let client = alloy::rpc::client::ClientBuilder::default().ws(connect).await.unwrap();
+        client.request::<_, Value>("devchain_setFaults", [faults]).await.unwrap();
+    }
+
+    fn status(status: u16) -> Value {
+        json!([{ "on": ["eth_chainId"], "do": { "http": { "status": status } } }])
+    }
+
+    /// Whether requests go over HTTP, at which this endpoint now refuses everything.
+    async fn goes_over_http(devchain: &Serving, name: &str, connection: &Connection) -> bool {
+        over_http(devchain, name, status(500)).await;
+        let node = connection.node_now().unwrap();
+        let is_refused = node.chain_id().await.is_err();
+        over_http(devchain, name, json!([])).await;
+        is_refused
+    }
+
+    /// The clock goes on, and nothing happens.
+    async fn passes(time: Duration) {
+        tokio::time::pause();
+        tokio::time::advance(time).await;
+        tokio::time::resume();
+    }
+
+    #[tokio::test]
+    async fn where_http_is_unwell_the_socket_stands_in_and_where_there_is_none_it_stays() {
+        let (devchain, limits) = (devchain().await, Limits::default());
+        for (name, answer, comes_back) in [("unwell", 503, true), ("nowhere", 404, false)] {
+            let (endpoint, connection) = (endpoint(&devchain, name), Connection::default());
+            over_http(&devchain, name, status(answer)).await;
+            connection.node(way(&endpoint, &limits), false).await.unwrap();
+            assert!(!goes_over_http(&devchain, name, &connection).await, "{name}");
+            connection.node(way(&endpoint, &limits), true).await.unwrap();
+            assert!(!goes_over_http(&devchain, name, &connection).await, "{name}: it was tried a moment ago");
+            passes(HEAD_START).await;
+            connection.node(way(&endpoint, &limits), true).await.unwrap();
+            assert_eq!(goes_over_http(&devchain, name, &connection).await, comes_back, "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn http_is_tried_again_also_where_the_socket_never_breaks() {
+        let (devchain, limits) = (devchain().await, Limits::default());
+        let (endpoint, connection) = (endpoint(&devchain, "unwell"), Connection::default());
+        over_http(&devchain, "unwell", status(503)).await;
+        connection.node(way(&endpoint, &limits), false).await.unwrap();
+        passes(AGAIN.0).await;
+        connection.node(way(&endpoint, &limits), false).await.unwrap();
+        assert!(!goes_over_http(&devchain, "unwell", &connection).await);
+        over_http(&devchain, "unwell", json!([])).await;
+        passes(AGAIN.0).await;
+        connection.node(way(&endpoint, &limits), false).await.unwrap();
+        assert!(!goes_over_http(&devchain, "unwell", &connection).await, "not yet");
+        passes(AGAIN.0).await;
+        connection.node(way(&endpoint, &limits), false).await.unwrap();
+        assert!(goes_over_http(&devchain, "unwell", &connection).await);
+    }
+
+    /// Takes connections for a devchain; passes on those that ask for a socket, and never answers the others.
+    async fn swallows_http(devchain: &Serving) -> SecretUrl {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = SecretUrl::parse(&format!("ws://{}", listener.local_addr().unwrap())).unwrap();
+        let server = devchain.address;
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let mut first = [0; 3];
+                    near.peek(&mut first).await.unwrap();
+                    if first != *b"GET" {
+                        return std::future::pending().await;
+                    }
+                    let mut far = tokio::net::TcpStream::connect(server).await.unwrap();
+                    drop(tokio::io::copy_bidirectional(&mut near, &mut far).await);
+                });
+            }
+        });
+        url
+    }
+
+    #[tokio::test]
+    async fn where_http_is_swallowed_the_socket_serves_long_before_the_time_limit() {
+        let (devchain, limits) =
+            (devchain().await, Limits { rpc_timeout: Duration::from_hours(1), ..Limits::default() });
+        let mut endpoint = endpoint(&devchain, "");
+        endpoint.0.socket = Some(swallows_http(&devchain).await);
+        let connection = Connection::default();
+        let connecting = connection.node(way(&endpoint, &limits), false);
+        timeout(Duration::from_mins(1), connecting).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_asks_to_be_left_alone_over_http_is_not_asked_over_its_socket() {
+        let (devchain, limits) = (devchain().await, Limits::default());
+        let (endpoint, connection) = (endpoint(&devchain, "busy"), Connection::default());
+        let busy =
+            json!([{ "on": ["eth_chainId"], "do": { "http": { "status": 429, "headers": { "retry-after": "7" } } } }]);
+        over_http(&devchain, "busy", busy).await;
+        let asked = connection.node(way(&endpoint, &limits), false).await;
+        assert!(
+            matches!(asked, Err(RpcError::Throttled { retry_after: Some(_), .. })) && connection.node_now().is_none()
+        );
+    }
+}
