@@ -329,7 +329,7 @@ mod tests {
         async fn range_logs(&self, range: BlockRange, filter: &LogFilter) -> Result<RangeLogs, RpcError> {
             self.node.range_logs(range, filter).await
         }
-        async fn second_opinion(&self, range: BlockRange, filter: &LogFilter) -> Result<Option<RangeLogs>, RpcError> {
+        async fn second_opinion(&self, range: BlockRange, filter: &LogFilter) -> Result<Vec<RangeLogs>, RpcError> {
             self.node.second_opinion(range, filter).await
         }
         async fn witnesses(&self, number: u64) -> Vec<Witness> {

@@ -22,6 +22,7 @@ mod endpoints;
 mod error;
 pub(crate) mod fuzzing;
 mod heads;
+mod opinions;
 mod patience;
 pub mod probe;
 mod proofs;
@@ -95,9 +96,10 @@ pub trait ChainSource: Send + Sync {
     /// may be asked for by its hash.
     async fn range_logs(&self, range: BlockRange, filter: &LogFilter) -> Result<RangeLogs, RpcError>;
 
-    /// The logs of the first blocks of a range, as [`range_logs`](Self::range_logs), as another endpoint than the one in
-    /// use has them; `None` where there is no other. One that is ejected has no opinion, which is an error and not `None`.
-    async fn second_opinion(&self, range: BlockRange, filter: &LogFilter) -> Result<Option<RangeLogs>, RpcError>;
+    /// The logs of the first blocks of a range, as [`range_logs`](Self::range_logs), as others have them than the endpoint
+    /// that served them one by one: one opinion, or two of the same blocks where nobody knows who did, so that one of them
+    /// is another's. None where there is no other endpoint; that one is ejected, or does not answer, is an error.
+    async fn second_opinion(&self, range: BlockRange, filter: &LogFilter) -> Result<Vec<RangeLogs>, RpcError>;
 
     /// What every endpoint has at this height, asked side by side: for what one endpoint's word is not enough for.
     async fn witnesses(&self, number: u64) -> Vec<Witness>;
