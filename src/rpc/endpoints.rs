@@ -28,6 +28,8 @@ use super::{
     endpoint::Endpoint,
     heads,
     opinions::Served,
+    proofs::Proofs,
+    proving::{Kept, Told},
     question::{Kind, Question},
     quorum::{self, QUORUM_OF},
     route::{Route, route},
@@ -52,10 +54,13 @@ const ROUNDS: usize = 8;
 /// The configured endpoints of one chain.
 pub struct Endpoints {
     chain_id: u64,
-    limits: Limits,
+    pub(super) limits: Limits,
     block_time: Duration,
     pub(super) by_preference: Vec<Arc<Endpoint>>,
     pub(super) served: Served,
+    /// Of each endpoint, in the same order, what its proofs came to.
+    pub(super) proofs: Vec<Proofs>,
+    pub(super) kept: Kept,
     current: AtomicUsize,
 }
 
@@ -70,9 +75,10 @@ impl Endpoints {
     /// yet.
     #[must_use]
     pub fn of((chain_id, block_time): (u64, Duration), providers: Vec<Provider>, limits: Limits) -> Self {
-        let by_preference = providers.into_iter().map(|provider| Arc::new(Endpoint::new(provider))).collect();
-        let (served, current) = (Served::default(), AtomicUsize::new(0));
-        Self { chain_id, limits, block_time, by_preference, served, current }
+        let by_preference: Vec<_> = providers.into_iter().map(|provider| Arc::new(Endpoint::new(provider))).collect();
+        let proofs = by_preference.iter().map(|endpoint| Proofs::new(endpoint.name().to_owned(), &limits)).collect();
+        let (served, kept, current) = (Served::default(), Kept::default(), AtomicUsize::new(0));
+        Self { chain_id, limits, block_time, by_preference, served, proofs, kept, current }
     }
 
     /// The same endpoints, none of which is asked for more than this in one request.
@@ -107,7 +113,11 @@ impl Endpoints {
     /// Asks one endpoint after the other, until one has what was asked for; says which. What only says
     /// that the *request* is at fault (too large) is answered at once; that a block is not there yet only when no
     /// endpoint has it.
-    async fn ask<R, F>(&self, question: Question, request: impl Fn(Arc<Node>) -> F) -> Result<(usize, R), RpcError>
+    async fn ask<R, F>(
+        &self,
+        question: Question,
+        request: impl Fn(usize, Arc<Node>) -> F,
+    ) -> Result<(usize, R), RpcError>
     where
         F: Future<Output = Result<R, RpcError>> + Send,
     {
@@ -119,7 +129,7 @@ impl Endpoints {
         for (step, place) in places.iter().enumerate() {
             let Some(endpoint) = self.by_preference.get(*place) else { continue };
             let is_last = step + 1 == places.len();
-            let answer = self.ask_one(endpoint, question, !is_last, &request).await;
+            let answer = self.ask_one(endpoint, question, !is_last, |node| request(*place, node)).await;
             if answer.as_ref().err().is_none_or(|error| !error.is_failure()) {
                 self.served(*place);
             }
@@ -242,13 +252,13 @@ fn left_alone(until: Instant) -> RpcError {
 #[async_trait]
 impl ChainSource for Endpoints {
     async fn chain_id(&self) -> Result<u64, RpcError> {
-        let (_, id) = self.ask(Question::CHAIN_ID, |node| async move { node.chain_id().await }).await?;
+        let (_, id) = self.ask(Question::CHAIN_ID, |_, node| async move { node.chain_id().await }).await?;
         Ok(id)
     }
 
     async fn header(&self, at: At) -> Result<Option<Header>, RpcError> {
         let may_be_elsewhere = !matches!(at, At::Safe | At::Finalized);
-        let asked = self.ask(Question::header(at), |node| async move {
+        let asked = self.ask(Question::header(at), |_, node| async move {
             match node.header(at).await? {
                 None if may_be_elsewhere => Err(RpcError::Behind("the node does not have this block".into())),
                 found => Ok(found),
@@ -268,18 +278,21 @@ impl ChainSource for Endpoints {
 
     async fn block_logs(&self, block: BlockRef, timestamp: u64, filter: &LogFilter) -> Result<Vec<RawLog>, RpcError> {
         let question = Question::logs(Kind::BlockLogs, block.number);
-        let request = |node: Arc<Node>| async move { node.bearing.block_logs(&node, (block, timestamp), filter).await };
-        let (place, logs) = self.ask(question, request).await?;
+        let request = |place, node| self.told((place, node), (block, timestamp), filter);
+        let (place, told) = self.ask(question, request).await?;
         self.served.by(place, block.number);
-        Ok(logs)
+        match told {
+            Told::Proven(logs) => Ok(logs),
+            Told::Unproven(logs, reason) => self.proven_by_others((place, block), (logs, reason), filter).await,
+        }
     }
 
     async fn range_logs(&self, range: BlockRange, filter: &LogFilter) -> Result<RangeLogs, RpcError> {
         let question = Question::logs(Kind::RangeLogs, range.to);
-        let request = |node: Arc<Node>| async move { node.bearing.range_logs(&node, range, filter).await };
+        let request = |_, node: Arc<Node>| async move { node.bearing.range_logs(&node, range, filter).await };
         let (place, logs) = self.ask_for_less(|| self.ask(question, request)).await?;
         self.by_preference.get(place).into_iter().for_each(|endpoint| endpoint.has(logs.last.number));
-        Ok(logs)
+        self.held_against_sample(place, logs, filter).await
     }
 
     async fn second_opinion(&self, range: BlockRange, filter: &LogFilter) -> Result<Vec<RangeLogs>, RpcError> {
@@ -338,7 +351,8 @@ impl ChainSource for Endpoints {
     }
 
     fn endpoints(&self) -> Vec<EndpointState> {
-        self.by_preference.iter().map(|endpoint| endpoint.state()).collect()
+        let with_proofs = self.by_preference.iter().zip(&self.proofs);
+        with_proofs.map(|(known, proofs)| EndpointState { unproven: proofs.unproven(), ..known.state() }).collect()
     }
 
     fn learned(&self) -> BTreeMap<String, String> {

@@ -26,6 +26,7 @@ mod opinions;
 mod patience;
 pub mod probe;
 mod proofs;
+mod proving;
 mod question;
 mod quorum;
 mod receipts;
@@ -56,7 +57,7 @@ pub enum At {
 }
 
 /// Which logs to ask for: any of the addresses (none = all) with any of the topics as first topic.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct LogFilter {
     /// Emitting contracts; empty means any.
     pub addresses: Vec<Address>,
@@ -165,6 +166,8 @@ pub struct EndpointState {
     pub aside: Option<String>,
     /// What it may be asked for, as far as it was learned.
     pub allowance: Allowance,
+    /// Why its logs are not proven by receipts although they are to be (`verify = "receipts"`), in words.
+    pub unproven: Option<String>,
     /// What it said of late that is not understood, the oldest first; an operator should report it.
     pub unknown_messages: Vec<String>,
 }

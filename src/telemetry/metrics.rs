@@ -229,7 +229,8 @@ pub fn empty_with_bloom(provider: &str) {
     count(&EMPTY_WITH_BLOOM, [label(provider)], 1);
 }
 
-/// A block's logs were to be proven: `proven`, `unknown` (its encoding), `wrong`, `failed` (the requests).
+/// A block's logs were to be proven: `proven`, `unknown` (its encoding), `wrong`, `failed` (the requests), `passed` (its
+/// logs count without a proof; the provider is the one that told them).
 pub fn proof(provider: &str, outcome: &'static str) {
     count(&PROOFS, [label(provider), outcome.into()], 1);
 }
