@@ -27,7 +27,7 @@ use super::{
     client::Node,
     endpoint::Endpoint,
     heads,
-    opinions::Served,
+    opinions::{Served, Suspects},
     proofs::Proofs,
     proving::{Kept, Told},
     question::{Kind, Question},
@@ -58,6 +58,7 @@ pub struct Endpoints {
     block_time: Duration,
     pub(super) by_preference: Vec<Arc<Endpoint>>,
     pub(super) served: Served,
+    pub(super) suspects: Suspects,
     /// Of each endpoint, in the same order, what its proofs came to.
     pub(super) proofs: Vec<Proofs>,
     pub(super) kept: Kept,
@@ -77,8 +78,9 @@ impl Endpoints {
     pub fn of((chain_id, block_time): (u64, Duration), providers: Vec<Provider>, limits: Limits) -> Self {
         let by_preference: Vec<_> = providers.into_iter().map(|provider| Arc::new(Endpoint::new(provider))).collect();
         let proofs = by_preference.iter().map(|endpoint| Proofs::new(endpoint.name().to_owned(), &limits)).collect();
-        let (served, kept, current) = (Served::default(), Kept::default(), AtomicUsize::new(0));
-        Self { chain_id, limits, block_time, by_preference, served, proofs, kept, current }
+        let (served, suspects, kept) = (Served::default(), Suspects::default(), Kept::default());
+        let current = AtomicUsize::new(0);
+        Self { chain_id, limits, block_time, by_preference, served, suspects, proofs, kept, current }
     }
 
     /// The same endpoints, none of which is asked for more than this in one request.
@@ -292,7 +294,8 @@ impl ChainSource for Endpoints {
         let request = |_, node: Arc<Node>| async move { node.bearing.range_logs(&node, range, filter).await };
         let (place, logs) = self.ask_for_less(|| self.ask(question, request)).await?;
         self.by_preference.get(place).into_iter().for_each(|endpoint| endpoint.has(logs.last.number));
-        self.held_against_sample(place, logs, filter).await
+        let logs = self.held_against_sample(place, logs, filter).await?;
+        self.compared(place, logs, filter).await
     }
 
     async fn second_opinion(&self, range: BlockRange, filter: &LogFilter) -> Result<Vec<RangeLogs>, RpcError> {

@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     config::{Limits, Verify},
+    domain::BlockRange,
     telemetry::metrics,
 };
 
@@ -168,6 +169,14 @@ impl Proofs {
         }
         record.passed = record.passed.wrapping_add(1);
         record.passed.is_multiple_of(TRIAL_EVERY)
+    }
+
+    /// The node left out what another endpoint has, which is used.
+    pub(super) fn left_out(&self, range: BlockRange, missing: usize, other: &str) {
+        if is_to_be_told(&mut self.records().omission_told) {
+            warn!(endpoint = self.name, %range, missing, other, "another endpoint has logs that this one left out; they count, too");
+        }
+        metrics::logs_restored(&self.name, missing);
     }
 
     /// Whether this block is among those of history that are proven: the same ones for everyone who asks.
