@@ -129,6 +129,7 @@ impl Bench {
                 finality_depth: FINALITY,
                 verify: Verify::default(),
                 verify_sample: 0,
+                audit_sample: 0,
                 spacing: Duration::ZERO,
                 ..settings.chain.clone()
             },

@@ -21,7 +21,9 @@ const MAX_BLOCK_TIME: Duration = Duration::from_hours(1);
 const MAX_SPACING: Duration = Duration::from_mins(1);
 /// Of so many historical blocks one is proven where nobody says otherwise.
 pub(super) const VERIFY_SAMPLE: u64 = 100;
-const KEYS: [&str; 11] = [
+/// Of so many hundreds of historical blocks one is compared with what another endpoint has, where nobody says otherwise.
+pub(super) const AUDIT_SAMPLE: u64 = 20;
+const KEYS: [&str; 12] = [
     "id",
     "name",
     "redis_db",
@@ -32,6 +34,7 @@ const KEYS: [&str; 11] = [
     "spacing",
     "verify",
     "verify_sample",
+    "audit_sample",
     "log_index",
 ];
 
@@ -92,6 +95,9 @@ pub struct ChainProfile {
     pub verify: Verify,
     /// With [`Verify::Receipts`] one of so many historical blocks is proven: 1 is every block, 0 none.
     pub verify_sample: u64,
+    /// With two endpoints or more one of so many hundreds of historical blocks is compared with what another one has: 1 is
+    /// every block, 0 none.
+    pub audit_sample: u64,
     /// Within what its logs are numbered.
     pub log_index: LogIndex,
 }
@@ -127,6 +133,7 @@ fn profile(keys: &Keys<'_>, seen: &mut Seen<'_>, problems: &mut Vec<Problem>) ->
     let parallel = keys.number("parallel", 1..=MAX_PARALLEL, problems);
     let spacing = keys.duration("spacing", MAX_SPACING, problems);
     let verify_sample = keys.number("verify_sample", 0..=MAX_BLOCK_NUMBER, problems);
+    let audit_sample = keys.number("audit_sample", 0..=MAX_BLOCK_NUMBER, problems);
     let (verify, log_index) = (verify(keys, seen.source, problems), log_index(keys, seen.source, problems));
     let profile = ChainProfile {
         id: *id.as_ref()?.get_ref(),
@@ -139,6 +146,7 @@ fn profile(keys: &Keys<'_>, seen: &mut Seen<'_>, problems: &mut Vec<Problem>) ->
         finality_depth: *finality_depth?.get_ref(),
         verify,
         verify_sample: verify_sample.map_or(VERIFY_SAMPLE, Spanned::into_inner),
+        audit_sample: audit_sample.map_or(AUDIT_SAMPLE, Spanned::into_inner),
         log_index,
     };
     seen.check(&id?, &name?, &redis_db?, problems);

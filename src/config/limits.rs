@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     ChainProfile,
-    chains::{LogIndex, VERIFY_SAMPLE, Verify},
+    chains::{AUDIT_SAMPLE, LogIndex, VERIFY_SAMPLE, Verify},
     endpoints::Fault,
     reader::Reader,
 };
@@ -25,6 +25,9 @@ pub struct Limits {
     pub verify: Verify,
     /// With [`Verify::Receipts`] one of so many historical blocks is proven: 1 is every block, 0 none.
     pub verify_sample: u64,
+    /// With two endpoints or more one of so many hundreds of historical blocks is compared with what another one has: 1 is
+    /// every block, 0 none, which is also what `AUDIT=false` means.
+    pub audit_sample: u64,
     /// Within what the chain numbers its logs.
     pub log_index: LogIndex,
     /// One call of a sink.
@@ -46,6 +49,7 @@ impl Default for Limits {
             rpc_max_bytes: 32 << 20,
             verify: Verify::default(),
             verify_sample: VERIFY_SAMPLE,
+            audit_sample: AUDIT_SAMPLE,
             log_index: LogIndex::default(),
             sink_timeout: Duration::from_secs(30),
             chunk_logs: 1_000,
@@ -56,8 +60,9 @@ impl Default for Limits {
     }
 }
 
-/// The limits, where each is right and they fit each other; what the chain's profile says stands in for `VERIFY`.
-pub(super) fn read(reader: &mut Reader<'_>, chain: Option<&ChainProfile>) -> Option<Limits> {
+/// The limits, where each is right and they fit each other; what the chain's profile says stands in for `VERIFY`. With
+/// `AUDIT=false` nothing is compared.
+pub(super) fn read(reader: &mut Reader<'_>, chain: Option<&ChainProfile>, is_audited: bool) -> Option<Limits> {
     let verify = reader.read("VERIFY", Verify::parse);
     let second = Duration::from_secs(1);
     let rpc_timeout = reader.read("RPC_TIMEOUT", |text| time(text, second, Duration::from_mins(2)));
@@ -82,6 +87,7 @@ pub(super) fn read(reader: &mut Reader<'_>, chain: Option<&ChainProfile>) -> Opt
         rpc_max_bytes: rpc_max_bytes?,
         verify: verify.or_else(|| chain.map(|chain| chain.verify)).unwrap_or_default(),
         verify_sample: chain.map(|chain| chain.verify_sample).unwrap_or_default(),
+        audit_sample: chain.filter(|_| is_audited).map(|chain| chain.audit_sample).unwrap_or_default(),
         log_index: chain.map(|chain| chain.log_index).unwrap_or_default(),
         sink_timeout,
         chunk_logs: chunk_logs?,

@@ -45,7 +45,7 @@ pub(super) fn settings(
     let http = http(&mut reader);
     let sentry_dsn = reader.read("SENTRY_DSN", endpoints::sentry);
     let log = log(&mut reader);
-    let limits = limits::read(&mut reader, chain.as_ref());
+    let limits = limits::read(&mut reader, chain.as_ref(), audit != Some(false));
     let mut aws = AwsSettings::read(layers, reader.problems);
     // The queue of the built-in handler; the entries take it as it is.
     Reader { layers, problems }.read("TRANSFER_HANDLER_SQS", endpoints::queue);

@@ -1,5 +1,6 @@
 //! Asks another provider before blocks are sealed: one that leaves out a log is found as long as a second one has it
-//! (F09).
+//! (F09). The one that served a block is not asked again; where nobody knows which one did, two are, and what either has
+//! counts: one of them is another.
 //!
 //! What the second provider has and the journal lacks is delivered, with an alarm; until that is acknowledged a dead
 //! letter holds it, too. What it lacks is only told, because a log that was there once cannot be made up. Blocks of which
@@ -9,7 +10,7 @@
 //! What it does not see: history below the final height, which has no journal and comes from one provider.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -19,7 +20,7 @@ use tracing::{error, info, warn};
 
 use super::{Context, PATIENCE, StageError, decode, deliver, filter, persist};
 use crate::{
-    domain::{BlockRange, BlockRef, Event, signed},
+    domain::{BlockRange, BlockRef, Event, RawLog, signed},
     rpc::{RangeLogs, RpcError},
     store::{JournalEntry, MAX_CLAIM_BLOCKS},
     telemetry::metrics,
@@ -73,18 +74,25 @@ pub(super) async fn before_sealing(ctx: &Context, entries: &[JournalEntry]) -> R
     }
     let filter = ctx.filters.now()?;
     for batch in batches(&newest(entries)) {
-        let answer = match opinion(ctx, batch).await {
-            Ok(Some(answer)) => answer,
-            Ok(None) => return Ok(()),
-            Err(error) => return absent(ctx, &error),
-        };
-        if let Some(block) = disagreement(batch, &answer) {
-            let text = format!("two providers have different blocks at the final height {block}: nothing is sealed");
-            warn!(block, "two providers have different blocks at a final height");
-            ctx.vitals.note(NOTE, Some(text));
-            return Err(StageError::Again("two providers disagree about a final block"));
+        let mut rest = batch;
+        while let Some(range) = span(rest) {
+            let opinions = match ctx.source.second_opinion(range, &ctx.log_filter).await {
+                Ok(opinions) if opinions.is_empty() => return Ok(()),
+                Ok(opinions) => opinions,
+                Err(error) => return absent(ctx, &error),
+            };
+            if let Some(block) = opinions.iter().find_map(|opinion| disagreement(rest, opinion)) {
+                let text =
+                    format!("two providers have different blocks at the final height {block}: nothing is sealed");
+                warn!(block, "two providers have different blocks at a final height");
+                ctx.vitals.note(NOTE, Some(text));
+                return Err(StageError::Again("two providers disagree about a final block"));
+            }
+            let last = opinions.iter().map(|opinion| opinion.last.number).min().unwrap_or(range.to);
+            let (part, others) = rest.split_at(rest.partition_point(|entry| entry.block.number <= last));
+            compare(ctx, &filter, part, united(opinions)).await?;
+            rest = others;
         }
-        compare(ctx, &filter, batch, answer).await?;
     }
     ctx.audit.absence(false, Instant::now());
     ctx.audit.owed().clear();
@@ -120,25 +128,18 @@ fn batches(entries: &[JournalEntry]) -> impl Iterator<Item = &[JournalEntry]> {
     })
 }
 
-/// The logs of these blocks as another provider has them; of as many blocks at once as it bears.
-async fn opinion(ctx: &Context, batch: &[JournalEntry]) -> Result<Option<RangeLogs>, RpcError> {
-    let (Some(first), Some(last)) = (batch.first(), batch.last()) else { return Ok(None) };
-    let (mut from, to) = (first.block.number, last.block.number);
-    let mut whole: Option<RangeLogs> = None;
-    while from <= to {
-        let Some(part) = ctx.source.second_opinion(BlockRange { from, to }, &ctx.log_filter).await? else {
-            return Ok(None);
-        };
-        from = part.last.number + 1;
-        match &mut whole {
-            None => whole = Some(part),
-            Some(whole) => {
-                whole.logs.extend(part.logs);
-                whole.last = part.last;
-            }
-        }
+/// The blocks of these entries.
+fn span(entries: &[JournalEntry]) -> Option<BlockRange> {
+    Some(BlockRange { from: entries.first()?.block.number, to: entries.last()?.block.number })
+}
+
+/// The logs that any of these opinions has.
+fn united(opinions: Vec<RangeLogs>) -> Vec<RawLog> {
+    let mut logs = BTreeMap::new();
+    for log in opinions.into_iter().flat_map(|opinion| opinion.logs) {
+        logs.entry((log.block, log.log_index)).or_insert(log);
     }
-    Ok(whole)
+    logs.into_values().collect()
 }
 
 /// The height of a block that the second provider has another of. Its last header speaks for all blocks below.
@@ -163,8 +164,8 @@ fn absent(ctx: &Context, error: &RpcError) -> Result<(), StageError> {
     Ok(())
 }
 
-async fn compare(ctx: &Context, filter: &Filter, batch: &[JournalEntry], answer: RangeLogs) -> Result<(), StageError> {
-    let decoded = decode::events(&ctx.registry, answer.logs);
+async fn compare(ctx: &Context, filter: &Filter, batch: &[JournalEntry], logs: Vec<RawLog>) -> Result<(), StageError> {
+    let decoded = decode::events(&ctx.registry, logs);
     // Whatever token it is of: the list may have changed since the block was delivered.
     let theirs: BTreeSet<(BlockRef, u64)> =
         decoded.candidates.iter().map(|found| (found.event.block, found.event.log_index)).collect();

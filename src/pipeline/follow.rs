@@ -26,10 +26,12 @@ use super::{Context, timed};
 use crate::{
     backoff::Backoff,
     domain::{DeliveryMode, Header, Heights, Tag},
-    rpc::{At, RpcError},
+    rpc::{At, EndpointState, RpcError},
     telemetry::{Edge, SeenProvider},
 };
 
+/// The note of `/health` that tells of blocks that nobody proves.
+const NOTE: &str = "proofs";
 /// A socket that is silent for this long, or for three block times, is not trusted any more (R14).
 const SILENCE: Duration = Duration::from_secs(30);
 /// Without a socket the head is read twice in a block time, within these bounds.
@@ -168,7 +170,9 @@ fn update(
 
 /// Tells of the endpoints that were asked since `told` last counted; of the others there is nothing new to say.
 fn tell_endpoints(ctx: &Context, told: &mut HashMap<String, (u64, u64)>, asked: Instant) {
-    for endpoint in ctx.source.endpoints() {
+    let endpoints = ctx.source.endpoints();
+    ctx.vitals.note(NOTE, unproven(&endpoints));
+    for endpoint in endpoints {
         let seen = SeenProvider {
             lag: endpoint.lag,
             disagreements: endpoint.disagreements,
@@ -189,6 +193,15 @@ fn tell_endpoints(ctx: &Context, told: &mut HashMap<String, (u64, u64)>, asked: 
         let answered = endpoint.last_error.as_deref().map_or(Ok(()), Err);
         ctx.vitals.answer(Edge::Provider(endpoint.name), asked, answered);
     }
+}
+
+/// That nobody proves what is to be proven, and the mend; one endpoint that does is enough.
+fn unproven(endpoints: &[EndpointState]) -> Option<String> {
+    let reasons = endpoints.iter().map(|endpoint| endpoint.unproven.as_ref().map(|why| (&endpoint.name, why)));
+    let (name, why) = reasons.collect::<Option<Vec<_>>>()?.into_iter().next()?;
+    Some(format!(
+        "{why} ({name}); where that lasts set VERIFY=bloom, or give an endpoint that serves eth_getBlockReceipts"
+    ))
 }
 
 /// Reads both tags again and again, from the first head on. A tag that could not be read stays as it was, and one that
@@ -329,7 +342,7 @@ mod tests {
         async fn range_logs(&self, range: BlockRange, filter: &LogFilter) -> Result<RangeLogs, RpcError> {
             self.node.range_logs(range, filter).await
         }
-        async fn second_opinion(&self, range: BlockRange, filter: &LogFilter) -> Result<Option<RangeLogs>, RpcError> {
+        async fn second_opinion(&self, range: BlockRange, filter: &LogFilter) -> Result<Vec<RangeLogs>, RpcError> {
             self.node.second_opinion(range, filter).await
         }
         async fn witnesses(&self, number: u64) -> Vec<Witness> {

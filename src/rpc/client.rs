@@ -1,7 +1,7 @@
 //! One node: JSON-RPC requests, each with a time limit, each answer checked before it is used.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -18,7 +18,6 @@ use alloy::{
         ws::{WebSocketConfig, WsConnect},
     },
 };
-use futures_util::{StreamExt as _, stream};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 use tracing::{debug, warn};
@@ -29,7 +28,6 @@ use super::{
     blooms::Blooms,
     budget::{Budget, Charged},
     error::{classify, has_no_http, tag_is_unknown},
-    proofs::{Place, Proofs},
     receipts::{self, Proven, Unproven, WireReceipt},
     transport::Capped,
     unknown::UnknownMessages,
@@ -45,8 +43,6 @@ use crate::{
 const SOCKET_RETRY: Duration = Duration::from_millis(200);
 /// Headers asked for in one batch.
 const HEADERS_PER_BATCH: usize = 100;
-/// Blocks of a range whose receipts are asked for at once.
-const PROOFS_AT_ONCE: usize = 4;
 /// Numbers of logs at which nodes and providers were seen to cut answers off, or say that they do.
 const SILENT_CAPS: [usize; 7] = [1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000];
 const RECEIPTS: &str = "eth_getBlockReceipts";
@@ -58,7 +54,6 @@ pub(super) struct Node {
     timeout: Duration,
     log_index: LogIndex,
     blooms: Blooms,
-    proofs: Proofs,
     unknown: UnknownMessages,
     /// What it bears; the requests for logs here send what they are told to.
     pub(super) bearing: Arc<Bearing>,
@@ -67,7 +62,6 @@ pub(super) struct Node {
 impl Node {
     /// A node behind any transport.
     pub(super) fn new(name: String, rpc: RpcClient, limits: &Limits) -> Self {
-        let proofs = Proofs::new(name.clone(), limits);
         let (blooms, unknown) = (Blooms::default(), UnknownMessages::default());
         Self {
             name,
@@ -75,7 +69,6 @@ impl Node {
             timeout: limits.rpc_timeout,
             log_index: limits.log_index,
             blooms,
-            proofs,
             unknown,
             bearing: Arc::new(Bearing::new(Arc::default())),
         }
@@ -170,30 +163,16 @@ impl Node {
         filter: &LogFilter,
     ) -> Result<Vec<RawLog>, RpcError> {
         let params = json!([log_query(filter, &json!({ "blockHash": block.hash }))]);
-        let is_proven = self.proofs.is_due(Place::Head);
-        let (logs, proof) = tokio::join!(self.one::<Vec<WireLog>>("eth_getLogs", params), async {
-            if is_proven { Some(self.prove(At::Hash(block.hash)).await) } else { None }
-        });
-        let logs = self.numbered(logs?)?;
+        let logs = self.numbered(self.one::<Vec<WireLog>>("eth_getLogs", params).await?)?;
         let told = logs.len();
         let logs = self.counted(wire::block_logs(logs, block, timestamp, filter))?;
         self.count_duplicates(told - logs.len());
-        if let Some(proof) = proof
-            && let Some(held) = self
-                .proofs
-                .judge((Place::Head, block.number), proof.and_then(|proven| proven.of(block)?.hold(&logs, filter)))?
-        {
-            return Ok(held.logs);
-        }
-        if logs.is_empty() && self.proofs.minds_blooms() {
-            self.hold_against_bloom(block, filter).await?;
-        }
         Ok(logs)
     }
 
     /// Holds an answer without logs against the block's header: this node's own, for the one that led here may be another
     /// node's.
-    async fn hold_against_bloom(&self, block: BlockRef, filter: &LogFilter) -> Result<(), RpcError> {
+    pub(super) async fn hold_against_bloom(&self, block: BlockRef, filter: &LogFilter) -> Result<(), RpcError> {
         if !self.blooms.know(block.hash) && self.header(At::Hash(block.hash)).await?.is_none() {
             return Err(RpcError::Behind(format!("the node has no logs of block {block}, nor its header")));
         }
@@ -246,7 +225,6 @@ impl Node {
         self.count_duplicates(told - checked.len());
         self.note_round_number(told, range);
         let logs = self.with_timestamps(checked).await?;
-        let logs = self.held_against_sample(range, logs, filter).await?;
         let strange = logs
             .iter()
             .any(|log| [first, last].iter().any(|end| end.number == log.block.number && end.hash != log.block.hash));
@@ -254,51 +232,6 @@ impl Node {
             return Err(RpcError::Behind("logs and header of one answer differ in the block's hash".into()));
         }
         Ok(RangeLogs { logs, first, last })
-    }
-
-    /// The logs of a range, those of the sampled blocks as their receipts have them. A node that left something out of one
-    /// block may have done so in any: then all of the range is proven.
-    async fn held_against_sample(
-        &self,
-        range: BlockRange,
-        logs: Vec<RawLog>,
-        filter: &LogFilter,
-    ) -> Result<Vec<RawLog>, RpcError> {
-        let (sample, others): (Vec<u64>, Vec<u64>) =
-            (range.from..=range.to).partition(|number| self.proofs.is_sampled(*number));
-        if sample.is_empty() {
-            return Ok(logs);
-        }
-        let mut by_number: BTreeMap<u64, Vec<RawLog>> = BTreeMap::new();
-        for log in logs {
-            by_number.entry(log.block.number).or_default().push(log);
-        }
-        if self.hold(sample, &mut by_number, filter).await? {
-            self.hold(others, &mut by_number, filter).await?;
-        }
-        Ok(by_number.into_values().flatten().collect())
-    }
-
-    /// Holds blocks of a range against their receipts; whether an answer was wrong anywhere.
-    async fn hold(
-        &self,
-        mut numbers: Vec<u64>,
-        logs: &mut BTreeMap<u64, Vec<RawLog>>,
-        filter: &LogFilter,
-    ) -> Result<bool, RpcError> {
-        numbers.retain(|_| self.proofs.is_due(Place::History));
-        let asking = numbers.into_iter().map(|number| async move { (number, self.prove(At::Number(number)).await) });
-        let mut proofs = stream::iter(asking).buffered(PROOFS_AT_ONCE);
-        let mut was_wrong = false;
-        while let Some((number, proof)) = proofs.next().await {
-            let told = logs.get(&number).map(Vec::as_slice).unwrap_or_default();
-            let proof = proof.and_then(|proven| proven.hold(told, filter));
-            if let Some(held) = self.proofs.judge((Place::History, number), proof)? {
-                was_wrong |= held.is_other();
-                logs.insert(number, held.logs);
-            }
-        }
-        Ok(was_wrong)
     }
 
     /// The logs, each with its place in its block.

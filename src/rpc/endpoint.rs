@@ -391,6 +391,7 @@ impl Endpoint {
             disagreements: record.disagreements,
             aside: record.aside(Instant::now()).map(|(text, _)| text),
             allowance: self.bearing.allowance(),
+            unproven: None,
             unknown_messages: self.connection.node_now().map(|node| node.unknown_messages()).unwrap_or_default(),
         }
     }

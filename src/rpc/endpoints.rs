@@ -24,10 +24,12 @@ use tracing::{debug, info, warn};
 
 use super::{
     At, Bounds, ChainSource, EndpointState, LogFilter, RangeLogs, RpcError, Witness,
-    breaker::Gate,
     client::Node,
     endpoint::Endpoint,
     heads,
+    opinions::{Served, Suspects},
+    proofs::Proofs,
+    proving::{Kept, Told},
     question::{Kind, Question},
     quorum::{self, QUORUM_OF},
     route::{Route, route},
@@ -52,9 +54,14 @@ const ROUNDS: usize = 8;
 /// The configured endpoints of one chain.
 pub struct Endpoints {
     chain_id: u64,
-    limits: Limits,
+    pub(super) limits: Limits,
     block_time: Duration,
-    by_preference: Vec<Arc<Endpoint>>,
+    pub(super) by_preference: Vec<Arc<Endpoint>>,
+    pub(super) served: Served,
+    pub(super) suspects: Suspects,
+    /// Of each endpoint, in the same order, what its proofs came to.
+    pub(super) proofs: Vec<Proofs>,
+    pub(super) kept: Kept,
     current: AtomicUsize,
 }
 
@@ -69,8 +76,11 @@ impl Endpoints {
     /// yet.
     #[must_use]
     pub fn of((chain_id, block_time): (u64, Duration), providers: Vec<Provider>, limits: Limits) -> Self {
-        let by_preference = providers.into_iter().map(|provider| Arc::new(Endpoint::new(provider))).collect();
-        Self { chain_id, limits, block_time, by_preference, current: AtomicUsize::new(0) }
+        let by_preference: Vec<_> = providers.into_iter().map(|provider| Arc::new(Endpoint::new(provider))).collect();
+        let proofs = by_preference.iter().map(|endpoint| Proofs::new(endpoint.name().to_owned(), &limits)).collect();
+        let (served, suspects, kept) = (Served::default(), Suspects::default(), Kept::default());
+        let current = AtomicUsize::new(0);
+        Self { chain_id, limits, block_time, by_preference, served, suspects, proofs, kept, current }
     }
 
     /// The same endpoints, none of which is asked for more than this in one request.
@@ -105,7 +115,11 @@ impl Endpoints {
     /// Asks one endpoint after the other, until one has what was asked for; says which. What only says
     /// that the *request* is at fault (too large) is answered at once; that a block is not there yet only when no
     /// endpoint has it.
-    async fn ask<R, F>(&self, question: Question, request: impl Fn(Arc<Node>) -> F) -> Result<(&Endpoint, R), RpcError>
+    async fn ask<R, F>(
+        &self,
+        question: Question,
+        request: impl Fn(usize, Arc<Node>) -> F,
+    ) -> Result<(usize, R), RpcError>
     where
         F: Future<Output = Result<R, RpcError>> + Send,
     {
@@ -117,7 +131,7 @@ impl Endpoints {
         for (step, place) in places.iter().enumerate() {
             let Some(endpoint) = self.by_preference.get(*place) else { continue };
             let is_last = step + 1 == places.len();
-            let answer = self.ask_one(endpoint, question, !is_last, &request).await;
+            let answer = self.ask_one(endpoint, question, !is_last, |node| request(*place, node)).await;
             if answer.as_ref().err().is_none_or(|error| !error.is_failure()) {
                 self.served(*place);
             }
@@ -126,7 +140,7 @@ impl Endpoints {
                     // Of a range only the first blocks may have been answered.
                     let height = question.height.filter(|_| question.kind != Kind::RangeLogs);
                     height.into_iter().for_each(|height| endpoint.has(height));
-                    return Ok((endpoint, answer));
+                    return Ok((*place, answer));
                 }
                 Err(error @ (RpcError::TooLarge { .. } | RpcError::Orphaned(_))) => return Err(error),
                 Err(error) if reason.as_ref().is_none_or(|known| says_more(&error, known)) => reason = Some(error),
@@ -136,31 +150,7 @@ impl Endpoints {
         Err(reason.unwrap_or_else(|| RpcError::Fatal("no endpoint is configured".into())))
     }
 
-    /// Asks the endpoints that are not in use, until one has the range: also those that lag, for what is final they have.
-    async fn ask_another(&self, range: BlockRange, filter: &LogFilter) -> Result<Option<RangeLogs>, RpcError> {
-        let current = self.current();
-        let question = Question::range(range);
-        let mut reason = None;
-        for (place, endpoint) in self.by_preference.iter().enumerate() {
-            if place == current {
-                continue;
-            }
-            let is_open = matches!(endpoint.standing(question, Instant::now()).gate, Gate::Open(..));
-            if let Some((why, _)) = endpoint.aside().filter(|_| is_open) {
-                // It is no opinion, and yet there is someone to wait for.
-                reason = reason.or(Some(RpcError::Transient(format!("{} is not asked: {why}", endpoint.name()))));
-                continue;
-            }
-            let request = |node: Arc<Node>| async move { node.bearing.range_logs(&node, range, filter).await };
-            match self.ask_one(endpoint, question, false, request).await {
-                Ok(logs) => return Ok(Some(logs)),
-                Err(error) => reason = reason.or(Some(error)),
-            }
-        }
-        reason.map_or(Ok(None), Err)
-    }
-
-    async fn ask_one<R, F>(
+    pub(super) async fn ask_one<R, F>(
         &self,
         endpoint: &Endpoint,
         question: Question,
@@ -272,21 +262,21 @@ fn left_alone(until: Instant) -> RpcError {
 #[async_trait]
 impl ChainSource for Endpoints {
     async fn chain_id(&self) -> Result<u64, RpcError> {
-        let (_, id) = self.ask(Question::CHAIN_ID, |node| async move { node.chain_id().await }).await?;
+        let (_, id) = self.ask(Question::CHAIN_ID, |_, node| async move { node.chain_id().await }).await?;
         Ok(id)
     }
 
     async fn header(&self, at: At) -> Result<Option<Header>, RpcError> {
         let may_be_elsewhere = !matches!(at, At::Safe | At::Finalized);
-        let asked = self.ask(Question::header(at), |node| async move {
+        let asked = self.ask(Question::header(at), |_, node| async move {
             match node.header(at).await? {
                 None if may_be_elsewhere => Err(RpcError::Behind("the node does not have this block".into())),
                 found => Ok(found),
             }
         });
         match asked.await {
-            Ok((endpoint, found)) => {
-                if let (At::Latest, Some(head)) = (at, &found) {
+            Ok((place, found)) => {
+                if let (At::Latest, Some(head), Some(endpoint)) = (at, &found, self.by_preference.get(place)) {
                     self.take_head(endpoint, head);
                 }
                 Ok(found)
@@ -298,21 +288,26 @@ impl ChainSource for Endpoints {
 
     async fn block_logs(&self, block: BlockRef, timestamp: u64, filter: &LogFilter) -> Result<Vec<RawLog>, RpcError> {
         let question = Question::block(block.number);
-        let request = |node: Arc<Node>| async move { node.bearing.block_logs(&node, (block, timestamp), filter).await };
-        let (_, logs) = self.ask(question, request).await?;
-        Ok(logs)
+        let request = |place, node| self.told((place, node), (block, timestamp), filter);
+        let (place, told) = self.ask(question, request).await?;
+        self.served.by(place, block.number);
+        match told {
+            Told::Proven(logs) => Ok(logs),
+            Told::Unproven(logs, reason) => self.proven_by_others((place, block), (logs, reason), filter).await,
+        }
     }
 
     async fn range_logs(&self, range: BlockRange, filter: &LogFilter) -> Result<RangeLogs, RpcError> {
         let question = Question::range(range);
-        let request = |node: Arc<Node>| async move { node.bearing.range_logs(&node, range, filter).await };
-        let (endpoint, logs) = self.ask_for_less(|| self.ask(question, request)).await?;
-        endpoint.has(logs.last.number);
-        Ok(logs)
+        let request = |_, node: Arc<Node>| async move { node.bearing.range_logs(&node, range, filter).await };
+        let (place, logs) = self.ask_for_less(|| self.ask(question, request)).await?;
+        self.by_preference.get(place).into_iter().for_each(|endpoint| endpoint.has(logs.last.number));
+        let logs = self.held_against_sample(place, logs, filter).await?;
+        self.compared(place, logs, filter).await
     }
 
-    async fn second_opinion(&self, range: BlockRange, filter: &LogFilter) -> Result<Option<RangeLogs>, RpcError> {
-        self.ask_for_less(|| self.ask_another(range, filter)).await
+    async fn second_opinion(&self, range: BlockRange, filter: &LogFilter) -> Result<Vec<RangeLogs>, RpcError> {
+        self.ask_for_less(|| self.opinions(range, filter)).await
     }
 
     async fn witnesses(&self, number: u64) -> Vec<Witness> {
@@ -367,7 +362,8 @@ impl ChainSource for Endpoints {
     }
 
     fn endpoints(&self) -> Vec<EndpointState> {
-        self.by_preference.iter().map(|endpoint| endpoint.state()).collect()
+        let with_proofs = self.by_preference.iter().zip(&self.proofs);
+        with_proofs.map(|(known, proofs)| EndpointState { unproven: proofs.unproven(), ..known.state() }).collect()
     }
 
     fn learned(&self) -> BTreeMap<String, String> {
@@ -610,38 +606,87 @@ mod tests {
         assert!(endpoints.endpoints().iter().all(|state| state.errors == 0 && state.last_error.is_none()));
     }
 
+    fn any_transfer() -> LogFilter {
+        LogFilter { addresses: vec![], topics: vec![alloy::primitives::keccak256("Transfer(address,address,uint256)")] }
+    }
+
+    /// Blocks as they are near the head, one by one.
+    async fn serve_blocks(endpoints: &Endpoints, range: BlockRange) {
+        for number in range.from..=range.to {
+            let header = endpoints.header(At::Number(number)).await.unwrap().unwrap();
+            endpoints.block_logs(header.block(), header.timestamp, &any_transfer()).await.unwrap();
+        }
+    }
+
+    fn asked(endpoints: &Endpoints) -> Vec<u64> {
+        endpoints.endpoints().iter().map(|state| state.asked).collect()
+    }
+
     #[tokio::test]
     async fn a_second_opinion_comes_from_another_endpoint_and_an_ejected_one_has_none() {
         let (first, second) = (Devchain::start(0, 10).await, Devchain::start(0, 10).await);
-        let topic = alloy::primitives::keccak256("Transfer(address,address,uint256)");
-        let (range, filter) = (BlockRange { from: 1, to: 10 }, LogFilter { addresses: vec![], topics: vec![topic] });
+        let range = BlockRange { from: 1, to: 10 };
         let sole = endpoints(vec![first.url("http")], Duration::from_secs(20));
-        assert!(sole.second_opinion(range, &filter).await.unwrap().is_none(), "there is no other");
+        assert!(sole.second_opinion(range, &any_transfer()).await.unwrap().is_empty(), "there is no other");
         let both = endpoints(vec![first.url("http"), second.url("http")], Duration::from_secs(20));
-        assert_eq!(both.second_opinion(range, &filter).await.unwrap().unwrap().last.number, 10);
-        let [one, two] = both.endpoints().try_into().unwrap();
-        assert_eq!((one.asked, two.asked), (0, 1));
-        both.eject(&two.name, "it has another block at the sealed height");
-        assert!(both.second_opinion(range, &filter).await.unwrap_err().to_string().contains("is not asked"));
-        assert_eq!(both.endpoints()[1].asked, 1, "it is not asked");
+        assert_eq!(head(&both).await, 10);
+        serve_blocks(&both, range).await;
+        assert_eq!(asked(&both), [21, 0]);
+        let opinions = both.second_opinion(range, &any_transfer()).await.unwrap();
+        assert_eq!((opinions.len(), opinions[0].last.number, asked(&both)), (1, 10, vec![21, 1]));
+        both.eject(&both.endpoints()[1].name, "it has another block at the sealed height");
+        let error = both.second_opinion(range, &any_transfer()).await.unwrap_err();
+        assert!(error.to_string().contains("is not asked"), "{error}");
+        assert_eq!(asked(&both), [21, 1], "it is not asked");
+    }
+
+    #[tokio::test]
+    async fn who_served_a_block_has_no_second_opinion_of_it_after_requests_moved() {
+        let (first, second) = (Devchain::start(0, 10).await, Devchain::start(0, 10).await);
+        let both = endpoints(vec![first.url("http"), second.url("http")], Duration::from_secs(20));
+        assert_eq!(head(&both).await, 10);
+        serve_blocks(&both, BlockRange { from: 1, to: 5 }).await;
+        both.by_preference[0].eject("it has another block at the sealed height");
+        serve_blocks(&both, BlockRange { from: 6, to: 10 }).await;
+        passes(Duration::from_mins(10)).await;
+        assert_eq!((asked(&both), both.current()), (vec![11, 10], 1));
+        let ends = async |from| {
+            let opinions = both.second_opinion(BlockRange { from, to: 10 }, &any_transfer()).await.unwrap();
+            opinions.iter().map(|opinion| (opinion.first.number, opinion.last.number)).collect::<Vec<_>>()
+        };
+        assert_eq!((ends(1).await, asked(&both)), (vec![(1, 5)], vec![11, 11]), "the second, of what the first served");
+        assert_eq!((ends(6).await, asked(&both)), (vec![(6, 10)], vec![12, 11]), "and the other way round");
+    }
+
+    #[tokio::test]
+    async fn of_a_block_that_nobody_knows_who_served_two_have_an_opinion() {
+        let chains = [Devchain::start(0, 10).await, Devchain::start(0, 10).await, Devchain::start(0, 10).await];
+        let urls = || chains.iter().map(|chain| chain.url("http")).collect::<Vec<_>>();
+        let range = BlockRange { from: 1, to: 10 };
+        let after_a_restart = endpoints(urls(), Duration::from_secs(20));
+        let opinions = after_a_restart.second_opinion(range, &any_transfer()).await.unwrap();
+        assert_eq!((opinions.len(), asked(&after_a_restart)), (2, vec![1, 1, 0]));
+        let two = endpoints(urls().into_iter().take(2).collect(), Duration::from_secs(20));
+        two.eject(&two.endpoints()[0].name, "it has another block at the sealed height");
+        assert!(two.second_opinion(range, &any_transfer()).await.is_err(), "one may be who served it");
     }
 
     #[tokio::test]
     async fn one_that_lags_or_is_to_be_tried_has_an_opinion() {
         let (first, second) = (Devchain::start(0, 100).await, Devchain::start(0, 60).await);
-        let topic = alloy::primitives::keccak256("Transfer(address,address,uint256)");
-        let (range, filter) = (BlockRange { from: 1, to: 10 }, LogFilter { addresses: vec![], topics: vec![topic] });
+        let range = BlockRange { from: 1, to: 10 };
         let both = endpoints(vec![first.url("http"), second.url("http")], Duration::from_secs(20));
         assert_eq!(head(&both).await, 100);
+        serve_blocks(&both, range).await;
         let other = &both.by_preference[1];
         both.probe(other).await;
         passes(Duration::from_secs(10)).await;
         assert_eq!(other.aside().unwrap().1, "lags");
-        assert_eq!(both.second_opinion(range, &filter).await.unwrap().unwrap().last.number, 10);
+        assert_eq!(both.second_opinion(range, &any_transfer()).await.unwrap()[0].last.number, 10);
         other.eject("it has another block at the sealed height");
         passes(Duration::from_mins(10)).await;
         assert!(other.aside().is_some());
-        assert_eq!(both.second_opinion(range, &filter).await.unwrap().unwrap().last.number, 10);
+        assert_eq!(both.second_opinion(range, &any_transfer()).await.unwrap()[0].last.number, 10);
     }
 
     /// The clock goes on, and nothing happens.

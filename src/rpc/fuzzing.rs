@@ -124,7 +124,7 @@ async fn ask(node: &Node, question: u8, bytes: usize) {
     };
     let asked = match question.to_ascii_lowercase() {
         b'c' => node.chain_id().await.map(|_| ()),
-        b'b' => node.block_logs(BLOCK, TIMESTAMP, &filter).await.map(|logs| of_block(&logs, &filter, bytes)),
+        b'b' => block_logs(node, &filter, bytes).await,
         b'r' => node.range_logs(RANGE, &filter).await.map(|answer| of_range(answer, &filter, bytes)),
         b'n' => header(node, At::Number(BLOCK.number)).await,
         b'h' => header(node, At::Hash(BLOCK.hash)).await,
@@ -134,6 +134,13 @@ async fn ask(node: &Node, question: u8, bytes: usize) {
     if let Err(error) = asked {
         presentable(&error);
     }
+}
+
+/// The logs of a block, and where there are none what its header says of that.
+async fn block_logs(node: &Node, filter: &LogFilter, bytes: usize) -> Result<(), RpcError> {
+    let logs = node.block_logs(BLOCK, TIMESTAMP, filter).await?;
+    of_block(&logs, filter, bytes);
+    if logs.is_empty() { node.hold_against_bloom(BLOCK, filter).await } else { Ok(()) }
 }
 
 async fn header(node: &Node, at: At) -> Result<(), RpcError> {

@@ -24,9 +24,11 @@ mod error;
 mod floor;
 pub(crate) mod fuzzing;
 mod heads;
+mod opinions;
 mod patience;
 pub mod probe;
 mod proofs;
+mod proving;
 mod question;
 mod quorum;
 mod receipts;
@@ -57,7 +59,7 @@ pub enum At {
 }
 
 /// Which logs to ask for: any of the addresses (none = all) with any of the topics as first topic.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct LogFilter {
     /// Emitting contracts; empty means any.
     pub addresses: Vec<Address>,
@@ -97,9 +99,10 @@ pub trait ChainSource: Send + Sync {
     /// may be asked for by its hash.
     async fn range_logs(&self, range: BlockRange, filter: &LogFilter) -> Result<RangeLogs, RpcError>;
 
-    /// The logs of the first blocks of a range, as [`range_logs`](Self::range_logs), as another endpoint than the one in
-    /// use has them; `None` where there is no other. One that is ejected has no opinion, which is an error and not `None`.
-    async fn second_opinion(&self, range: BlockRange, filter: &LogFilter) -> Result<Option<RangeLogs>, RpcError>;
+    /// The logs of the first blocks of a range, as [`range_logs`](Self::range_logs), as others have them than the endpoint
+    /// that served them one by one: one opinion, or two of the same blocks where nobody knows who did, so that one of them
+    /// is another's. None where there is no other endpoint; that one is ejected, or does not answer, is an error.
+    async fn second_opinion(&self, range: BlockRange, filter: &LogFilter) -> Result<Vec<RangeLogs>, RpcError>;
 
     /// What every endpoint has at this height, asked side by side: for what one endpoint's word is not enough for.
     async fn witnesses(&self, number: u64) -> Vec<Witness>;
@@ -165,6 +168,8 @@ pub struct EndpointState {
     pub aside: Option<String>,
     /// What it may be asked for, as far as it was learned.
     pub allowance: Allowance,
+    /// Why its logs are not proven by receipts although they are to be (`verify = "receipts"`), in words.
+    pub unproven: Option<String>,
     /// What it said of late that is not understood, the oldest first; an operator should report it.
     pub unknown_messages: Vec<String>,
 }

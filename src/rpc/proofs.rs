@@ -1,13 +1,17 @@
 //! When a node's logs are proven by receipts, and what is made of a proof that fails.
 //!
-//! A proof that fails may be the fault of the node, which is then asked no more for this block, or of the chain, whose
-//! encoding nobody here knows. So the first failures in a row are refusals, and others are asked; after some the node is
-//! taken at its word as if receipts were off, and that is said. From time to time a block is proven all the same, and the
-//! first proof that holds ends it. A contradiction in a known encoding is never forgiven by a node that has proven a block.
-//! Nor is such a node taken at its word for a block near the head whose receipts it has late.
+//! A proof that fails may be the fault of the node, and others are asked for it, or of the chain, whose encoding nobody here
+//! knows. So the first failures in a row are refusals; after some the node is taken at its word as if receipts were off, and
+//! that is said. From time to time a block is proven all the same, and the first proof that holds ends it. A contradiction in
+//! a known encoding is never forgiven by a node that has proven a block.
+//!
+//! A node that has proven blocks may have the receipts of one late, or ask for time. The block waits for them, because
+//! others are proven and this one would be an exception that nobody asked for; but not for ever ([`HOLD`]), because receipts
+//! that do not come at all are an outage of the proof and not of the chain: waiting longer would hold up every transfer to
+//! guard against the few that a node may leave out. Then it is as with a node that proves nothing.
 
 use std::{
-    collections::VecDeque,
+    collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -21,6 +25,7 @@ use super::{
 };
 use crate::{
     config::{Limits, Verify},
+    domain::BlockRange,
     telemetry::metrics,
 };
 
@@ -30,6 +35,13 @@ const PATIENCE: u32 = 5;
 const REMEMBERED: usize = 64;
 /// One block in so many is proven all the same.
 const TRIAL_EVERY: u32 = 64;
+/// A block that a node should prove and does not yet, near the head or because the node asks for time, waits this long:
+/// receipts that are late come within seconds, and a node behind the others within a minute.
+const HOLD: Duration = Duration::from_mins(2);
+/// A block that waits is tried again at least this often, whatever a node asks for: it may be proven by another one by then.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
+/// A block that waits for its proof for longer is told of.
+const TELL_AFTER: Duration = Duration::from_secs(10);
 /// The same is warned of once in this time; counters tell the rest.
 const WARN_EVERY: Duration = Duration::from_mins(1);
 
@@ -63,6 +75,8 @@ struct Records {
     omission_told: Option<Instant>,
     /// When it was last warned of false receipts.
     falsehood_told: Option<Instant>,
+    /// When it was last warned of a block that waits for its proof.
+    wait_told: Option<Instant>,
 }
 
 impl Records {
@@ -78,10 +92,12 @@ impl Records {
 struct Record {
     /// Since the last proof that held: blocks near the head, or tries of history, where nothing is lost by giving up early.
     failures: u32,
-    /// The last blocks that could not be proven, each with the number of tries.
-    tries: VecDeque<(u64, u32)>,
+    /// The highest blocks that could not be proven, each with the number of tries and the moment of the first.
+    tries: BTreeMap<u64, (u32, Instant)>,
     /// Blocks that were due since the node is taken at its word.
     passed: u32,
+    /// Why a block was not proven, and since when none was.
+    unproven: Option<(String, Instant)>,
 }
 
 impl Record {
@@ -89,17 +105,26 @@ impl Record {
         self.failures >= PATIENCE
     }
 
-    /// One more try of this block failed; how many did.
-    fn tried(&mut self, block: u64) -> u32 {
-        if let Some((_, tries)) = self.tries.iter_mut().find(|(other, _)| *other == block) {
-            *tries = tries.saturating_add(1);
-            return *tries;
+    /// A block was not proven: the number of tries that failed, and since when.
+    fn missed(&mut self, block: u64, reason: &str) -> (&mut u32, Instant) {
+        let now = Instant::now();
+        let since = self.unproven.take().map_or(now, |(_, since)| since);
+        self.unproven = Some((reason.to_owned(), since));
+        if !self.tries.contains_key(&block) && self.tries.len() >= REMEMBERED {
+            self.tries.pop_first();
         }
-        if self.tries.len() >= REMEMBERED {
-            self.tries.pop_front();
+        let (tries, since) = self.tries.entry(block).or_insert((0, now));
+        (tries, *since)
+    }
+
+    /// Why its blocks are not proven, where that is so for longer than a moment.
+    fn told(&self, what: &str) -> Option<String> {
+        let (reason, since) = self.unproven.as_ref()?;
+        let since = since.elapsed();
+        if self.is_suspended() {
+            return Some(format!("{what} are delivered without a proof: {reason}"));
         }
-        self.tries.push_back((block, 1));
-        1
+        (since >= TELL_AFTER).then(|| format!("{what} wait for their proof for {} s: {reason}", since.as_secs()))
     }
 }
 
@@ -109,9 +134,27 @@ impl Proofs {
         Self { name, verify: limits.verify, sample: limits.verify_sample, records: Mutex::default() }
     }
 
-    /// Whether answers are held against blooms where they are not proven.
-    pub(super) fn minds_blooms(&self) -> bool {
-        self.verify != Verify::None
+    /// Whether the node has proven a block.
+    pub(super) fn has_proven(&self) -> bool {
+        self.records().has_proven
+    }
+
+    /// Why its logs are not proven, in words.
+    pub(super) fn unproven(&self) -> Option<String> {
+        let records = self.records();
+        records.head.told("blocks near the head").or_else(|| records.history.told("blocks of history"))
+    }
+
+    /// The node told other logs than the receipts have, which are used.
+    pub(super) fn corrected(&self, block: u64, held: &Held) {
+        let Held { missing, false_logs, .. } = held;
+        if is_to_be_told(&mut self.records().omission_told) {
+            warn!(
+                endpoint = self.name,
+                block, missing, false_logs, "eth_getLogs contradicts the block's receipts, which are used"
+            );
+        }
+        metrics::logs_restored(&self.name, missing + false_logs);
     }
 
     /// Whether the next block is to be proven. Asking counts.
@@ -126,6 +169,14 @@ impl Proofs {
         }
         record.passed = record.passed.wrapping_add(1);
         record.passed.is_multiple_of(TRIAL_EVERY)
+    }
+
+    /// The node left out what another endpoint has, which is used.
+    pub(super) fn left_out(&self, range: BlockRange, missing: usize, other: &str) {
+        if is_to_be_told(&mut self.records().omission_told) {
+            warn!(endpoint = self.name, %range, missing, other, "another endpoint has logs that this one left out; they count, too");
+        }
+        metrics::logs_restored(&self.name, missing);
     }
 
     /// Whether this block is among those of history that are proven: the same ones for everyone who asks.
@@ -147,33 +198,23 @@ impl Proofs {
         match proof {
             Ok(held) => {
                 self.succeeded((place, block), held.has_receipts);
-                if held.is_other() {
-                    let Held { missing, false_logs, .. } = &held;
-                    if is_to_be_told(&mut self.records().omission_told) {
-                        warn!(
-                            endpoint = self.name,
-                            block, missing, false_logs, "eth_getLogs contradicts the block's receipts, which are used"
-                        );
-                    }
-                    metrics::logs_restored(&self.name, missing + false_logs);
-                }
                 Ok(Some(held))
             }
             // It has not failed to prove anything: it asks for time.
-            Err(Unproven::Request(error @ RpcError::Throttled { .. })) => Err(error),
+            Err(Unproven::Request(error @ RpcError::Throttled { .. })) => self.waits((place, block), error),
             // It proves blocks, and does not have all of this one yet: it or another one will.
             Err(Unproven::Request(error @ (RpcError::Behind(_) | RpcError::Transient(_) | RpcError::TimedOut)))
                 if place == Place::Head && self.records().has_proven =>
             {
                 metrics::proof(&self.name, "failed");
-                debug!(endpoint = self.name, block, %error, "a block is not proven yet");
-                Err(of_proof(error))
+                self.waits((place, block), of_proof(error))
             }
             Err(Unproven::Wrong(text)) if self.records().has_proven => {
                 metrics::proof(&self.name, "wrong");
                 let mut records = self.records();
                 // Whatever failed before: the encoding is known, and the next block is to be proven.
                 records.of(place).failures = 0;
+                records.of(place).missed(block, &text);
                 if is_to_be_told(&mut records.falsehood_told) {
                     warn!(endpoint = self.name, block, reason = text, "a node's receipts are false and not used");
                 }
@@ -193,9 +234,11 @@ impl Proofs {
     fn succeeded(&self, (place, block): (Place, u64), has_receipts: bool) {
         metrics::proof(&self.name, "proven");
         let mut records = self.records();
-        records.of(place).tries.retain(|(other, _)| *other != block);
+        records.of(place).tries.remove(&block);
         // That there is nothing to prove says nothing of encodings.
         if !has_receipts {
+            let record = records.of(place);
+            record.unproven = record.unproven.take().filter(|_| record.is_suspended());
             return;
         }
         records.has_proven = true;
@@ -203,16 +246,51 @@ impl Proofs {
         if record.is_suspended() {
             info!(endpoint = self.name, "receipts prove blocks again, and are asked for again");
         }
-        record.failures = 0;
+        (record.failures, record.unproven) = (0, None);
         // A node that proves old blocks may prove new ones; the other way round they may be dropped.
         records.head.failures = 0;
+    }
+
+    /// A proof that should come and is not there yet: the block waits, but not for ever.
+    fn waits(&self, (place, block): (Place, u64), error: RpcError) -> Result<Option<Held>, RpcError> {
+        let mut records = self.records();
+        let record = records.of(place);
+        let (_, since) = record.missed(block, &error.to_string());
+        let waited = since.elapsed();
+        if record.is_suspended() {
+            return Ok(None);
+        }
+        if waited >= HOLD {
+            record.failures = PATIENCE;
+            warn!(
+                endpoint = self.name,
+                block,
+                %error,
+                "a block waited long enough for its proof: logs are held against blooms only until a block is proven again; \
+                 where that lasts set VERIFY=bloom, or give an endpoint that serves eth_getBlockReceipts"
+            );
+            return Ok(None);
+        }
+        debug!(endpoint = self.name, block, %error, "a block is not proven yet");
+        let error = match error {
+            RpcError::Throttled { message, retry_after } => {
+                RpcError::Throttled { message, retry_after: retry_after.map(|wait| wait.min(TRY_AGAIN)) }
+            }
+            error => error,
+        };
+        if waited >= TELL_AFTER && is_to_be_told(&mut records.wait_told) {
+            warn!(endpoint = self.name, block, %error, most = ?HOLD, "a block waits for its proof");
+        }
+        Err(error)
     }
 
     fn failed(&self, (place, block): (Place, u64), error: RpcError) -> Result<Option<Held>, RpcError> {
         let mut records = self.records();
         let record = records.of(place);
         let was_suspended = record.is_suspended();
-        let tries = record.tried(block);
+        let (tries, _) = record.missed(block, &error.to_string());
+        *tries = tries.saturating_add(1);
+        let tries = *tries;
         if tries == 1 || place == Place::History {
             record.failures = record.failures.saturating_add(1);
         }
@@ -275,6 +353,10 @@ mod tests {
         Unproven::Unknown("another encoding".into())
     }
 
+    fn throttled(seconds: Option<u64>) -> RpcError {
+        RpcError::Throttled { message: String::new(), retry_after: seconds.map(Duration::from_secs) }
+    }
+
     fn wrong() -> Unproven {
         Unproven::Wrong("another root".into())
     }
@@ -310,8 +392,8 @@ mod tests {
         assert!(proofs.is_due(Head), "it is one block");
     }
 
-    #[test]
-    fn a_node_that_proves_blocks_is_never_taken_at_its_word_for_receipts_that_come_late() {
+    #[tokio::test(start_paused = true)]
+    async fn a_block_waits_two_minutes_for_receipts_of_a_node_that_proves_blocks_and_then_no_block_does() {
         let proofs = proofs();
         proofs.judge((Head, 1), Ok(held(true))).unwrap();
         for block in 2..100 {
@@ -319,7 +401,35 @@ mod tests {
                 assert!(proofs.judge((Head, block), Err(late.into())).is_err());
             }
             assert!(proofs.is_due(Head));
+            tokio::time::advance(Duration::from_secs(1)).await;
         }
+        assert!(proofs.unproven().unwrap().contains("wait for their proof"));
+        proofs.judge((Head, 99), Ok(held(true))).unwrap();
+        assert_eq!(proofs.unproven(), None);
+        for (block, late) in [(100, RpcError::Behind("no receipts".into())), (200, throttled(Some(3_600)))] {
+            let begun = Instant::now();
+            let judge = || proofs.judge((Head, block), Err(late.clone().into()));
+            while judge().is_err() {
+                assert!(proofs.is_due(Head));
+                tokio::time::advance(Duration::from_secs(1)).await;
+            }
+            assert_eq!(begun.elapsed(), HOLD);
+            assert!(
+                matches!(proofs.judge((Head, block + 1), Err(late.clone().into())), Ok(None)),
+                "nor does the next one wait"
+            );
+            assert!(proofs.unproven().unwrap().contains("delivered without a proof"), "{:?}", proofs.unproven());
+            let due = (0..10 * TRIAL_EVERY).filter(|_| proofs.is_due(Head)).count();
+            assert_eq!(due, 10);
+            proofs.judge((Head, block + 2), Ok(held(true))).unwrap();
+            assert!(proofs.is_due(Head) && proofs.unproven().is_none());
+        }
+    }
+
+    #[test]
+    fn old_blocks_whose_receipts_are_dropped_say_nothing_of_new_ones() {
+        let proofs = proofs();
+        proofs.judge((Head, 1), Ok(held(true))).unwrap();
         let pruned = || proofs.judge((History, 7), Err(RpcError::Behind(String::new()).into()));
         assert!((1..PATIENCE).all(|_| pruned().is_err()));
         assert!(matches!(pruned(), Ok(None)), "history would never go on");
@@ -357,11 +467,15 @@ mod tests {
     fn a_node_that_asks_for_time_gets_it_and_no_failure_asks_for_a_smaller_range() {
         let proofs = proofs();
         for _ in 0..3 * PATIENCE {
-            let throttled = RpcError::Throttled { message: String::new(), retry_after: None };
-            let error = proofs.judge((Head, 1), Err(throttled.into())).unwrap_err();
+            let error = proofs.judge((Head, 1), Err(throttled(None).into())).unwrap_err();
             assert!(matches!(error, RpcError::Throttled { .. }));
             assert!(proofs.is_due(Head));
         }
+        let error = proofs.judge((Head, 1), Err(throttled(Some(3_600)).into())).unwrap_err();
+        assert!(
+            matches!(error, RpcError::Throttled { retry_after: Some(TRY_AGAIN), .. }),
+            "another may prove it sooner"
+        );
         let unclear = RpcError::Unclear { message: "no".into(), is_known: false };
         let large = RpcError::TooLarge { message: "no".into(), cap: Cap::Density, suggested: None };
         for error in [RpcError::Fatal("no such method".into()), RpcError::TimedOut, unclear, large] {

@@ -110,7 +110,7 @@ declare! {
         "Answers without logs that were not taken, because the block's bloom has some.";
     PROOFS = Kind::Counter, "rpc_proofs_total", ["provider", "outcome"], "Blocks whose logs were to be proven by their receipts.";
     RESTORED = Kind::Counter, "rpc_logs_restored_total", ["provider"],
-        "Logs that eth_getLogs left out or gave wrong, taken from proven receipts.";
+        "Logs that eth_getLogs left out or gave wrong, taken from proven receipts or another provider.";
     DUPLICATES = Kind::Counter, "rpc_duplicate_logs_total", ["provider"], "Logs that stood twice in one answer.";
     LOG_INDEX_CLASHES = Kind::Counter, "rpc_log_index_clashes_total", ["provider"],
         "Answers that were refused because two different logs of a block had one index.";
@@ -231,12 +231,13 @@ pub fn empty_with_bloom(provider: &str) {
     count(&EMPTY_WITH_BLOOM, [label(provider)], 1);
 }
 
-/// A block's logs were to be proven: `proven`, `unknown` (its encoding), `wrong`, `failed` (the requests).
+/// A block's logs were to be proven: `proven`, `unknown` (its encoding), `wrong`, `failed` (the requests), `passed` (its
+/// logs count without a proof; the provider is the one that told them).
 pub fn proof(provider: &str, outcome: &'static str) {
     count(&PROOFS, [label(provider), outcome.into()], 1);
 }
 
-/// Logs that were left out or wrong were taken from receipts.
+/// Logs that were left out or wrong were taken from receipts, or from another provider.
 pub fn logs_restored(provider: &str, logs: usize) {
     count(&RESTORED, [label(provider)], logs as u64);
 }

@@ -84,6 +84,8 @@ fn what_logs_are_held_against_is_the_chain_s_unless_the_deployment_says_otherwis
     }
     assert_eq!(verify(&[("CHAIN_ID", "137"), ("VERIFY", "bloom")]), Verify::Bloom);
     assert_eq!(settings(&[("VERIFY", "receipts")]).limits.verify_sample, 100);
+    assert_eq!(settings(&[]).limits.audit_sample, 20);
+    assert_eq!(settings(&[("AUDIT", "false")]).limits.audit_sample, 0);
 }
 
 /// Counted as two, a node would be its own witness.

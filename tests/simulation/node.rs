@@ -207,17 +207,15 @@ impl ChainSource for Node {
         self.answer(Op::RangeLogs, &mut strike, |tree, tip| range_logs(tree, tip, range, logs)).await
     }
 
-    async fn second_opinion(&self, range: BlockRange, filter: &LogFilter) -> Result<Option<RangeLogs>, RpcError> {
+    async fn second_opinion(&self, range: BlockRange, filter: &LogFilter) -> Result<Vec<RangeLogs>, RpcError> {
         // The second node leaves nothing out.
         let logs = |block: &Block| matching(block, filter).cloned().collect();
         let mut strike = self.gate.enter(Op::Opinion, range.from).await;
         let range = borne(range, &mut strike);
-        let answer = self.answer(Op::Opinion, &mut strike, |tree, tip| range_logs(tree, tip, range, logs).map(Some));
-        let opinion = answer.await;
-        if opinion.is_ok() {
-            self.gate.world.oracle().audits().told((self.gate.replica, self.gate.life), range);
-        }
-        opinion
+        let answer = self.answer(Op::Opinion, &mut strike, |tree, tip| range_logs(tree, tip, range, logs));
+        let opinion = answer.await?;
+        self.gate.world.oracle().audits().told((self.gate.replica, self.gate.life), range);
+        Ok(vec![opinion])
     }
 
     async fn witnesses(&self, number: u64) -> Vec<Witness> {

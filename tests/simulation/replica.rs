@@ -90,6 +90,7 @@ fn context(gate: &Arc<Gate>, store: Witnessed) -> (Arc<Context>, StartBlock, imp
             finality_depth: swarm.making.finality,
             verify: Verify::default(),
             verify_sample: 0,
+            audit_sample: 0,
             batch_blocks: swarm.batch_blocks,
             ..settings.chain.clone()
         },

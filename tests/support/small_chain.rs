@@ -192,14 +192,14 @@ impl ChainSource for SmallChain {
         self.change(|blocks| blocks.range(range))
     }
 
-    async fn second_opinion(&self, range: BlockRange, _: &LogFilter) -> Result<Option<RangeLogs>, RpcError> {
+    async fn second_opinion(&self, range: BlockRange, _: &LogFilter) -> Result<Vec<RangeLogs>, RpcError> {
         self.change(|blocks| match blocks.other {
-            Other::None => Ok(None),
+            Other::None => Ok(Vec::new()),
             Other::Silent => Err(RpcError::TimedOut),
-            Other::Agrees => blocks.range(range).map(Some),
+            Other::Agrees => blocks.range(range).map(|answer| vec![answer]),
             Other::Forked => blocks.range(range).map(|answer| {
                 let last = Header { hash: keccak256(answer.last.hash), ..answer.last };
-                Some(RangeLogs { last, ..answer })
+                vec![RangeLogs { last, ..answer }]
             }),
         })
     }
