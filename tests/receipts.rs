@@ -342,7 +342,7 @@ async fn what_one_endpoint_cannot_prove_is_proven_by_the_receipts_of_another() {
         omit_one(call, answer);
         no_receipts(call, answer);
     };
-    for lie in [not_served, never_there] {
+    for lie in [never_there, not_served] {
         let poor = Node::before(chain.rpc()).await;
         poor.lie(lie);
         let both = endpoints(&[&poor, &good], Verify::Receipts, 1);

@@ -251,6 +251,61 @@ async fn three_vendors_that_lag_throttle_and_leave_out_deliver_what_three_good_o
     }
 }
 
+/// Some fault, with chance in it.
+fn any_fault(dice: &mut Dice) -> Value {
+    let probability = f64::from(u32::try_from(dice.between(5, 50)).unwrap()) / 100.0;
+    let some = |what: Value| json!({ "probability": probability, "do": what });
+    match dice.below(14) {
+        0 => json!({ "do": { "omit": { "share": probability } } }),
+        1 => json!({ "on": ["eth_getLogs", "eth_getBlockReceipts"], "do": { "omit": { "share": probability } } }),
+        2 => json!({ "do": { "lag": { "blocks": dice.between(1, 20) } } }),
+        3 => json!({ "do": { "rateLimit": { "perSecond": dice.between(5, 40), "retryAfter": dice.between(0, 2) } } }),
+        4 => some(json!({ "error": { "code": -32000, "message": "internal error" } })),
+        5 => some(json!({ "http": { "status": 503 } })),
+        6 => json!({ "probability": probability / 10.0, "do": "silence" }),
+        7 => some(json!("null")),
+        8 => {
+            let shape = ["html", "half", "wrongId", "hex", "nothing"][dice.place(5)];
+            some(json!({ "garbage": { "as": shape } }))
+        }
+        9 => some(json!("empty")),
+        10 => json!({ "do": { "logsLate": { "ms": dice.between(100, 1_500) } } }),
+        11 => some(json!({ "slow": { "delay": dice.between(100, 1_500) } })),
+        12 => json!({ "do": { "blockLimit": { "blocks": dice.between(1, 15) } } }),
+        _ => some(json!({ "truncate": { "to": dice.between(1, 20) } })),
+    }
+}
+
+/// Whatever two of three do, as long as one, and not always the same one, is good.
+#[tokio::test]
+async fn three_endpoints_with_any_faults_of_which_one_is_good_deliver_everything() {
+    let mut dice = Dice::told();
+    let chain = chain_of(200).await;
+    let endpoints = Vendors::NAMES.map(|name| chain.endpoint(name));
+    let settings = listener_of(&chain, &Vendors::NAMES).set("VERIFY", "receipts").set("START_BLOCK", 1);
+    let listener = settings.start();
+    let misbehaving = async {
+        loop {
+            let good = dice.place(endpoints.len());
+            for (place, endpoint) in endpoints.iter().enumerate() {
+                let faults: Vec<_> = (0..dice.between(1, 2)).map(|_| any_fault(&mut dice)).collect();
+                set(endpoint, json!(if place == good { vec![] } else { faults })).await;
+            }
+            sleep(dice.millis(200, 2_000)).await;
+        }
+    };
+    tokio::select! {
+        _ = follow(&chain, &listener, 200) => {}
+        () = misbehaving => unreachable!("they never behave"),
+    }
+    let restored = counter(&listener, "chaintap_rpc_logs_restored_total").await;
+    let (code, messages, log) = listener.stop().await;
+    assert_eq!(code, 0, "{log}");
+    eprintln!("{} messages, {restored} logs restored", messages.len());
+    // A range whose second part was not answered is delivered again as a whole.
+    assert_delivered(&messages, &transfers(&chain.rpc(), 1, chain.head().await, None).await, usize::MAX);
+}
+
 /// Blooms hold near the head against answers that are empty; ranges of history are not held against them.
 #[tokio::test]
 async fn logs_that_come_after_their_block_or_not_every_time_are_not_lost() {

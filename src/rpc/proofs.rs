@@ -42,6 +42,8 @@ const HOLD: Duration = Duration::from_mins(2);
 const TRY_AGAIN: Duration = Duration::from_secs(5);
 /// A block that waits for its proof for longer is told of.
 const TELL_AFTER: Duration = Duration::from_secs(10);
+/// What is not proven is told of for as long as blocks were due within this time.
+const RECENT: Duration = Duration::from_mins(1);
 /// The same is warned of once in this time; counters tell the rest.
 const WARN_EVERY: Duration = Duration::from_mins(1);
 
@@ -96,6 +98,8 @@ struct Record {
     tries: BTreeMap<u64, (u32, Instant)>,
     /// Blocks that were due since the node is taken at its word.
     passed: u32,
+    /// When a block was due.
+    due: Option<Instant>,
     /// Why a block was not proven, and since when none was.
     unproven: Option<(String, Instant)>,
 }
@@ -119,7 +123,7 @@ impl Record {
 
     /// Why its blocks are not proven, where that is so for longer than a moment.
     fn told(&self, what: &str) -> Option<String> {
-        let (reason, since) = self.unproven.as_ref()?;
+        let (reason, since) = self.unproven.as_ref().filter(|_| self.due.is_some_and(|due| due.elapsed() < RECENT))?;
         let since = since.elapsed();
         if self.is_suspended() {
             return Some(format!("{what} are delivered without a proof: {reason}"));
@@ -164,6 +168,7 @@ impl Proofs {
         }
         let mut records = self.records();
         let record = records.of(place);
+        record.due = Some(Instant::now());
         if !record.is_suspended() {
             return true;
         }
@@ -424,6 +429,11 @@ mod tests {
             proofs.judge((Head, block + 2), Ok(held(true))).unwrap();
             assert!(proofs.is_due(Head) && proofs.unproven().is_none());
         }
+        assert!(proofs.is_due(History));
+        (1..=5).for_each(|block| assert_eq!(proofs.judge((History, block), Err(unknown())).is_ok(), block == 5));
+        assert!(proofs.unproven().unwrap().contains("history"));
+        tokio::time::advance(RECENT).await;
+        assert_eq!(proofs.unproven(), None, "nothing more was due");
     }
 
     #[test]

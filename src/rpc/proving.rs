@@ -349,3 +349,88 @@ impl Endpoints {
         (held.logs, is_other)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::{
+        config::{Limits, SecretUrl},
+        devchain::{Options, serve},
+        rpc::ChainSource as _,
+    };
+
+    /// The clock goes on, and nothing happens.
+    async fn passes(time: Duration) {
+        tokio::time::pause();
+        tokio::time::advance(time).await;
+        tokio::time::resume();
+    }
+
+    #[tokio::test]
+    async fn receipts_that_stop_coming_hold_a_block_for_two_minutes_and_come_back_by_themselves() {
+        crate::crypto::init();
+        let (options, shutdown) = (Options { port: 0, mining: false, ..Options::default() }, CancellationToken::new());
+        let genesis_time = Some(1_750_000_000);
+        let options = Options { genesis_time, start_height: 20, logs_per_block: 6, ..options };
+        let url = format!("http://{}", serve(options, shutdown.clone()).await.unwrap().address);
+        let faults = async |faults: Value| {
+            let node = alloy::rpc::client::RpcClient::new_http(url.parse().unwrap());
+            node.request::<_, Value>("devchain_setFaults", [faults]).await.unwrap();
+        };
+        let limits = Limits { verify: Verify::Receipts, ..Limits::default() };
+        let sole = Endpoints::new(Options::CHAIN_ID, vec![SecretUrl::parse(&url).unwrap()], limits);
+        let topics = vec![alloy::primitives::keccak256("Transfer(address,address,uint256)")];
+        let filter = LogFilter { addresses: vec![], topics };
+        let logs = async |number| {
+            let header = sole.header(At::Number(number)).await.unwrap().unwrap();
+            sole.block_logs(header.block(), header.timestamp, &filter).await
+        };
+        let unproven = || sole.endpoints()[0].unproven.clone();
+        assert!(!logs(20).await.unwrap().is_empty());
+        let error = json!({ "code": -32000, "message": "header not found" });
+        faults(json!([{ "on": ["eth_getBlockReceipts"], "do": { "error": error } }])).await;
+        assert!(matches!(logs(19).await, Err(RpcError::Behind(_))));
+        assert_eq!(unproven(), None, "a moment is nothing to tell of");
+        passes(Duration::from_secs(100)).await;
+        assert!(logs(19).await.is_err());
+        assert!(unproven().unwrap().contains("wait for their proof for 100 s"), "{:?}", unproven());
+        passes(Duration::from_secs(20)).await;
+        assert!(!logs(19).await.unwrap().is_empty());
+        assert!(!logs(18).await.unwrap().is_empty(), "the next one does not wait again");
+        assert!(unproven().unwrap().contains("delivered without a proof"), "{:?}", unproven());
+        faults(json!([])).await;
+        while unproven().is_some() {
+            logs(20).await.unwrap();
+        }
+        shutdown.cancel();
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded_and_of_one_filter_and_one_version_of_a_block() {
+        let filter = |byte| LogFilter { addresses: vec![], topics: vec![alloy::primitives::B256::repeat_byte(byte)] };
+        let log = |number, hash| RawLog {
+            address: alloy::primitives::Address::ZERO,
+            topics: vec![],
+            data: alloy::primitives::Bytes::new(),
+            block: BlockRef { number, hash: alloy::primitives::B256::repeat_byte(hash) },
+            timestamp: 0,
+            transaction_hash: alloy::primitives::B256::ZERO,
+            transaction_index: 0,
+            log_index: 0,
+        };
+        let kept = Kept::default();
+        kept.keep(&filter(1), 5, &[log(5, 1)]);
+        assert!(kept.of(&filter(1), 5, &[]).is_some() && kept.of(&filter(1), 5, &[log(5, 1)]).is_some());
+        assert!(kept.of(&filter(1), 5, &[log(5, 2)]).is_none(), "another version");
+        assert!(kept.of(&filter(2), 5, &[]).is_none(), "another filter");
+        kept.forget(&filter(1), 0..=5);
+        assert!(kept.of(&filter(1), 5, &[]).is_none());
+        (0..2 * KEPT.0 as u64).for_each(|number| kept.keep(&filter(1), number, &[log(number, 1)]));
+        assert_eq!(kept.kept().len(), KEPT.0);
+        kept.keep(&filter(1), 9_999, &vec![log(9_999, 1); KEPT.1 + 1]);
+        assert!(kept.kept().is_empty(), "more than is kept at all");
+    }
+}
