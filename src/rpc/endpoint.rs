@@ -4,7 +4,7 @@
 //! record is written after every request, whoever sent it.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -23,10 +23,12 @@ use super::{
     patience::Patience,
     question::{Kind, Question},
     route::{Height, Standing},
+    tap::Tape,
 };
 use crate::{
     config::{Limits, Provider},
     domain::Header,
+    recording::Recorder,
 };
 
 /// An endpoint on another chain or fork is not asked for this long.
@@ -45,6 +47,8 @@ pub(super) struct Endpoint {
     pub(super) provider: Provider,
     budget: Arc<Budget>,
     pub(super) bearing: Arc<Bearing>,
+    /// Where its traffic is kept; nowhere before it is set.
+    pub(super) recorder: OnceLock<Recorder>,
     node: OnceCell<Arc<Node>>,
     record: Mutex<Record>,
     /// Tells that requests leave it: whoever waits for something from it should look elsewhere.
@@ -116,7 +120,13 @@ impl Endpoint {
     pub(super) fn new(provider: Provider) -> Self {
         let budget = Arc::new(Budget::of(&provider));
         let bearing = Arc::new(Bearing::new(Arc::clone(&budget)));
-        Self { provider, budget, bearing, node: OnceCell::new(), record: Mutex::default(), left: Notify::new() }
+        let (recorder, node, record, left) = (OnceLock::new(), OnceCell::new(), Mutex::default(), Notify::new());
+        Self { provider, budget, bearing, recorder, node, record, left }
+    }
+
+    /// What its traffic is kept with.
+    pub(super) fn tape(&self) -> Tape {
+        Tape::new(self.name(), self.recorder.get())
     }
 
     pub(super) fn name(&self) -> &str {
@@ -182,20 +192,20 @@ impl Endpoint {
     }
 
     async fn connect(&self, chain_id: u64, limits: &Limits) -> Result<Arc<Node>, RpcError> {
-        let name = || self.provider.name.clone();
         let (http, socket) = (&self.provider.http, &self.provider.socket);
         let url = match (http, socket) {
             (Some(http), _) => http.clone(),
             (None, Some(socket)) => socket.http_twin(),
             (None, None) => return Err(RpcError::Fatal("it has no address".to_owned())),
         };
-        let node = Node::http(url, name(), limits, Arc::clone(&self.budget))?.that_bears(&self.bearing);
+        let node = Node::http(url, self.tape(), limits, Arc::clone(&self.budget))?.that_bears(&self.bearing);
         match (self.verify(&node, chain_id).await, http, socket) {
             (Ok(()), ..) => Ok(Arc::new(node)),
             (Err(error), None, Some(socket)) => {
                 info!(endpoint = self.name(), %error, "no HTTP beside the WebSocket: everything goes over the socket");
-                let node =
-                    Node::socket(socket, name(), limits, Arc::clone(&self.budget)).await?.that_bears(&self.bearing);
+                let node = Node::socket(socket, self.tape(), limits, Arc::clone(&self.budget))
+                    .await?
+                    .that_bears(&self.bearing);
                 self.verify(&node, chain_id).await?;
                 Ok(Arc::new(node))
             }

@@ -12,7 +12,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{At, LogFilter, RpcError, budget::Budget, client::Node, heads, receipts::Unproven, wire::WireHeader};
+use super::{
+    At, LogFilter, RpcError, budget::Budget, client::Node, heads, receipts::Unproven, tap::Tape, wire::WireHeader,
+};
 use crate::{
     config::{Limits, Provider, SecretUrl, Verify},
     domain::{BlockRange, BlockRef, Header},
@@ -258,11 +260,11 @@ impl<'a> Probe<'a> {
         let (limits, budget) = (&self.survey.limits, Arc::new(Budget::of(provider)));
         let twin = || provider.socket.as_ref().map(SecretUrl::http_twin);
         let address = provider.http.clone().or_else(twin).ok_or_else(|| RpcError::Fatal("it has no address".into()))?;
-        self.node = Some(Node::http(address, provider.name.clone(), limits, Arc::clone(&budget))?);
+        self.node = Some(Node::http(address, Tape::new(&provider.name, None), limits, Arc::clone(&budget))?);
         let told = self.ask(async |node| node.chain_id().await).await;
         match (&provider.http, &provider.socket) {
             (None, Some(socket)) if told.is_err() => {
-                self.node = Some(Node::socket(socket, provider.name.clone(), limits, budget).await?);
+                self.node = Some(Node::socket(socket, Tape::new(&provider.name, None), limits, budget).await?);
                 self.ask(async |node| node.chain_id().await).await
             }
             _ => told,
@@ -443,7 +445,7 @@ fn compare_bloom(number: u64, logs: &[Sketch], stated: Bloom, found: &mut Findin
 /// How many heads a WebSocket announced; `None` where there is none.
 async fn listen(provider: &Provider, survey: &Survey) -> Option<Result<u64, String>> {
     let url = provider.socket.as_ref()?;
-    let mut signs = match heads::subscribe(url, survey.limits.rpc_timeout).await {
+    let mut signs = match heads::subscribe(url, survey.limits.rpc_timeout, Tape::new(&provider.name, None)).await {
         Ok(signs) => signs,
         Err(error) => return Some(Err(format!("no subscription to heads: {error}"))),
     };

@@ -115,6 +115,7 @@ mod tests {
         metrics::duplicate_logs("node.example", 1);
         metrics::round_answer("node.example");
         metrics::unknown_message("node.example");
+        metrics::recorded("kept");
         metrics::audit_extra(1);
         metrics::token_refresh_failed();
         metrics::tokens(150);
