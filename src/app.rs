@@ -16,10 +16,11 @@ use tracing::{debug, error, info, warn};
 use crate::{
     api,
     backoff::Backoff,
-    config::{Provider, Settings, SinkTarget, StoreSettings, TokenSettings},
+    config::{Provider, RecordSettings, Settings, SinkTarget, StoreSettings, TokenSettings},
     failure::Failure,
     pipeline::{self, Audit, Context, Ended, Filters, Learned, Tokens},
-    rpc::{Bounds, ChainSource, Endpoints, LogFilter},
+    recording::Recorder,
+    rpc::{self, Bounds, ChainSource, Endpoints, LogFilter},
     sinks::{
         Sink, SinkError,
         sqs::{AwsAccess, SqsSink},
@@ -128,6 +129,7 @@ struct Wired {
     context: Context,
     directory: Option<Arc<dyn TokenDirectory>>,
     learned: Learned,
+    recorder: Option<Recorder>,
 }
 
 /// Everything that the pipeline works with, once it can be reached.
@@ -149,13 +151,17 @@ async fn wire(
     }
     let directory = patiently(vitals, Edge::Tokens, || token_directory(settings)).await?;
     let filters = filters(directory.clone(), settings, vitals, keepers);
-    let source = nodes(settings, &settings.providers);
+    let recorder = recorder(settings)?;
+    let source: Arc<dyn ChainSource> = Arc::new(match &recorder {
+        Some(recorder) => endpoints(settings, &settings.providers).recorded(recorder),
+        None => endpoints(settings, &settings.providers),
+    });
     let learned = Learned::new(source.clone(), store.clone());
     learned.recall().await;
     keepers.spawn(keeping("the memory of the endpoints", learned.clone().keep()));
     let audit = Audit::new(settings.audit);
     let context = Context { filters, audit, vitals: vitals.clone(), ..context(settings, (store, source), sinks) };
-    Ok(Wired { context, directory, learned })
+    Ok(Wired { context, directory, learned, recorder })
 }
 
 async fn listen(
@@ -165,7 +171,7 @@ async fn listen(
     stop: CancellationToken,
     keepers: &mut JoinSet<&'static str>,
 ) -> Result<(), Failure> {
-    let Wired { context, directory, learned } = wired;
+    let Wired { context, directory, learned, recorder } = wired;
     wait_for_tokens(&context, &stop).await;
     announce(settings, &context);
     keepers.spawn(keeping("the summary", summarise(context.vitals.clone(), options.summary_every)));
@@ -183,6 +189,9 @@ async fn listen(
     };
     if let Some(directory) = directory {
         directory.close().await;
+    }
+    if let Some(recorder) = recorder {
+        recorder.close().await;
     }
     if let Some(death) = died {
         return Err(death);
@@ -266,9 +275,22 @@ pub fn store_failure(error: &StoreError) -> Failure {
 /// These providers, behind one another in this order.
 #[must_use]
 pub fn nodes(settings: &Settings, providers: &[Provider]) -> Arc<dyn ChainSource> {
+    Arc::new(endpoints(settings, providers))
+}
+
+fn endpoints(settings: &Settings, providers: &[Provider]) -> Endpoints {
     let chain = (settings.chain.id, settings.chain.block_time);
-    let bounds = bounds(settings);
-    Arc::new(Endpoints::of(chain, providers.to_vec(), settings.limits.clone()).within(bounds))
+    Endpoints::of(chain, providers.to_vec(), settings.limits.clone()).within(bounds(settings))
+}
+
+/// What records the traffic with the nodes, where that is asked for.
+fn recorder(settings: &Settings) -> Result<Option<Recorder>, Failure> {
+    let start = |record: &RecordSettings| {
+        info!(dir = %record.dir.display(), "the traffic with the nodes is recorded");
+        Recorder::start(record.dir.clone(), record.max_bytes, rpc::keys(&settings.providers))
+    };
+    let started = settings.record.as_ref().map(start).transpose();
+    started.map_err(|error| Failure::Internal(format!("cannot start the recording: {error}")))
 }
 
 /// What one request may ask an endpoint for, whatever it bears.

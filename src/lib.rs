@@ -27,7 +27,7 @@
 //! [`pipeline`] reads as the story; [`domain`] has its words. [`store`] is the delivery protocol (`docs/protocol.md`) as a
 //! trait with two homes, [`rpc`], [`tokens`] and [`sinks`] are the other three edges. [`app`] puts them together, the
 //! only file that names concrete adapters. Around them: [`config`] (what was typed, what is true), [`telemetry`] (what
-//! the process tells of itself), [`api`] (over HTTP), [`cli`] (the commands), and [`devchain`], a simulated node.
+//! the process tells of itself), [`api`] (over HTTP), [`cli`] (the commands), [`devchain`], a simulated node, and [`recording`], what nodes said.
 //! [`mutants`] and `fuzzing` serve the tests alone.
 //!
 //! # Who may import whom
@@ -63,6 +63,7 @@ pub mod domain;
 
 pub mod pipeline;
 
+pub mod recording;
 pub mod rpc;
 pub mod sinks;
 pub mod store;

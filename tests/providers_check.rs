@@ -187,3 +187,38 @@ async fn endpoints_on_two_forks_and_none_at_all() {
     let (code, _, log) = settings.unset("WEB3_PROVIDER").output(&["providers", "check"]).await;
     assert_eq!((code, log.contains("WEB3_PROVIDER is not set")), (78, true), "{log}");
 }
+
+#[tokio::test]
+async fn what_was_saved_is_never_offended_again() {
+    let chain = Devchain::start(still(600)).await;
+    let plan = |words: &str| json!([{ "do": { "blockLimit": { "blocks": 5, "words": words } } }]);
+    let endpoints = [chain.endpoint("secret-key-five"), chain.endpoint("secret-key-other")];
+    let settings = settings(&[endpoints[0].ws_url(), endpoints[1].url.clone()]).set("START_BLOCK", 101);
+    for (endpoint, words) in endpoints.iter().zip(["alchemy", "quicknode"]) {
+        endpoint.call("devchain_setFaults", json!([plan(words)])).await;
+    }
+    let (code, out, log) = settings.output(&["providers", "check", "--seconds", "1", "--save"]).await;
+    assert_eq!(code, 0, "{out}{log}");
+    for name in ["127.0.0.1", "127.0.0.1#2"] {
+        let words = format!("saved for the next start of the listener: {name} takes 5 blocks a request\n");
+        assert!(out.contains(&words), "{out}");
+    }
+    // The same again, which begins to count anew.
+    for (endpoint, words) in endpoints.iter().zip(["alchemy", "quicknode"]) {
+        endpoint.call("devchain_setFaults", json!([plan(words)])).await;
+    }
+    let listener = settings.start();
+    listener.wait_watermark(101, Duration::from_mins(1)).await;
+    let (code, _, log) = settings.output(&["providers", "check", "--save"]).await;
+    assert_eq!((code, log.contains("in use by another process")), (75, true), "{log}");
+    listener.wait_watermark(600, Duration::from_mins(1)).await;
+    let (code, _, log) = listener.stop().await;
+    assert_eq!(code, 0, "{log}");
+    for endpoint in endpoints {
+        let told = endpoint.call("devchain_faults", json!([])).await;
+        assert_eq!((&told["refused"], told["longestRange"].as_u64() <= Some(5)), (&json!(0), true), "{told}");
+    }
+    let (code, out, _) = settings.output(&["providers", "check", "--seconds", "1", "--json", "--save"]).await;
+    let report: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &report["saved"]), (0, &json!({ "127.0.0.1": 5, "127.0.0.1#2": 5 })));
+}

@@ -98,7 +98,9 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("backoff", &["domain"]),
     ("config", &["domain", "crypto", "telemetry"]),
     ("telemetry", &["domain", "config", "crypto"]),
-    ("rpc", &["domain", "config", "crypto", "telemetry", "backoff"]),
+    // What nodes said, written by one side and served by the other.
+    ("recording", &["telemetry"]),
+    ("rpc", &["domain", "config", "crypto", "telemetry", "backoff", "recording"]),
     ("store", &["domain", "config", "crypto", "telemetry", "backoff"]),
     ("tokens", &["domain", "config", "crypto", "telemetry", "backoff"]),
     ("sinks", &["domain", "config", "crypto", "telemetry", "backoff", "mutants"]),
@@ -107,8 +109,8 @@ const LAYERS: &[(&str, &[&str])] = &[
         &["domain", "config", "telemetry", "backoff", "shutdown", "rpc", "store", "tokens", "sinks", "mutants"],
     ),
     ("api", &["domain", "config", "telemetry", "shutdown"]),
-    // A chain of its own, for demo and tests: it shares words with the listener, and nothing else.
-    ("devchain", &["domain", "telemetry", "shutdown"]),
+    // A chain of its own, for demo and tests: it shares words with the listener, and what was recorded of one.
+    ("devchain", &["domain", "telemetry", "shutdown", "recording"]),
 ];
 const TOP: [&str; 5] = ["main", "lib", "app", "cli", "fuzzing"];
 const EDGES: [&str; 4] = ["rpc", "store", "tokens", "sinks"];
@@ -123,6 +125,7 @@ const CLIENTS: &[(&str, &[&str])] = &[
     ("aws_config", &["src/sinks/sqs", "src/config/aws"]),
     ("redis", &["src/store/redis"]),
     ("redb", &["src/store/embedded"]),
+    ("flate2", &["src/recording/"]),
     ("mongodb", &["src/tokens/mongo"]),
     ("reqwest", &["src/rpc/transport", "src/cli/healthcheck"]),
     ("alloy::providers", &["src/rpc/"]),

@@ -4,7 +4,7 @@ use std::{io::Write as _, net::IpAddr, path::PathBuf, time::Duration};
 
 use super::Failure;
 use crate::{
-    devchain::{self, Error, Limits, Options, Reorgs, Script},
+    devchain::{self, Error, Limits, Options, Reorgs, Replay, Script},
     shutdown,
 };
 
@@ -78,6 +78,12 @@ pub struct Args {
     /// Misbehave as this file says (docs/devchain.md); `devchain_setFaults` changes it while the node runs.
     #[arg(long, value_name = "FILE")]
     faults: Option<PathBuf>,
+    /// Serve what the nodes of a listener said, as `chaintap run --record` kept it there (docs/devchain.md).
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["blocks", "faults"])]
+    replay: Option<PathBuf>,
+    /// How many times faster it happens than it did.
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0, requires = "replay")]
+    speed: f64,
 }
 
 fn genesis_time(text: &str) -> Result<u64, String> {
@@ -119,6 +125,7 @@ impl Args {
             around: self.around,
             limits,
             faults: faults.unwrap_or_default(),
+            replay: self.replay.map(|dir| Replay { dir, speed: self.speed }),
         })
     }
 }
@@ -135,8 +142,11 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     let shutdown =
         shutdown::on_signals().map_err(|error| Failure::Internal(format!("cannot listen for signals: {error}")))?;
     let serving = devchain::serve(args.options()?, shutdown.clone()).await.map_err(|error| failure(&error))?;
-    let devchain::Serving { address, chain_id, head, .. } = serving;
+    let devchain::Serving { address, chain_id, head, endpoints, .. } = &serving;
     print(&format!("devchain: chain {chain_id}, head {head}, http://{address} and ws://{address}"))?;
+    if !endpoints.is_empty() {
+        print(&format!("devchain: replays {}", endpoints.join(" ")))?;
+    }
     let ended = serving.task.await;
     ended.map_err(|error| Failure::Internal(error.to_string()))?.map_err(|error| failure(&error))
 }

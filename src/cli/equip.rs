@@ -17,17 +17,22 @@ use crate::{
 pub(super) async fn opened(settings: &Settings) -> Result<(Arc<dyn StateStore>, Snapshot), Failure> {
     let id = settings.chain.id;
     let nothing = || Failure::No(format!("the store holds nothing of chain {id} yet: `chaintap run` begins it"));
-    let store = app::existing_store(settings).await.map_err(|error| match error {
+    let store = app::existing_store(settings).await.map_err(|error| unopened(settings, error))?;
+    let store = store.ok_or_else(nothing)?;
+    let snapshot = store.peek().await.map_err(|error| app::store_failure(&error))?.ok_or_else(nothing)?;
+    Ok((store, snapshot))
+}
+
+/// Why the store could not be opened.
+pub(super) fn unopened(settings: &Settings, error: StoreError) -> Failure {
+    match error {
         // Told without a scheme: what looks like a URL is cut to its host.
         StoreError::InUse(why) => {
             let port = settings.http.port();
             Failure::Temporary(format!("{why}\nif that is chaintap, it can be asked: curl localhost:{port}/health"))
         }
         other => app::store_failure(&other),
-    })?;
-    let store = store.ok_or_else(nothing)?;
-    let snapshot = store.peek().await.map_err(|error| app::store_failure(&error))?.ok_or_else(nothing)?;
-    Ok((store, snapshot))
+    }
 }
 
 /// Writes a line.

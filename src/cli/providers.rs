@@ -1,21 +1,27 @@
 //! `chaintap providers check`: what each configured endpoint can do, and whether it can be trusted.
 //!
-//! It asks the endpoints alone, and neither reads nor changes the state: it may run anywhere, at any time. `check --connect`
-//! says whether every server answers; this says how good the nodes are.
+//! It asks the endpoints alone, and neither reads nor changes the state: it may run anywhere, at any time. With `--save` it
+//! writes one thing, at its end: what each endpoint bears, so that a listener that starts afterwards never asks for more.
+//! `check --connect` says whether every server answers; this says how good the nodes are.
 
-use std::{io::Write, time::Duration};
+use std::{collections::BTreeMap, io::Write, sync::Arc, time::Duration};
 
 use clap::{Args, Subcommand};
 use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::json;
 
-use super::{Failure, equip::say};
+use super::{
+    Failure,
+    equip::{say, unopened},
+};
 use crate::{
+    app,
     config::Settings,
     rpc::{
-        LogFilter,
+        LogFilter, described,
         probe::{self, Findings, Survey},
     },
+    store::StateStore,
 };
 
 /// What to do with the endpoints.
@@ -31,6 +37,9 @@ pub(super) struct CheckArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Keep in the state store how many blocks each endpoint takes in a request, for the next start of the listener
+    #[arg(long)]
+    save: bool,
     /// How long to count the heads that are announced to subscribers
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
@@ -41,7 +50,7 @@ pub(super) struct CheckArgs {
 /// # Errors
 ///
 /// [`Failure::No`] (exit code 1) where an endpoint cannot be used or is suspicious; [`Failure::Config`] where none is
-/// configured.
+/// configured; with `--save` that the store cannot be had, before anything is asked.
 pub(super) async fn run(
     command: &ProvidersCommand,
     settings: &Settings,
@@ -51,6 +60,11 @@ pub(super) async fn run(
     if settings.providers.is_empty() {
         return Err(Failure::Config("WEB3_PROVIDER is not set: this command asks nodes".into()));
     }
+    let store = if args.save {
+        Some(app::open_store(settings).await.map_err(|error| unopened(settings, error))?)
+    } else {
+        None
+    };
     let survey = Survey {
         chain_id: settings.chain.id,
         filter: LogFilter { addresses: settings.registry.addresses(), topics: settings.registry.topics() },
@@ -59,15 +73,43 @@ pub(super) async fn run(
         limits: settings.limits.clone(),
     };
     let found = probe::survey(&settings.providers, &survey).await;
-    say(out, &if args.json { as_json(&found)? } else { as_text(&found, args.seconds) })?;
+    let saved = match store {
+        Some(store) => Some(save(&store, &found, settings).await?),
+        None => None,
+    };
+    let report = if args.json { as_json(&found, saved.as_ref())? } else { as_text(&found, args.seconds) };
+    say(out, &report)?;
+    for (endpoint, blocks) in saved.iter().flatten().filter(|_| !args.json) {
+        say(out, &format!("saved for the next start of the listener: {endpoint} takes {blocks} blocks a request"))?;
+    }
     match found.iter().filter(|findings| !findings.is_good()).count() {
         0 => Ok(()),
         bad => Err(Failure::No(format!("endpoints that cannot be used or are suspicious: {bad} of {}", found.len()))),
     }
 }
 
-fn as_json(found: &[Findings]) -> Result<String, Failure> {
-    let report = json!({ "good": found.iter().all(Findings::is_good), "endpoints": found });
+/// Writes what each endpoint bears where the listener reads it, in the place of what was learned before; answers how many
+/// blocks a request that is. Of an endpoint that answered no range nothing is written.
+async fn save(
+    store: &Arc<dyn StateStore>,
+    found: &[Findings],
+    settings: &Settings,
+) -> Result<BTreeMap<String, u64>, Failure> {
+    let mut saved = BTreeMap::new();
+    for findings in found {
+        let Some(bears) = &findings.bears else { continue };
+        store.learn(&findings.endpoint, bears).await.map_err(|error| app::store_failure(&error))?;
+        let allowance = described(bears, app::bounds(settings));
+        saved.extend(allowance.map(|allowance| (findings.endpoint.clone(), allowance.blocks)));
+    }
+    Ok(saved)
+}
+
+fn as_json(found: &[Findings], saved: Option<&BTreeMap<String, u64>>) -> Result<String, Failure> {
+    let mut report = json!({ "good": found.iter().all(Findings::is_good), "endpoints": found });
+    if let (Some(report), Some(saved)) = (report.as_object_mut(), saved) {
+        report.insert("saved".to_owned(), json!(saved));
+    }
     serde_json::to_string_pretty(&report).map_err(|error| Failure::Internal(error.to_string()))
 }
 

@@ -41,6 +41,9 @@ pub(super) struct RunArgs {
     /// End once every block up to N is delivered
     #[arg(long, value_name = "N")]
     until: Option<u64>,
+    /// Record what the nodes are asked and what they answer there, for `chaintap devchain --replay`
+    #[arg(long, value_name = "DIR")]
+    record: Option<String>,
     /// Listen to a built-in development chain, with the embedded store and events on standard output
     #[arg(long)]
     demo: bool,
@@ -52,7 +55,8 @@ pub(super) fn run(args: &RunArgs, overrides: &Overrides) -> Result<(), Failure> 
     let stop = CancellationToken::new();
     let demo = args.demo.then(|| runtime.block_on(demo(overrides, &stop))).transpose()?;
     let summary_every = if args.demo { DEMO_SUMMARY_EVERY } else { SUMMARY_EVERY };
-    let sources = demo.as_ref().map_or_else(|| overrides.sources(Purpose::Listen), |demo| demo.sources.clone());
+    let mut sources = demo.as_ref().map_or_else(|| overrides.sources(Purpose::Listen), |demo| demo.sources.clone());
+    sources.flags.extend(args.record.clone().map(|dir| ("RECORD_DIR", dir)));
     let settings = runtime.block_on(config::load(&sources))?;
     let _watched = observe(&settings)?;
     if let Some(Demo { address, head, begun_anew, .. }) = demo {

@@ -106,7 +106,7 @@ fn time(text: &str, least: Duration, most: Duration) -> Result<Duration, Fault> 
     }
 }
 
-fn bytes(text: &str) -> Result<usize, Fault> {
+pub(super) fn bytes(text: &str) -> Result<usize, Fault> {
     let units = [("KiB", 10), ("MiB", 20), ("GiB", 30)];
     let (number, shift) = units
         .iter()

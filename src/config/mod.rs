@@ -123,6 +123,8 @@ pub struct Settings {
     pub aws: AwsSettings,
     /// What is logged, and how.
     pub log: LogSettings,
+    /// Where the traffic with the nodes is recorded; `None` where it is not.
+    pub record: Option<RecordSettings>,
     /// Limits of size and time.
     pub limits: Limits,
     /// What an operator should know before the start, to be said once: no secrets in it.
@@ -138,6 +140,15 @@ pub struct LogSettings {
     pub filter: String,
     /// `LOG_FORMAT`; `None` leaves it to whether standard error is a terminal.
     pub format: Option<LogFormat>,
+}
+
+/// Where the traffic with the nodes is recorded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordSettings {
+    /// `RECORD_DIR`.
+    pub dir: PathBuf,
+    /// All recordings in it together, bytes (`RECORD_MAX_BYTES`).
+    pub max_bytes: u64,
 }
 
 /// How a log line looks.

@@ -4,8 +4,8 @@
 use std::{net::IpAddr, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use super::{
-    AwsSettings, ChainProfile, Durability, LogFormat, LogSettings, Provider, Purpose, SecretUrl, Settings, SinkTarget,
-    StartBlock, StoreSettings, TokenSettings, chains,
+    AwsSettings, ChainProfile, Durability, LogFormat, LogSettings, Provider, Purpose, RecordSettings, SecretUrl,
+    Settings, SinkTarget, StartBlock, StoreSettings, TokenSettings, chains,
     endpoints::{self, Fault},
     entries,
     files::Files,
@@ -45,6 +45,7 @@ pub(super) fn settings(
     let http = http(&mut reader);
     let sentry_dsn = reader.read("SENTRY_DSN", endpoints::sentry);
     let log = log(&mut reader);
+    let record = record(&mut reader);
     let limits = limits::read(&mut reader, chain.as_ref(), audit != Some(false));
     let mut aws = AwsSettings::read(layers, reader.problems);
     // The queue of the built-in handler; the entries take it as it is.
@@ -71,6 +72,7 @@ pub(super) fn settings(
         sentry_dsn,
         aws,
         log: log?,
+        record,
         limits: limits?,
         warnings: Vec::new(),
         given: shown(layers),
@@ -246,6 +248,13 @@ fn log(reader: &mut Reader<'_>) -> Option<LogSettings> {
         other => Err((format!("is not a format: '{other}'"), nearest(other, ["json", "pretty"]))),
     });
     Some(LogSettings { filter: directives.or(level)?, format })
+}
+
+/// Where the traffic is recorded; the size is checked wherever it is given.
+fn record(reader: &mut Reader<'_>) -> Option<RecordSettings> {
+    let max_bytes = reader.read("RECORD_MAX_BYTES", limits::bytes)? as u64;
+    let dir = reader.text("RECORD_DIR").filter(|dir| !dir.is_empty())?;
+    Some(RecordSettings { dir: PathBuf::from(dir), max_bytes })
 }
 
 fn warn_of_plaintext(settings: &Settings, warnings: &mut Vec<String>) {

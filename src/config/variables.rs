@@ -183,6 +183,12 @@ pub const GROUPS: &[Group] = &[
             ),
             optional("LOG_FORMAT", "`pretty` on a terminal, `json` otherwise", "`json` or `pretty`"),
             address("SENTRY_DSN", "Sentry off", "errors and panics go to Sentry"),
+            optional(
+                "RECORD_DIR",
+                "nothing is recorded",
+                "a directory for what the nodes are asked and what they answer, without keys; `chaintap devchain --replay` serves it again",
+            ),
+            open("RECORD_MAX_BYTES", "256MiB", "size of everything that is recorded there; the oldest records go"),
         ],
     },
     Group {

@@ -13,6 +13,8 @@
 //!     said. With 0 after a reorganisation to length 0 the node seems to have been behind for a while.
 //! * **recorded**: real blocks from files, linked by empty ones; it stands still.
 //!
+//! Or it has no chain, and gives the answers of a recorded listener's nodes again: see [`Replay`].
+//!
 //! Blocks that a reorganisation took away stay known by their hash for a while, as on real nodes
 //! ([`Limits::orphans`]); by number there is only the canonical one.
 //!
@@ -35,6 +37,7 @@ mod node;
 mod random;
 mod recording;
 mod render;
+mod replay;
 mod server;
 mod subscriptions;
 mod timetable;
@@ -52,6 +55,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 pub use faults::{Does, Fault, Garbage, Period, Script, Vendor};
+pub use replay::Replay;
 pub use timetable::Reorgs;
 pub use tokens::{token_documents, tokens};
 
@@ -101,6 +105,8 @@ pub struct Options {
     pub limits: Limits,
     /// How it misbehaves.
     pub faults: Script,
+    /// A recording that is served instead of any chain; then the options of chains mean nothing.
+    pub replay: Option<Replay>,
 }
 
 /// What one client may ask for, and for how long orphans are known.
@@ -168,7 +174,7 @@ impl Options {
                 "a reorganisation every {every} blocks cannot be {depth} deep: 1 to {MAX_REORG_DEPTH}, less than every"
             ));
         }
-        Ok(())
+        self.replay.as_ref().map_or(Ok(()), Replay::check)
     }
 }
 
@@ -192,6 +198,7 @@ impl Default for Options {
             around: 3,
             limits: Limits::default(),
             faults: Script::default(),
+            replay: None,
         }
     }
 }
@@ -202,7 +209,7 @@ pub enum Error {
     /// The options contradict each other.
     #[error("{0}")]
     Options(String),
-    /// A file with a real block or with faults cannot be used.
+    /// A file with a real block or with faults, or a recording, cannot be used.
     #[error("{}: {reason}", path.display())]
     File {
         /// The file.
@@ -244,8 +251,10 @@ pub struct Serving {
     pub address: SocketAddr,
     /// Its chain id.
     pub chain_id: u64,
-    /// Height of the head when it started.
+    /// Height of the head when it started; of a recording the highest block.
     pub head: u64,
+    /// The paths of a recording's endpoints.
+    pub endpoints: Vec<String>,
     /// Ends after the shutdown signal, or early with the reason.
     pub task: JoinHandle<Result<(), Error>>,
 }
@@ -261,6 +270,9 @@ pub async fn serve(options: Options, shutdown: CancellationToken) -> Result<Serv
     let listen = |reason| Error::Listen { address, reason };
     let listener = TcpListener::bind(address).await.map_err(listen)?;
     let address = listener.local_addr().map_err(listen)?;
+    if let Some(replay) = options.replay {
+        return replay::serve((listener, address), replay, shutdown).await;
+    }
     let built = tokio::task::spawn_blocking(move || build(&options).map(|built| (built, options)));
     let ((chain, chain_id, clock), options) = built.await.map_err(|error| Error::Internal(error.to_string()))??;
     let head = chain.head();
@@ -274,7 +286,7 @@ pub async fn serve(options: Options, shutdown: CancellationToken) -> Result<Serv
         }
         served.map_err(|error| Error::Internal(error.to_string()))
     });
-    Ok(Serving { address, chain_id, head, task })
+    Ok(Serving { address, chain_id, head, endpoints: Vec::new(), task })
 }
 
 /// The chain, its id, and the clock to mine by, where it mines.

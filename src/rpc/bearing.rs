@@ -263,6 +263,6 @@ pub fn described(learned: &str, bounds: Bounds) -> Option<Allowance> {
 }
 
 /// Seconds since the Unix epoch: what was learned outlives the process.
-fn now() -> u64 {
+pub(super) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

@@ -14,7 +14,7 @@ use alloy::{
         types,
     },
     transports::{
-        TransportError,
+        Transport, TransportError,
         ws::{WebSocketConfig, WsConnect},
     },
 };
@@ -29,6 +29,7 @@ use super::{
     budget::{Budget, Charged},
     error::{classify, has_no_http, tag_is_unknown},
     receipts::{self, Proven, Unproven, WireReceipt},
+    tap::{Tape, Taped},
     transport::Capped,
     unknown::UnknownMessages,
     wire::{self, WireHeader, WireLog},
@@ -85,16 +86,16 @@ impl Node {
     }
 
     /// A node behind an HTTP URL. Nothing is sent yet.
-    pub(super) fn http(url: SecretUrl, name: String, limits: &Limits, budget: Arc<Budget>) -> Result<Self, RpcError> {
+    pub(super) fn http(url: SecretUrl, tape: Tape, limits: &Limits, budget: Arc<Budget>) -> Result<Self, RpcError> {
         let transport = Capped::new(url, limits.rpc_timeout, limits.rpc_max_bytes).map_err(RpcError::Fatal)?;
-        Ok(Self::new(name, RpcClient::new(Charged::new(transport, budget), false), limits))
+        Ok(Self::over(Taped::new(transport, tape), limits, budget))
     }
 
     /// A node that only has a WebSocket. Frames are allowed up to the size limit of answers: above alloy's default of
     /// 16 MiB a large answer would close the socket, and be asked for again, for ever.
     pub(super) async fn socket(
         url: &SecretUrl,
-        name: String,
+        tape: Tape,
         limits: &Limits,
         budget: Arc<Budget>,
     ) -> Result<Self, RpcError> {
@@ -107,8 +108,12 @@ impl Node {
             .with_retry_interval(SOCKET_RETRY);
         let connected = timeout(limits.rpc_timeout, connect.into_service()).await;
         let socket = connected.map_err(|_| not_open_in_time())?.map_err(classify)?;
-        let rpc = RpcClient::new(Charged::new(socket, budget), false);
-        Ok(Self::new(name, rpc, limits))
+        Ok(Self::over(Taped::new(socket, tape), limits, budget))
+    }
+
+    fn over(transport: Taped<impl Transport + Clone>, limits: &Limits, budget: Arc<Budget>) -> Self {
+        let name = transport.endpoint().to_owned();
+        Self::new(name, RpcClient::new(Charged::new(transport, budget), false), limits)
     }
 
     pub(super) async fn chain_id(&self) -> Result<u64, RpcError> {

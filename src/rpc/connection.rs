@@ -12,8 +12,11 @@ use std::{
 use tokio::time::{Instant, timeout};
 use tracing::info;
 
-use super::{RpcError, bearing::Bearing, budget::Budget, client::Node};
-use crate::config::{Limits, Provider, SecretUrl};
+use super::{RpcError, bearing::Bearing, budget::Budget, client::Node, tap::Tape};
+use crate::{
+    config::{Limits, Provider, SecretUrl},
+    recording::Recorder,
+};
 
 /// HTTP is waited for so long before the socket is opened, where HTTP is a guess.
 const HEAD_START: Duration = Duration::from_secs(2);
@@ -36,6 +39,7 @@ pub(super) struct Way<'a> {
     pub(super) limits: &'a Limits,
     pub(super) budget: &'a Arc<Budget>,
     pub(super) bearing: &'a Arc<Bearing>,
+    pub(super) recorder: Option<&'a Recorder>,
 }
 
 #[derive(Clone)]
@@ -147,15 +151,19 @@ impl Way<'_> {
     }
 
     fn http(self, url: SecretUrl) -> Result<Node, RpcError> {
-        let node = Node::http(url, self.provider.name.clone(), self.limits, Arc::clone(self.budget))?;
+        let node = Node::http(url, self.tape(), self.limits, Arc::clone(self.budget))?;
         Ok(node.that_bears(self.bearing))
     }
 
     async fn over_socket(self, socket: &SecretUrl) -> Result<Node, RpcError> {
-        let node = Node::socket(socket, self.provider.name.clone(), self.limits, Arc::clone(self.budget)).await?;
+        let node = Node::socket(socket, self.tape(), self.limits, Arc::clone(self.budget)).await?;
         let node = node.that_bears(self.bearing);
         self.judge(node.chain_id().await?)?;
         Ok(node)
+    }
+
+    fn tape(self) -> Tape {
+        Tape::new(&self.provider.name, self.recorder)
     }
 
     fn judge(self, told: u64) -> Result<(), RpcError> {
@@ -187,7 +195,14 @@ mod tests {
     }
 
     fn way<'a>(endpoint: &'a (Provider, Arc<Budget>, Arc<Bearing>), limits: &'a Limits) -> Way<'a> {
-        Way { provider: &endpoint.0, chain_id: Options::CHAIN_ID, limits, budget: &endpoint.1, bearing: &endpoint.2 }
+        Way {
+            provider: &endpoint.0,
+            chain_id: Options::CHAIN_ID,
+            limits,
+            budget: &endpoint.1,
+            bearing: &endpoint.2,
+            recorder: None,
+        }
     }
 
     /// What an endpoint does over HTTP from now on.

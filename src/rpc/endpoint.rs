@@ -4,7 +4,7 @@
 //! record is written after every request, whoever sent it.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -25,10 +25,12 @@ use super::{
     patience::Patience,
     question::{Kind, Question},
     route::{Height, Standing},
+    tap::Tape,
 };
 use crate::{
     config::{Limits, Provider},
     domain::Header,
+    recording::Recorder,
 };
 
 /// An endpoint on another chain or fork is not asked for this long.
@@ -47,6 +49,8 @@ pub(super) struct Endpoint {
     pub(super) provider: Provider,
     budget: Arc<Budget>,
     pub(super) bearing: Arc<Bearing>,
+    /// Where its traffic is kept; nowhere before it is set.
+    pub(super) recorder: OnceLock<Recorder>,
     connection: Connection,
     record: Mutex<Record>,
     /// Tells that requests leave it: whoever waits for something from it should look elsewhere.
@@ -124,10 +128,16 @@ impl Endpoint {
             provider,
             budget,
             bearing,
+            recorder: OnceLock::new(),
             connection: Connection::default(),
             record: Mutex::default(),
             left: Notify::new(),
         }
+    }
+
+    /// What its traffic is kept with.
+    pub(super) fn tape(&self) -> Tape {
+        Tape::new(self.name(), self.recorder.get())
     }
 
     pub(super) fn name(&self) -> &str {
@@ -181,7 +191,8 @@ impl Endpoint {
     /// The verified node behind this endpoint; connects at the first call that succeeds, and verifies it again after an
     /// outage.
     async fn node(&self, chain_id: u64, limits: &Limits) -> Result<Arc<Node>, RpcError> {
-        let way = Way { provider: &self.provider, chain_id, limits, budget: &self.budget, bearing: &self.bearing };
+        let (provider, budget, bearing) = (&self.provider, &self.budget, &self.bearing);
+        let way = Way { provider, chain_id, limits, budget, bearing, recorder: self.recorder.get() };
         let is_doubtful = self.record().doubtful;
         let node = self.connection.node(way, is_doubtful).await?;
         if is_doubtful {

@@ -37,6 +37,7 @@ use super::{
 use crate::{
     config::{Limits, Provider, SecretUrl},
     domain::{BlockRange, BlockRef, Header, RawLog},
+    recording::Recorder,
     telemetry::metrics,
 };
 
@@ -87,6 +88,15 @@ impl Endpoints {
     #[must_use]
     pub fn within(self, bounds: Bounds) -> Self {
         self.by_preference.iter().for_each(|endpoint| endpoint.bearing.limit(bounds));
+        self
+    }
+
+    /// The same endpoints, whose traffic is recorded.
+    #[must_use]
+    pub fn recorded(self, recorder: &Recorder) -> Self {
+        for endpoint in &self.by_preference {
+            endpoint.recorder.get_or_init(|| recorder.clone());
+        }
         self
     }
 
@@ -349,7 +359,7 @@ impl ChainSource for Endpoints {
         // Where none serves, all are tried.
         with_socket.sort_by_key(|(endpoint, _)| endpoint.aside().is_some());
         for (endpoint, socket) in with_socket {
-            match heads::subscribe(socket, self.limits.rpc_timeout).await {
+            match heads::subscribe(socket, self.limits.rpc_timeout, endpoint.tape()).await {
                 Ok(signs) => {
                     let endpoint = Arc::clone(endpoint);
                     let left = async move { endpoint.left.notified().await };

@@ -13,11 +13,11 @@ use alloy::{
     transports::{TransportErrorKind, TransportResult, ws::WsConnect},
 };
 use futures_util::{StreamExt, stream, stream::BoxStream};
-use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
 use tokio::{sync::broadcast::error::RecvError, time::timeout};
 
-use super::{RpcError, client::not_open_in_time, error::classify};
-use crate::config::SecretUrl;
+use super::{RpcError, client::not_open_in_time, error::classify, tap::Tape};
+use crate::{config::SecretUrl, recording::Event};
 
 /// A connection that is not made again. alloy would make it once more even with no retries, and a node whose frames are
 /// refused would be asked for the next one for ever, behind a stream that stays open and says nothing.
@@ -39,27 +39,42 @@ impl<C: PubSubConnect> PubSubConnect for Once<C> {
 
 /// A new socket with a subscription to `newHeads`. The stream ends when the socket does; the caller decides when to
 /// connect again.
-pub(super) async fn subscribe(url: &SecretUrl, limit: Duration) -> Result<BoxStream<'static, ()>, RpcError> {
-    signs(WsConnect::new(url.expose()), limit).await
+pub(super) async fn subscribe(
+    url: &SecretUrl,
+    limit: Duration,
+    tape: Tape,
+) -> Result<BoxStream<'static, ()>, RpcError> {
+    signs(WsConnect::new(url.expose()), limit, tape).await
 }
 
 /// The same over any connection.
-pub(super) async fn signs(connect: impl PubSubConnect, limit: Duration) -> Result<BoxStream<'static, ()>, RpcError> {
+pub(super) async fn signs(
+    connect: impl PubSubConnect,
+    limit: Duration,
+    tape: Tape,
+) -> Result<BoxStream<'static, ()>, RpcError> {
     let connecting = async {
         let client = RpcClient::connect_pubsub(Once(connect)).await?;
         let provider = ProviderBuilder::new().disable_recommended_fillers().connect_client(client);
-        let signs = provider.subscribe::<_, IgnoredAny>(("newHeads",)).await?;
+        let signs = provider.subscribe::<_, Box<RawValue>>(("newHeads",)).await?.into_raw();
         Ok((provider, signs))
     };
     let connected = timeout(limit, connecting).await;
-    let state = connected.map_err(|_| not_open_in_time())?.map_err(classify)?;
+    let connected = connected.map_err(|_| not_open_in_time()).and_then(|connected| connected.map_err(classify));
+    tape.note(|| connected.as_ref().map_or_else(|error| Event::Refused(error.to_string()), |_| Event::Opened));
+    let (provider, signs) = connected?;
     // The provider travels with the stream: dropping it would close the socket.
-    let signs = stream::unfold(state, |(provider, mut signs)| async move {
-        match signs.recv_any().await {
+    let signs = stream::unfold((provider, signs, tape), |(provider, mut signs, tape)| async move {
+        match signs.recv().await {
+            Ok(head) => tape.note(|| Event::Head(head)),
             // Lagging behind loses signs, not blocks.
-            Ok(_) | Err(RecvError::Lagged(_)) => Some(((), (provider, signs))),
-            Err(RecvError::Closed) => None,
+            Err(RecvError::Lagged(_)) => {}
+            Err(RecvError::Closed) => {
+                tape.note(|| Event::Closed);
+                return None;
+            }
         }
+        Some(((), (provider, signs, tape)))
     });
     Ok(signs.boxed())
 }

@@ -33,6 +33,7 @@ mod question;
 mod quorum;
 mod receipts;
 mod route;
+mod tap;
 mod transport;
 mod unknown;
 mod wire;
@@ -42,6 +43,7 @@ pub use bearing::described;
 pub use caps::{Allowance, Bounds, Caps, Learned};
 pub use endpoints::Endpoints;
 pub use quorum::{QUORUM_OF, Votes};
+pub use tap::keys;
 
 /// Which block to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,8 @@
 //! What each endpoint can do, and whether its answers hold together: the questions of `chaintap providers check`.
 //!
-//! Every question has a time limit and all together have one; their number does not depend on the chain. Nothing that is
-//! found out is believed later: it is shown to a person. What only some chains or plans have (tags, receipts, an archive) is
+//! Every question has a time limit and all together have one; their number does not depend on the chain. What is found out is
+//! shown to a person, and nothing of it is believed later but what the listener finds out in the same way and keeps: what an
+//! endpoint [bears](Findings::bears). What only some chains or plans have (tags, receipts, an archive) is
 //! a finding; what no good endpoint does is a suspicion.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
@@ -12,7 +13,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{At, LogFilter, RpcError, budget::Budget, client::Node, heads, receipts::Unproven, wire::WireHeader};
+use super::{
+    At, Bounds, Cap, Caps, LogFilter, RpcError, bearing, budget::Budget, client::Node, heads, receipts::Unproven,
+    tap::Tape, wire::WireHeader,
+};
 use crate::{
     config::{Limits, Provider, SecretUrl, Verify},
     domain::{BlockRange, BlockRef, Header},
@@ -65,6 +69,9 @@ pub struct Findings {
     pub heads_announced: Option<u64>,
     /// The longest range that it answered.
     pub range: Option<Range>,
+    /// What it bears, in the form in which the listener keeps it; `None` where it answered no range.
+    #[serde(skip)]
+    pub bears: Option<String>,
     /// The lowest of the blocks asked for whose header it has: the first one, or one half or near the top of the chain.
     pub oldest_header: Option<u64>,
     /// The lowest of them whose logs it answered, as far as their bloom tells.
@@ -191,6 +198,8 @@ fn behind(head: &Header, newest: &Header) -> Option<(u64, u64)> {
 struct Probe<'a> {
     survey: &'a Survey,
     node: Option<Node>,
+    /// What it bears, learned as the listener learns it.
+    caps: Caps,
     times: Vec<Duration>,
     requests: u64,
     throttled: u64,
@@ -212,7 +221,8 @@ struct Receipt {
 
 impl<'a> Probe<'a> {
     async fn ask_all(provider: &Provider, survey: &'a Survey) -> (Self, Findings) {
-        let mut probe = Self { survey, node: None, times: Vec::new(), requests: 0, throttled: 0 };
+        let caps = Caps::new(Bounds { blocks: survey.most_blocks });
+        let mut probe = Self { survey, node: None, caps, times: Vec::new(), requests: 0, throttled: 0 };
         let mut found = Findings { endpoint: provider.name.clone(), ..Findings::default() };
         let questions = timeout(ALL, probe.questions(provider, &mut found));
         let (asked, announced) = tokio::join!(questions, listen(provider, survey));
@@ -258,11 +268,11 @@ impl<'a> Probe<'a> {
         let (limits, budget) = (&self.survey.limits, Arc::new(Budget::of(provider)));
         let twin = || provider.socket.as_ref().map(SecretUrl::http_twin);
         let address = provider.http.clone().or_else(twin).ok_or_else(|| RpcError::Fatal("it has no address".into()))?;
-        self.node = Some(Node::http(address, provider.name.clone(), limits, Arc::clone(&budget))?);
+        self.node = Some(Node::http(address, Tape::new(&provider.name, None), limits, Arc::clone(&budget))?);
         let told = self.ask(async |node| node.chain_id().await).await;
         match (&provider.http, &provider.socket) {
             (None, Some(socket)) if told.is_err() => {
-                self.node = Some(Node::socket(socket, provider.name.clone(), limits, budget).await?);
+                self.node = Some(Node::socket(socket, Tape::new(&provider.name, None), limits, budget).await?);
                 self.ask(async |node| node.chain_id().await).await
             }
             _ => told,
@@ -321,9 +331,15 @@ impl<'a> Probe<'a> {
             let to = head.saturating_sub(2).max(size - 1);
             let range = BlockRange { from: to + 1 - size, to };
             match self.ask(async |node| node.range_logs(range, &survey.filter).await).await {
-                Ok(answered) => (longest.blocks, longest.logs) = (size, answered.logs.len()),
+                Ok(answered) => {
+                    (longest.blocks, longest.logs) = (size, answered.logs.len());
+                    self.caps.answered(size, bearing::now());
+                }
                 Err(error) if size > 1 && may_be_too_long(&error) => {
                     too_long = size;
+                    let cap = if let RpcError::TooLarge { cap, .. } = error { cap } else { Cap::Density };
+                    // What to ask for next is bisected here.
+                    self.caps.refused(range, cap, None, bearing::now());
                     longest.limit = Some(error.to_string());
                 }
                 Err(error @ RpcError::Fatal(_)) => return Err(error),
@@ -334,7 +350,10 @@ impl<'a> Probe<'a> {
             }
             size = longest.blocks + (too_long - longest.blocks) / 2;
         }
-        found.range = (longest.blocks > 0).then_some(longest);
+        if longest.blocks > 0 {
+            found.range = Some(longest);
+            found.bears = serde_json::to_string(self.caps.learned()).ok();
+        }
         Ok(())
     }
 
@@ -443,7 +462,7 @@ fn compare_bloom(number: u64, logs: &[Sketch], stated: Bloom, found: &mut Findin
 /// How many heads a WebSocket announced; `None` where there is none.
 async fn listen(provider: &Provider, survey: &Survey) -> Option<Result<u64, String>> {
     let url = provider.socket.as_ref()?;
-    let mut signs = match heads::subscribe(url, survey.limits.rpc_timeout).await {
+    let mut signs = match heads::subscribe(url, survey.limits.rpc_timeout, Tape::new(&provider.name, None)).await {
         Ok(signs) => signs,
         Err(error) => return Some(Err(format!("no subscription to heads: {error}"))),
     };

@@ -118,6 +118,8 @@ declare! {
         "Ranges answered with just so many logs as a silent limit may be.";
     UNKNOWN_MESSAGES = Kind::Counter, "rpc_unknown_messages_total", ["provider"],
         "Error messages that are not known; they stand in warnings, please report them.";
+    RECORDED = Kind::Counter, "recording_records_total", ["outcome"],
+        "Records of the traffic with the nodes, where RECORD_DIR is set.";
     RPC_FAILOVERS = Kind::Counter, "rpc_failovers_total", ["from", "to", "reason"],
         "Moves of all requests from one provider to another.";
     RPC_HEALTHY = Kind::Gauge, "rpc_provider_healthy", ["provider"], "1 while the provider answers, else 0.";
@@ -260,6 +262,11 @@ pub fn round_answer(provider: &str) {
 /// A provider said what is not known.
 pub fn unknown_message(provider: &str) {
     count(&UNKNOWN_MESSAGES, [label(provider)], 1);
+}
+
+/// A record of the traffic with the nodes was `kept` or `dropped`.
+pub fn recorded(outcome: &'static str) {
+    count(&RECORDED, [outcome.into()], 1);
 }
 
 /// A sink decided on messages: `acknowledged`, `retry`, `throttled`, `refused`.

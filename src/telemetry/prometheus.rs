@@ -116,6 +116,7 @@ mod tests {
         metrics::log_index_clash("node.example");
         metrics::round_answer("node.example");
         metrics::unknown_message("node.example");
+        metrics::recorded("kept");
         metrics::audit_extra(1);
         metrics::token_refresh_failed();
         metrics::tokens(150);
