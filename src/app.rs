@@ -274,7 +274,8 @@ pub fn nodes(settings: &Settings, providers: &[Provider]) -> Arc<dyn ChainSource
 /// What one request may ask an endpoint for, whatever it bears.
 #[must_use]
 pub fn bounds(settings: &Settings) -> Bounds {
-    Bounds { blocks: settings.chain.batch_blocks }
+    let chain = &settings.chain;
+    Bounds { blocks: chain.batch_blocks, parallel: chain.parallel, spacing: chain.spacing }
 }
 
 /// The sinks by handler; handlers with one target share a sink.

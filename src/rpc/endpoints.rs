@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
 use super::{
-    At, Bounds, ChainSource, EndpointState, LogFilter, RangeLogs, RpcError, Witness,
+    At, Bounds, ChainSource, EndpointState, LogFilter, Pace, RangeLogs, RpcError, Witness,
     breaker::Gate,
     client::Node,
     endpoint::Endpoint,
@@ -368,6 +368,10 @@ impl ChainSource for Endpoints {
 
     fn endpoints(&self) -> Vec<EndpointState> {
         self.by_preference.iter().map(|endpoint| endpoint.state()).collect()
+    }
+
+    fn pace(&self) -> Option<Pace> {
+        Some(self.by_preference.get(self.current())?.bearing.pace())
     }
 
     fn learned(&self) -> BTreeMap<String, String> {
