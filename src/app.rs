@@ -296,7 +296,8 @@ fn recorder(settings: &Settings) -> Result<Option<Recorder>, Failure> {
 /// What one request may ask an endpoint for, whatever it bears.
 #[must_use]
 pub fn bounds(settings: &Settings) -> Bounds {
-    Bounds { blocks: settings.chain.batch_blocks }
+    let chain = &settings.chain;
+    Bounds { blocks: chain.batch_blocks, parallel: chain.parallel, spacing: chain.spacing }
 }
 
 /// The sinks by handler; handlers with one target share a sink.

@@ -1,4 +1,4 @@
-//! Waiting, bounded and jittered: how long until the next try, and how much to ask for at once.
+//! Waiting, bounded and jittered: how long until the next try.
 
 use std::time::Duration;
 
@@ -46,55 +46,6 @@ fn delays(cap: Duration) -> ExponentialBackoff {
         .build()
 }
 
-/// How many historical requests run at once, and how far apart they start: additive increase while the provider
-/// answers, multiplicative decrease when it asks for less (contract §4).
-#[derive(Clone, Debug)]
-pub struct Pace {
-    parallel: f64,
-    most: f64,
-    spacing: Duration,
-    first_spacing: Duration,
-}
-
-/// The pace may grow to this many times the chain profile's parallel requests.
-const GROWTH: f64 = 4.0;
-/// Requests never start further apart than this.
-const MAX_SPACING: Duration = Duration::from_secs(10);
-
-impl Pace {
-    /// Begins with the chain profile's numbers.
-    #[must_use]
-    pub fn new(parallel: usize, spacing: Duration) -> Self {
-        let parallel = f64::from(u16::try_from(parallel.max(1)).unwrap_or(u16::MAX));
-        Self { parallel, most: parallel * GROWTH, spacing, first_spacing: spacing }
-    }
-
-    /// Requests that may run at once, at least 1.
-    #[must_use]
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 1 and 4 * 65535")]
-    pub fn parallel(&self) -> usize {
-        self.parallel as usize
-    }
-
-    /// Pause between the starts of two requests.
-    #[must_use]
-    pub fn spacing(&self) -> Duration {
-        self.spacing
-    }
-
-    /// A request was answered.
-    pub fn answered(&mut self) {
-        self.parallel = (self.parallel + 1.0 / self.parallel).min(self.most);
-        self.spacing = self.spacing.mul_f64(0.8);
-    }
-
-    /// The provider asked for fewer requests, or did not answer in time.
-    pub fn pressed(&mut self) {
-        self.parallel = (self.parallel / 2.0).max(1.0);
-        self.spacing = (self.spacing.max(self.first_spacing) * 2).min(MAX_SPACING);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,17 +58,5 @@ mod tests {
         assert!(delays.last() > delays.first());
         backoff.reset();
         assert!(backoff.next_delay() <= Duration::from_millis(200));
-    }
-
-    #[test]
-    fn the_pace_rises_while_answers_come_and_falls_when_the_provider_complains() {
-        let mut pace = Pace::new(3, Duration::from_millis(300));
-        (0..1_000).for_each(|_| pace.answered());
-        assert_eq!(pace.parallel(), 12);
-        assert!(pace.spacing() < Duration::from_millis(1));
-        pace.pressed();
-        assert_eq!((pace.parallel(), pace.spacing()), (6, Duration::from_millis(600)));
-        (0..100).for_each(|_| pace.pressed());
-        assert_eq!((pace.parallel(), pace.spacing()), (1, MAX_SPACING));
     }
 }

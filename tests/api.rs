@@ -181,7 +181,8 @@ async fn a_process_that_is_well_says_so_with_every_member_of_the_contract() {
     assert_eq!((&health["deliverableHead"], &health["processed"]), (&json!(1_000), &json!(1_000)));
     assert_eq!((&health["gap"], &health["lagBlocks"], &health["historical"]), (&json!(0), &json!(0), &Value::Null));
     let second = json!({ "name": SECOND, "state": "ok", "headLag": 10, "errors": 0, "disagreements": 0, "aside": null,
-            "blocksPerRequest": null, "addressesPerRequest": null, "waitsUntil": null, "unknownMessages": [] });
+            "blocksPerRequest": null, "addressesPerRequest": null, "parallelRequests": null,
+            "waitsUntil": null, "unknownMessages": [] });
     assert_eq!(health["providers"][1], second);
     assert_eq!(health["providers"][0]["headLag"], Value::Null, "nothing was heard of its head");
     assert_eq!(health["redis"], json!({ "store": "redis", "state": "ok", "errors": 0, "durability": "WAIT 1" }));

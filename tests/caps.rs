@@ -15,8 +15,9 @@ use chaintap::{
     config::{Limits, SecretUrl},
     devchain::Options,
     domain::BlockRange,
-    rpc::{At, ChainSource as _, Endpoints, LogFilter, RpcError},
+    rpc::{At, Bounds, ChainSource as _, Endpoints, LogFilter, RpcError},
 };
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 use support::{
     chaintap::Settings,
@@ -153,6 +154,49 @@ async fn an_endpoint_is_left_alone_for_as_long_as_it_said_even_over_a_restart_an
     both.resume(&alone.learned());
     assert_eq!(both.header(At::Latest).await.unwrap().unwrap().number, HEAD);
     assert_eq!(report(&waits).await["requests"], requests, "another one was asked");
+}
+
+#[tokio::test]
+async fn who_throttles_is_asked_for_less_at_once_and_its_successor_is_not() {
+    let chain = chain().await;
+    let busy = chain.endpoint("busy");
+    let throttled = json!({ "code": -32005, "message": "too many requests" });
+    set(&busy, &json!({ "on": ["eth_getLogs"], "do": { "error": throttled } })).await;
+    // Under another host, for names are those of hosts.
+    let good = format!("http://localhost:{}", chain.address.port());
+    let both = || endpoints(&[&busy.url, &good]).within(Bounds { parallel: 8, ..Bounds::default() });
+    let known = both();
+    assert_eq!(known.header(At::Latest).await.unwrap().unwrap().number, HEAD);
+    let filter = LogFilter { addresses: vec![], topics: vec![keccak256("Transfer(address,address,uint256)")] };
+    let range = |from: u64| BlockRange { from, to: from + 9 };
+    let answers = join_all((1..=60).map(|nth| known.range_logs(range(10 * nth), &filter))).await;
+    assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+    let parallel = |known: &Endpoints| known.endpoints().iter().map(|one| one.allowance.parallel).collect::<Vec<_>>();
+    let learned = parallel(&known);
+    assert!(learned[0] < 8 && learned[1] > 8, "{learned:?}");
+    let restarted = both();
+    restarted.resume(&known.learned());
+    assert_eq!(parallel(&restarted), learned);
+}
+
+#[tokio::test]
+async fn what_is_asked_near_the_head_does_not_wait_for_history() {
+    let chain = chain().await;
+    let slow = chain.endpoint("slow");
+    set(&slow, &json!({ "rangeOver": 1, "do": "silence" })).await;
+    let known = endpoints(&[&slow.url]).within(Bounds { parallel: 1, ..Bounds::default() });
+    let head = known.header(At::Latest).await.unwrap().unwrap();
+    let filter = LogFilter { addresses: vec![], topics: vec![keccak256("Transfer(address,address,uint256)")] };
+    let history = (0..3).map(|_| known.range_logs(BlockRange { from: 1, to: 50 }, &filter));
+    let near_the_head = async {
+        assert_eq!(known.header(At::Latest).await.unwrap().unwrap(), head);
+        known.block_logs(head.block(), head.timestamp, &filter).await.unwrap()
+    };
+    tokio::select! {
+        biased;
+        answers = join_all(history) => panic!("{answers:?}"),
+        logs = near_the_head => assert!(logs.iter().all(|log| log.block == head.block())),
+    }
 }
 
 /// Lists of addresses that a node was asked for.

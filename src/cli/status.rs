@@ -72,6 +72,8 @@ pub struct Endpoint {
     pub blocks_per_request: u64,
     /// Addresses that one request may name; `None` where no limit is known.
     pub addresses_per_request: Option<usize>,
+    /// Requests for history that it bears at once.
+    pub parallel_requests: usize,
     /// Until when it asked to be left alone, seconds since the Unix epoch; `None` where that is over.
     pub waits_until: Option<u64>,
 }
@@ -80,7 +82,8 @@ impl Endpoint {
     fn line(&self) -> String {
         let addresses = self.addresses_per_request.map(|most| format!(", {most} addresses")).unwrap_or_default();
         let waits = self.waits_until.map(|until| format!(", waits until {until}")).unwrap_or_default();
-        format!("{}: {} blocks{addresses} a request{waits}", self.name, self.blocks_per_request)
+        let (name, blocks, parallel) = (&self.name, self.blocks_per_request, self.parallel_requests);
+        format!("{name}: {blocks} blocks{addresses} a request, {parallel} at once{waits}")
     }
 }
 
@@ -135,8 +138,14 @@ fn report(chain_id: u64, snapshot: Snapshot, dead_letters: u64, durability: Stri
 
 fn endpoints(learned: BTreeMap<String, String>, bounds: Bounds) -> Vec<Endpoint> {
     let one = |(name, learned): (String, String)| {
-        let Allowance { blocks, addresses, waits_until, .. } = described(&learned, bounds)?;
-        Some(Endpoint { name, blocks_per_request: blocks, addresses_per_request: addresses, waits_until })
+        let Allowance { blocks, addresses, parallel, waits_until } = described(&learned, bounds)?;
+        Some(Endpoint {
+            name,
+            blocks_per_request: blocks,
+            addresses_per_request: addresses,
+            parallel_requests: parallel,
+            waits_until,
+        })
     };
     learned.into_iter().filter_map(one).collect()
 }
@@ -232,7 +241,7 @@ mod tests {
 
     #[test]
     fn what_was_learned_of_endpoints_is_listed_as_far_as_it_can_be_read() {
-        let bounds = Bounds { blocks: 100 };
+        let bounds = Bounds::default();
         let mut caps = Caps::new(bounds);
         caps.refused(BlockRange { from: 1, to: 100 }, Cap::Blocks(Some(10)), None, u64::from(u32::MAX));
         caps.too_many_addresses(100, Some(20), u64::from(u32::MAX));
@@ -241,10 +250,17 @@ mod tests {
         let learned = learned.map(|(name, text)| (name.to_owned(), text.to_owned()));
         let endpoints = endpoints(BTreeMap::from(learned), bounds);
         let report = Report { endpoints, ..report(1, snapshot(-1, 200, &[]), 0, String::new()) };
-        assert!(table(&report).contains("b.example: 10 blocks, 20 addresses a request"), "{}", table(&report));
+        assert!(
+            table(&report).contains("b.example: 10 blocks, 20 addresses a request, 3 at once"),
+            "{}",
+            table(&report)
+        );
         let value: serde_json::Value = serde_json::from_str(&json(&report).unwrap()).unwrap();
         let expected = serde_json::json!([
-            { "name": "b.example", "blocksPerRequest": 10, "addressesPerRequest": 20, "waitsUntil": null }
+            {
+                "name": "b.example", "blocksPerRequest": 10, "addressesPerRequest": 20, "parallelRequests": 3,
+                "waitsUntil": null
+            }
         ]);
         assert_eq!(value["endpoints"], expected);
     }

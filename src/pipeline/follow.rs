@@ -179,6 +179,7 @@ fn tell_endpoints(ctx: &Context, told: &mut HashMap<String, (u64, u64)>, asked: 
             aside: endpoint.aside,
             blocks: Some(endpoint.allowance.blocks),
             addresses: endpoint.allowance.addresses,
+            parallel: Some(endpoint.allowance.parallel),
             waits_until: endpoint.allowance.waits_until,
             unknown_messages: endpoint.unknown_messages,
         };

@@ -9,9 +9,9 @@ use tokio::time::Instant;
 
 use super::StageError;
 use crate::{
-    backoff::{Backoff, Pace},
+    backoff::Backoff,
     domain::{BlockRange, Track},
-    rpc::RpcError,
+    rpc::{Pace, RpcError},
     store::StoreError,
 };
 
@@ -19,8 +19,6 @@ use crate::{
 pub(super) const LONGEST: Duration = Duration::from_secs(5);
 /// A range that failed this often in a row waits alone from then on.
 const PATIENCE: u32 = 3;
-/// The pace is lowered at most this often: one outage fails every range in flight.
-const PRESS_EVERY: Duration = Duration::from_secs(1);
 /// Stubborn ranges that are remembered; beyond it the lowest are kept, because history goes upwards.
 const REMEMBERED: usize = 1_000;
 
@@ -34,10 +32,8 @@ pub(super) struct Pauses {
     pub(super) rescan: Pause,
     realtime: Pause,
     historical: Pause,
-    /// How many historical ranges run at once, and how far apart they begin.
-    pace: Pace,
+    /// When the next historical range may begin.
     next_start: Instant,
-    next_press: Instant,
     /// Ranges that someone else holds, and until when they are left alone.
     held: Vec<(BlockRange, Instant)>,
     /// Ranges that failed again and again, and until when they are left alone.
@@ -46,17 +42,14 @@ pub(super) struct Pauses {
 }
 
 impl Pauses {
-    pub(super) fn new(pace: Pace) -> Self {
-        let now = Instant::now();
+    pub(super) fn new() -> Self {
         Self {
             state: Pause::new(),
             unwinding: Pause::new(),
             rescan: Pause::new(),
             realtime: Pause::new(),
             historical: Pause::new(),
-            pace,
-            next_start: now,
-            next_press: now,
+            next_start: Instant::now(),
             held: Vec::new(),
             failing: Vec::new(),
             stubborn: Stubborn::default(),
@@ -97,16 +90,16 @@ impl Pauses {
 
     /// How many historical ranges may begin now beside those `used`; one at a time while the pace asks for space between
     /// them.
-    pub(super) fn historical_slots(&self, now: Instant, used: usize) -> usize {
+    pub(super) fn historical_slots(&self, now: Instant, used: usize, pace: Pace) -> usize {
         if !self.historical.is_over(now) || now < self.next_start {
             return 0;
         }
-        let free = self.pace.parallel().saturating_sub(used);
-        if self.pace.spacing() < Duration::from_millis(1) { free } else { free.min(1) }
+        let free = pace.parallel.saturating_sub(used);
+        if pace.spacing < Duration::from_millis(1) { free } else { free.min(1) }
     }
 
-    pub(super) fn historical_begun(&mut self, now: Instant) {
-        self.next_start = now + self.pace.spacing();
+    pub(super) fn historical_begun(&mut self, now: Instant, pace: Pace) {
+        self.next_start = now + pace.spacing;
     }
 
     /// The next moment at which a pause ends.
@@ -120,30 +113,13 @@ impl Pauses {
     /// A range is finished.
     pub(super) fn succeeded(&mut self, track: Track, range: BlockRange) {
         self.stubborn.succeeded(range);
-        match track {
-            Track::Realtime => self.realtime.succeeded(),
-            Track::Historical => {
-                self.historical.succeeded();
-                self.pace.answered();
-            }
-        }
+        self.of(track).succeeded();
     }
 
     /// A range failed: it waits, alone or with its whole track.
     pub(super) fn failed(&mut self, track: Track, range: BlockRange, error: &StageError) {
-        let now = Instant::now();
         let of_the_server =
             matches!(error, StageError::Rpc(RpcError::Throttled { .. }) | StageError::Store(StoreError::Transient(_)));
-        let pressed = matches!(
-            error,
-            StageError::Rpc(
-                RpcError::Throttled { .. } | RpcError::Transient(_) | RpcError::TimedOut | RpcError::Unclear { .. }
-            )
-        );
-        if track == Track::Historical && pressed && now >= self.next_press {
-            self.pace.pressed();
-            self.next_press = now + PRESS_EVERY;
-        }
         let alone = self.stubborn.failed(range).filter(|_| !of_the_server);
         match alone {
             Some(until) => self.failing.push((range, until)),

@@ -1,7 +1,7 @@
 //! The loop: looks at the state and the head, begins what the plan says, and waits for whatever changes either.
 //!
 //! Two tracks share it. The realtime track has a slot of its own and takes one block at a time, in order; the historical
-//! track takes ranges side by side, at the pace that the provider bears, so that it never delays the head. Whatever
+//! track takes ranges side by side, as many as the provider bears, so that it never delays the head. Whatever
 //! fails is simply still missing when the loop looks again; a pause keeps that from being at once.
 
 use std::{sync::Arc, time::Duration};
@@ -21,10 +21,9 @@ use super::{
     unwind::Footing,
 };
 use crate::{
-    backoff::Pace,
     domain::{BlockRange, IntervalSet, Track, signed},
     mutants::{Mutant, planted},
-    rpc::RpcError,
+    rpc::{Pace, RpcError},
     store::{MAX_DONE_INTERVALS, Progress, Snapshot, StoreError},
     telemetry::{Edge, metrics},
 };
@@ -77,14 +76,13 @@ pub(super) struct Tracks {
 
 impl Tracks {
     pub(super) fn new(ctx: Arc<Context>, views: watch::Receiver<Option<View>>, until: Option<u64>) -> Self {
-        let pace = Pace::new(ctx.chain.parallel, ctx.chain.spacing);
         Self {
             ctx,
             views,
             until,
             tasks: JoinSet::new(),
             in_flight: Vec::new(),
-            pauses: Pauses::new(pace),
+            pauses: Pauses::new(),
             footing: Footing::default(),
             next_seal: Instant::now(),
             next_rescan: Instant::now(),
@@ -178,6 +176,8 @@ impl Tracks {
         let begun = self.ranges().map(|(_, range)| range);
         let busy: IntervalSet = begun.chain(self.pauses.held()).chain(failing.iter()).collect();
         let historical = self.ranges().filter(|(track, _)| *track == Track::Historical).count();
+        let profile = Pace { parallel: self.ctx.chain.parallel, spacing: self.ctx.chain.spacing };
+        let pace = self.ctx.source.pace().unwrap_or(profile);
         let realtime_free = self.pauses.realtime_free(now) && !self.ranges().any(|(track, _)| track == Track::Realtime);
         let planned = plan(&Situation {
             watermark: snapshot.progress.watermark,
@@ -188,7 +188,7 @@ impl Tracks {
             busy: &busy,
             failing: &failing,
             batch_blocks: self.ctx.chain.batch_blocks,
-            historical_slots: self.pauses.historical_slots(now, historical),
+            historical_slots: self.pauses.historical_slots(now, historical, pace),
             max_intervals: MAX_DONE_INTERVALS,
         });
         metrics::stage_seconds("plan", now.elapsed().as_secs_f64());
@@ -197,7 +197,7 @@ impl Tracks {
         }
         for range in planned.historical {
             self.begin(Track::Historical, range, view);
-            self.pauses.historical_begun(now);
+            self.pauses.historical_begun(now, pace);
         }
     }
 

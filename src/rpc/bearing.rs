@@ -10,16 +10,23 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use tokio::time::{Instant, timeout};
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout},
+};
 use tracing::debug;
 
-use super::{Allowance, Bounds, Cap, Caps, LogFilter, RangeLogs, RpcError, budget::Budget, client::Node};
+use super::{Allowance, Bounds, Cap, Caps, LogFilter, Pace, RangeLogs, RpcError, budget::Budget, client::Node};
 use crate::domain::{BlockRange, BlockRef, RawLog};
 
 /// Most requests for one range, all but the last of them refused. From 100 blocks and 1,000 addresses there are fewer.
 const ROUNDS: usize = 24;
 /// Whoever waits for another request to find out how many blocks may be asked for waits no longer than this.
 const TURN: Duration = Duration::from_secs(2);
+/// Fewer requests at once are sent at most this often: one outage fails every request in flight.
+const PRESS_EVERY: Duration = Duration::from_secs(1);
+/// Ranges of history never begin further apart than this.
+const MOST_SPACING: Duration = Duration::from_secs(10);
 
 /// What one endpoint bears, for as long as the process runs.
 pub(super) struct Bearing {
@@ -27,6 +34,8 @@ pub(super) struct Bearing {
     /// Held by the one request that asks for more blocks than were ever answered: a cap is found out once, and not by
     /// all requests in flight at the same time.
     finding_out: tokio::sync::Mutex<()>,
+    /// Wakes one who waits for a place among the requests for history in flight.
+    freed: Notify,
     budget: Arc<Budget>,
 }
 
@@ -38,11 +47,24 @@ struct State {
     unanswered: Option<BlockRange>,
     /// How often there was such a range.
     unanswered_times: u64,
+    /// Requests for history.
+    in_flight: usize,
+    /// Time between the beginnings of two ranges of history.
+    spacing: Duration,
+    last_press: Option<Instant>,
 }
 
 impl State {
     fn new(bounds: Bounds) -> Self {
-        Self { bounds, caps: Caps::new(bounds), unanswered: None, unanswered_times: 0 }
+        Self {
+            bounds,
+            caps: Caps::new(bounds),
+            unanswered: None,
+            unanswered_times: 0,
+            in_flight: 0,
+            spacing: bounds.spacing,
+            last_press: None,
+        }
     }
 }
 
@@ -50,8 +72,8 @@ impl Bearing {
     /// Nothing is known yet; within the bounds of a chain of which nothing else is said. What one request becomes many for
     /// is charged to the budget.
     pub(super) fn new(budget: Arc<Budget>) -> Self {
-        let state = State::new(Bounds { blocks: 100 });
-        Self { state: Mutex::new(state), finding_out: tokio::sync::Mutex::default(), budget }
+        let state = State::new(Bounds::default());
+        Self { state: Mutex::new(state), finding_out: tokio::sync::Mutex::default(), freed: Notify::new(), budget }
     }
 
     /// Begins anew within these bounds.
@@ -87,6 +109,51 @@ impl Bearing {
     pub(super) fn throttled(&self, wait: Duration) {
         // The second that has begun is over before the wait begins, so that the next request never comes early.
         self.state().caps.throttled(wait, now() + 1);
+    }
+
+    /// How many ranges of history may be worked on at once, and how far apart they begin.
+    pub(super) fn pace(&self) -> Pace {
+        let state = self.state();
+        Pace { parallel: state.caps.allowance(now()).parallel, spacing: state.spacing }
+    }
+
+    /// A place among the requests for history in flight, as soon as there is one. What is asked near the head has none and
+    /// never waits.
+    pub(super) async fn place(&self) -> InFlight<'_> {
+        loop {
+            if self.takes_place() {
+                // Whoever waits behind looks whether there is another one.
+                self.freed.notify_one();
+                return InFlight(self);
+            }
+            self.freed.notified().await;
+        }
+    }
+
+    fn takes_place(&self) -> bool {
+        let mut state = self.state();
+        let is_free = state.in_flight < state.caps.allowance(now()).parallel;
+        state.in_flight += usize::from(is_free);
+        is_free
+    }
+
+    /// A request for logs was answered.
+    pub(super) fn served(&self) {
+        let mut state = self.state();
+        state.caps.served();
+        state.spacing = state.spacing.mul_f64(0.8);
+    }
+
+    /// It asked for fewer requests, or did not answer one for history in time. One outage fails every request in flight, and
+    /// counts once.
+    pub(super) fn pressed(&self) {
+        let (mut state, now) = (self.state(), Instant::now());
+        if state.last_press.is_some_and(|last| now.duration_since(last) < PRESS_EVERY) {
+            return;
+        }
+        state.last_press = Some(now);
+        state.caps.pressed();
+        state.spacing = (state.spacing.max(state.bounds.spacing) * 2).min(MOST_SPACING);
     }
 
     /// How often it did not answer a range that may have been too large: the next time it is asked for less.
@@ -255,6 +322,18 @@ impl Bearing {
     }
 }
 
+/// A place among the requests for history in flight at one endpoint; free again when dropped.
+pub(super) struct InFlight<'a>(&'a Bearing);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.in_flight = state.in_flight.saturating_sub(1);
+        drop(state);
+        self.0.freed.notify_one();
+    }
+}
+
 /// What an endpoint that was described with `learned` bears within these bounds; `None` where that cannot be read.
 #[must_use]
 pub fn described(learned: &str, bounds: Bounds) -> Option<Allowance> {
@@ -265,4 +344,59 @@ pub fn described(learned: &str, bounds: Bounds) -> Option<Allowance> {
 /// Seconds since the Unix epoch: what was learned outlives the process.
 pub(super) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures_util::{FutureExt as _, future::join_all};
+    use tokio::time::sleep;
+
+    use super::*;
+
+    fn bearing(parallel: usize, spacing: Duration) -> Bearing {
+        let bearing = Bearing::new(Arc::default());
+        bearing.limit(Bounds { parallel, spacing, ..Bounds::default() });
+        bearing
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn as_many_requests_are_in_flight_as_it_bears_and_everyone_gets_a_place() {
+        let (bearing, in_flight, most) = (bearing(3, Duration::ZERO), AtomicUsize::new(0), AtomicUsize::new(0));
+        let request = || async {
+            let _place = bearing.place().await;
+            most.fetch_max(in_flight.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+            sleep(Duration::from_secs(1)).await;
+            in_flight.fetch_sub(1, Ordering::Relaxed);
+        };
+        let begun = Instant::now();
+        join_all((0..30).map(|_| request())).await;
+        assert_eq!((most.load(Ordering::Relaxed), begun.elapsed().as_secs()), (3, 10));
+        // Who gives up waiting takes no place with it.
+        let places = [bearing.place().await, bearing.place().await, bearing.place().await];
+        assert!(bearing.place().now_or_never().is_none());
+        drop(places);
+        (0..3).for_each(|_| bearing.served());
+        assert_eq!(join_all((0..4).map(|_| bearing.place())).await.len(), 4, "it bears one more");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pressure_that_comes_from_many_requests_at_once_counts_once() {
+        let bearing = bearing(8, Duration::from_millis(300));
+        let pace = || (bearing.pace().parallel, bearing.pace().spacing);
+        assert_eq!(pace(), (8, Duration::from_millis(300)), "the chain's profile");
+        (0..8).for_each(|_| bearing.pressed());
+        assert_eq!(pace(), (4, Duration::from_millis(600)));
+        sleep(PRESS_EVERY).await;
+        bearing.pressed();
+        assert_eq!(pace(), (2, Duration::from_millis(1_200)));
+        (0..100).for_each(|_| bearing.served());
+        assert!(pace().0 > 8 && pace().1 < Duration::from_millis(1));
+        for _ in 0..100 {
+            sleep(PRESS_EVERY).await;
+            bearing.pressed();
+        }
+        assert_eq!(pace(), (1, MOST_SPACING));
+    }
 }

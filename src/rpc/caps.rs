@@ -22,6 +22,8 @@ const FORGOTTEN_AFTER: u64 = 24 * 60 * 60;
 /// Refusals that the search for a structural cap may cost where the node does not tell it. From 100 blocks that is
 /// enough for any cap: at most four down to one block, and what is left to come nearer to the cap from below.
 const SEARCH: u8 = 5;
+/// Requests at once may grow to this many times those of the chain's profile.
+const GROWTH: usize = 4;
 /// Longest wait that a node may ask for.
 const LONGEST_WAIT: Duration = Duration::from_mins(1);
 /// What is stored has this form; what has another is learned anew.
@@ -32,6 +34,17 @@ const VERSION: u16 = 1;
 pub struct Bounds {
     /// Most blocks a request, at least 1.
     pub blocks: u64,
+    /// Requests for history that are sent at once at first, at least 1.
+    pub parallel: usize,
+    /// Time between the beginnings of two ranges of history at first.
+    pub spacing: Duration,
+}
+
+impl Default for Bounds {
+    /// Those of a chain of which nothing else is said.
+    fn default() -> Self {
+        Self { blocks: 100, parallel: 3, spacing: Duration::ZERO }
+    }
 }
 
 /// What an endpoint may be asked for now, for `status` and `/health`.
@@ -41,6 +54,8 @@ pub struct Allowance {
     pub blocks: u64,
     /// Addresses a request, at least 1; `None` where no cap is known.
     pub addresses: Option<usize>,
+    /// Requests for history at once, at least 1.
+    pub parallel: usize,
     /// It asked for a pause until then, seconds since the Unix epoch; `None` where it may be asked now.
     pub waits_until: Option<u64>,
 }
@@ -50,6 +65,8 @@ pub struct Allowance {
 pub struct Caps {
     bounds: Bounds,
     learned: Learned,
+    /// Requests for logs that were answered since it was last decided how many may be sent at once.
+    answers: usize,
 }
 
 /// All that was learned of one endpoint, to be stored and read again with [`Caps::resume`].
@@ -61,6 +78,9 @@ pub struct Learned {
     largest: u64,
     density: u64,
     addresses: Option<AddressCap>,
+    /// Requests for history at once; older versions did not keep it.
+    #[serde(default)]
+    parallel: Option<usize>,
     waits_until: u64,
 }
 
@@ -86,16 +106,17 @@ impl Caps {
     /// Nothing is known of the endpoint yet.
     #[must_use]
     pub fn new(bounds: Bounds) -> Self {
-        let bounds = Bounds { blocks: bounds.blocks.max(1) };
+        let bounds = Bounds { blocks: bounds.blocks.max(1), parallel: bounds.parallel.max(1), ..bounds };
         let learned = Learned {
             version: VERSION,
             structural: None,
             largest: 0,
             density: bounds.blocks,
             addresses: None,
+            parallel: None,
             waits_until: 0,
         };
-        Self { bounds, learned }
+        Self { bounds, learned, answers: 0 }
     }
 
     /// Goes on with what was learned before a restart. What cannot be is learned anew, and of times that lie ahead of the
@@ -114,6 +135,7 @@ impl Caps {
             largest: learned.largest,
             density: learned.density.clamp(1, caps.bounds.blocks),
             addresses: addresses.map(|cap| AddressCap { since: cap.since.min(now), ..cap }),
+            parallel: learned.parallel.map(|parallel| parallel.clamp(1, caps.most_parallel())),
             waits_until: learned.waits_until.min(now.saturating_add(LONGEST_WAIT.as_secs())),
         };
         caps.forget(now);
@@ -135,8 +157,32 @@ impl Caps {
         Allowance {
             blocks: blocks.clamp(1, self.bounds.blocks),
             addresses: addresses.map(|cap| cap.most),
+            parallel: self.parallel(),
             waits_until: Some(self.learned.waits_until).filter(|until| *until > now),
         }
+    }
+
+    fn parallel(&self) -> usize {
+        self.learned.parallel.unwrap_or(self.bounds.parallel)
+    }
+
+    fn most_parallel(&self) -> usize {
+        self.bounds.parallel.saturating_mul(GROWTH)
+    }
+
+    /// A request for logs was answered: one more for history may be sent at once after each round of as many as may be now.
+    pub fn served(&mut self) {
+        self.answers += 1;
+        if self.answers >= self.parallel() {
+            self.answers = 0;
+            self.learned.parallel = Some(self.parallel().saturating_add(1).min(self.most_parallel()));
+        }
+    }
+
+    /// The endpoint asked for fewer requests, or did not answer one for history in time: half as many are sent at once.
+    pub fn pressed(&mut self) {
+        self.answers = 0;
+        self.learned.parallel = Some((self.parallel() / 2).max(1));
     }
 
     /// Whether a range of so many blocks was answered before: then another one is no try.
@@ -265,7 +311,7 @@ mod tests {
 
     use super::*;
 
-    const BOUNDS: Bounds = Bounds { blocks: 100 };
+    const BOUNDS: Bounds = Bounds { blocks: 100, parallel: 3, spacing: Duration::ZERO };
     const NOW: u64 = 1_750_000_000;
 
     /// A plan that takes so many blocks a request.
@@ -320,6 +366,30 @@ mod tests {
             let (refusals, found) = learned(blocks);
             assert!(refusals.len() <= 5 && found <= blocks && found * 2 > blocks, "{blocks}: {refusals:?}, {found}");
         }
+    }
+
+    #[test]
+    fn requests_at_once_grow_by_one_a_round_and_halve_under_pressure_and_are_kept() {
+        let mut caps = Caps::new(BOUNDS);
+        let parallel = |caps: &Caps| caps.allowance(NOW).parallel;
+        assert_eq!(parallel(&caps), 3, "the chain's profile");
+        (0..3).for_each(|_| caps.served());
+        assert_eq!(parallel(&caps), 4);
+        (0..3).for_each(|_| caps.served());
+        assert_eq!(parallel(&caps), 4, "a round is four now");
+        (0..1_000).for_each(|_| caps.served());
+        assert_eq!(parallel(&caps), 3 * GROWTH);
+        caps.pressed();
+        assert_eq!(parallel(&caps), 6);
+        let kept = serde_json::to_string(caps.learned()).unwrap();
+        let resumed = |bounds| Caps::resume(bounds, &serde_json::from_str(&kept).unwrap(), NOW);
+        assert_eq!(parallel(&resumed(BOUNDS)), 6);
+        assert_eq!(parallel(&resumed(Bounds { parallel: 1, ..BOUNDS })), GROWTH, "within what the profile allows");
+        (0..9).for_each(|_| caps.pressed());
+        assert_eq!(parallel(&caps), 1);
+        let older = kept.replace(r#""parallel":6,"#, "");
+        let older = Caps::resume(BOUNDS, &serde_json::from_str(&older).unwrap(), NOW);
+        assert_eq!(parallel(&older), 3, "what an older version kept is read");
     }
 
     #[test]
@@ -430,6 +500,8 @@ mod tests {
         TooMany(usize, Option<usize>),
         Throttled(u64),
         Passes(u64),
+        Served(usize),
+        Pressed,
     }
 
     fn happening() -> impl Strategy<Value = Happening> {
@@ -442,6 +514,8 @@ mod tests {
             (any::<usize>(), any::<Option<usize>>()).prop_map(|(asked, most)| Happening::TooMany(asked, most)),
             any::<u64>().prop_map(Happening::Throttled),
             (0..100_000u64).prop_map(Happening::Passes),
+            (0..9usize).prop_map(Happening::Served),
+            Just(Happening::Pressed),
         ]
     }
 
@@ -450,7 +524,7 @@ mod tests {
         fn whatever_happens_everything_stays_within_its_bounds_and_survives_a_restart(
             blocks in 1..1_000u64, happenings in prop::collection::vec(happening(), 0..60)
         ) {
-            let bounds = Bounds { blocks };
+            let bounds = Bounds { blocks, ..BOUNDS };
             let (mut caps, mut now) = (Caps::new(bounds), NOW);
             for happening in happenings {
                 match happening {
@@ -466,10 +540,13 @@ mod tests {
                     Happening::TooMany(asked, most) => caps.too_many_addresses(asked, most, now),
                     Happening::Throttled(wait) => caps.throttled(Duration::from_millis(wait), now),
                     Happening::Passes(seconds) => now += seconds,
+                    Happening::Served(times) => (0..times).for_each(|_| caps.served()),
+                    Happening::Pressed => caps.pressed(),
                 }
                 let allowance = caps.allowance(now);
                 prop_assert!((1..=blocks).contains(&allowance.blocks));
                 prop_assert_ne!(allowance.addresses, Some(0));
+                prop_assert!((1..=3 * GROWTH).contains(&allowance.parallel));
                 prop_assert!(allowance.waits_until.is_none_or(|until| until <= now + 60));
                 let stored = serde_json::to_string(caps.learned()).unwrap();
                 let resumed = Caps::resume(bounds, &serde_json::from_str(&stored).unwrap(), now);
@@ -481,7 +558,7 @@ mod tests {
         fn what_was_refused_is_never_asked_for_again_within_a_day(
             most in 1..1_000u64, blocks in 1..1_000u64, tells: bool, ranges in 1..200u64
         ) {
-            let mut caps = Caps::new(Bounds { blocks: most });
+            let mut caps = Caps::new(Bounds { blocks: most, ..BOUNDS });
             let mut plan = Plan::of(blocks, tells);
             plan.read(&mut caps, ranges, NOW);
             prop_assert!(plan.refusals.is_sorted_by(|a, b| a > b), "{:?}", plan.refusals);
@@ -492,7 +569,7 @@ mod tests {
 
         #[test]
         fn full_blocks_are_read_whole_whatever_is_suggested(most in 1..200u64, full in 1..200u64, share in 0..100u64) {
-            let mut caps = Caps::new(Bounds { blocks: most });
+            let mut caps = Caps::new(Bounds { blocks: most, ..BOUNDS });
             let mut asked = BlockRange { from: 0, to: most - 1 };
             let mut refusals = 0;
             while asked.blocks() > full {

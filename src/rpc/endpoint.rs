@@ -156,6 +156,11 @@ impl Endpoint {
     where
         F: Future<Output = Result<R, RpcError>> + Send,
     {
+        let _in_flight = if question.is_of_history() { Some(self.bearing.place().await) } else { None };
+        // It may have stopped serving while others were waited for.
+        if limited && question.is_of_history() && matches!(self.record().breaker.gate(Instant::now()), Gate::Open(..)) {
+            return Err(RpcError::Transient("it stopped serving while this request waited for its turn".to_owned()));
+        }
         if let Some(wait) = self.bearing.wait() {
             let message = "the endpoint asked to be left alone for a while".to_owned();
             return Err(RpcError::Throttled { message, retry_after: Some(wait) });
@@ -203,6 +208,13 @@ impl Endpoint {
 
     fn remember(&self, question: Question, took: Duration, error: Option<&RpcError>) {
         let now = Instant::now();
+        match error {
+            None if question.kind != Kind::Header => self.bearing.served(),
+            Some(RpcError::TimedOut) if question.is_of_history() => self.bearing.pressed(),
+            // Whatever it was asked: history makes room.
+            Some(RpcError::Throttled { .. }) => self.bearing.pressed(),
+            _ => {}
+        }
         let mut record = self.record();
         let failure = error.filter(|error| error.is_failure());
         let head = record.head.map(|(head, _)| head);

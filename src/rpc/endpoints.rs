@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
 use super::{
-    At, Bounds, ChainSource, EndpointState, LogFilter, RangeLogs, RpcError, Witness,
+    At, Bounds, ChainSource, EndpointState, LogFilter, Pace, RangeLogs, RpcError, Witness,
     client::Node,
     endpoint::Endpoint,
     heads,
@@ -374,6 +374,10 @@ impl ChainSource for Endpoints {
     fn endpoints(&self) -> Vec<EndpointState> {
         let with_proofs = self.by_preference.iter().zip(&self.proofs);
         with_proofs.map(|(known, proofs)| EndpointState { unproven: proofs.unproven(), ..known.state() }).collect()
+    }
+
+    fn pace(&self) -> Option<Pace> {
+        Some(self.by_preference.get(self.current())?.bearing.pace())
     }
 
     fn learned(&self) -> BTreeMap<String, String> {

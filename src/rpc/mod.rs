@@ -80,6 +80,15 @@ pub struct RangeLogs {
     pub last: Header,
 }
 
+/// How much history is worked on at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// Ranges at once, at least 1; and no more requests for ranges are in flight at one endpoint, which others wait for.
+    pub parallel: usize,
+    /// Time between the beginnings of two of them, up to 10 s.
+    pub spacing: std::time::Duration,
+}
+
 /// A chain that can be listened to.
 ///
 /// # Errors
@@ -130,6 +139,11 @@ pub trait ChainSource: Send + Sync {
 
     /// What is known of each endpoint, in order of preference.
     fn endpoints(&self) -> Vec<EndpointState>;
+
+    /// How much history the endpoint in use bears. `None` where nothing is learned of it: as much as the chain's profile says.
+    fn pace(&self) -> Option<Pace> {
+        None
+    }
 
     /// What was learned that each endpoint bears, by name, to be kept over a restart: text for [`resume`](Self::resume).
     fn learned(&self) -> BTreeMap<String, String> {

@@ -221,7 +221,7 @@ struct Receipt {
 
 impl<'a> Probe<'a> {
     async fn ask_all(provider: &Provider, survey: &'a Survey) -> (Self, Findings) {
-        let caps = Caps::new(Bounds { blocks: survey.most_blocks });
+        let caps = Caps::new(Bounds { blocks: survey.most_blocks, ..Bounds::default() });
         let mut probe = Self { survey, node: None, caps, times: Vec::new(), requests: 0, throttled: 0 };
         let mut found = Findings { endpoint: provider.name.clone(), ..Findings::default() };
         let questions = timeout(ALL, probe.questions(provider, &mut found));

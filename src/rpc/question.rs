@@ -52,6 +52,11 @@ impl Question {
         }
     }
 
+    /// Whether it is about history, of which an endpoint is asked for so much at once and no more.
+    pub(super) fn is_of_history(self) -> bool {
+        self.kind == Kind::RangeLogs
+    }
+
     /// Whether an answer to it is there at once where the endpoint is well.
     pub(super) fn is_quick(self) -> bool {
         matches!(self.kind, Kind::Header | Kind::BlockLogs)

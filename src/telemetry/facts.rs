@@ -79,6 +79,8 @@ pub struct SeenProvider {
     pub blocks: Option<u64>,
     /// Addresses that one request to it may name; `None` where no limit is known.
     pub addresses: Option<usize>,
+    /// Requests for history that it bears at once.
+    pub parallel: Option<usize>,
     /// Until when it asked to be left alone, seconds since the Unix epoch.
     pub waits_until: Option<u64>,
     /// What it said of late that is not understood, the oldest first.

@@ -82,6 +82,8 @@ pub struct ProviderHealth {
     pub blocks_per_request: Option<u64>,
     /// Addresses that one request may name; `null` where no limit is known.
     pub addresses_per_request: Option<usize>,
+    /// Requests for history that it bears at once, as far as that was learned.
+    pub parallel_requests: Option<usize>,
     /// Until when it asked to be left alone, seconds since the Unix epoch; `null` where it did not.
     pub waits_until: Option<u64>,
     /// What it said of late that is not understood, the oldest first; please report it.
@@ -192,6 +194,7 @@ fn providers(profile: &Profile, facts: &Facts, now: Instant) -> Vec<ProviderHeal
             aside: seen.aside,
             blocks_per_request: seen.blocks,
             addresses_per_request: seen.addresses,
+            parallel_requests: seen.parallel,
             waits_until: seen.waits_until,
             unknown_messages: seen.unknown_messages,
         })
