@@ -262,7 +262,7 @@ mod tests {
         assert!(pauses[0] <= SECOND && pauses[9] >= PAUSE, "{pauses:?}");
         assert!(breaker.answered(now, Kind::BlockLogs), "what failed is answered, whenever that is");
         assert!(!breaker.failed(now, Kind::BlockLogs, false), "it is proven");
-        assert!((1..FAILURES).map(|_| breaker.failed(now, Kind::BlockLogs, false)).any(|opens| opens));
+        assert!((1..FAILURES).any(|_| breaker.failed(now, Kind::BlockLogs, false)));
         let Gate::Open(Why::Fails, until) = breaker.gate(now) else { panic!("{:?}", breaker.gate(now)) };
         assert!(until - now <= SECOND, "the pauses begin anew");
     }
