@@ -528,6 +528,9 @@ mod tests {
             assert_eq!(head(&endpoints).await, 100);
         }
         silence.store(1, Ordering::Relaxed);
+        while silence.load(Ordering::Relaxed) != SILENT {
+            sleep(Duration::from_millis(1)).await;
+        }
         let begun = Instant::now();
         assert_eq!(head(&endpoints).await, 90);
         assert!(begun.elapsed() < Duration::from_mins(1), "{:?}", begun.elapsed());
@@ -537,7 +540,10 @@ mod tests {
         assert_eq!(head(&endpoints).await, 100);
     }
 
-    /// Passes bytes on to a server, and none any more once `silence` is not 0.
+    /// No byte is passed on any more.
+    const SILENT: usize = 2;
+
+    /// Passes bytes on to a server, and none any more once `silence` is not 0; says so there.
     async fn before(server: std::net::SocketAddr, silence: Arc<AtomicUsize>) -> std::net::SocketAddr {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -552,7 +558,8 @@ mod tests {
                             sleep(Duration::from_millis(1)).await;
                         }
                     };
-                    tokio::select! { _ = passing => return, () = silent => {} }
+                    tokio::select! { biased; () = silent => {}, _ = passing => return }
+                    silence.fetch_max(SILENT, Ordering::Relaxed);
                     while silence.load(Ordering::Relaxed) != 0 {
                         sleep(Duration::from_millis(10)).await;
                     }
