@@ -41,7 +41,7 @@ pub(super) enum Why {
 
 impl Why {
     /// A limit on requests ends by itself; whether what failed serves again has to be tried.
-    fn ends_by_itself(self) -> bool {
+    pub(super) fn ends_by_itself(self) -> bool {
         matches!(self, Self::Throttles | Self::Waits)
     }
 }

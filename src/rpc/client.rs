@@ -28,6 +28,7 @@ use super::{
     blooms::Blooms,
     budget::{Budget, Charged},
     error::{classify, has_no_http, tag_is_unknown},
+    masked::Masked,
     receipts::{self, Proven, Unproven, WireReceipt},
     tap::{Tape, Taped},
     transport::Capped,
@@ -86,9 +87,9 @@ impl Node {
     }
 
     /// A node behind an HTTP URL. Nothing is sent yet.
-    pub(super) fn http(url: SecretUrl, tape: Tape, limits: &Limits, budget: Arc<Budget>) -> Result<Self, RpcError> {
-        let transport = Capped::new(url, limits.rpc_timeout, limits.rpc_max_bytes).map_err(RpcError::Fatal)?;
-        Ok(Self::over(Taped::new(transport, tape), limits, budget))
+    pub(super) fn http(url: &SecretUrl, tape: Tape, limits: &Limits, budget: Arc<Budget>) -> Result<Self, RpcError> {
+        let transport = Capped::new(url.clone(), limits.rpc_timeout, limits.rpc_max_bytes).map_err(RpcError::Fatal)?;
+        Ok(Self::over(Taped::new(Masked::new(transport, url), tape), limits, budget))
     }
 
     /// A node that only has a WebSocket. Frames are allowed up to the size limit of answers: above alloy's default of
@@ -108,7 +109,7 @@ impl Node {
             .with_retry_interval(SOCKET_RETRY);
         let connected = timeout(limits.rpc_timeout, connect.into_service()).await;
         let socket = connected.map_err(|_| not_open_in_time())?.map_err(classify)?;
-        Ok(Self::over(Taped::new(socket, tape), limits, budget))
+        Ok(Self::over(Taped::new(Masked::new(socket, url), tape), limits, budget))
     }
 
     fn over(transport: Taped<impl Transport + Clone>, limits: &Limits, budget: Arc<Budget>) -> Self {
@@ -191,6 +192,10 @@ impl Node {
 
     /// The proof of one block: its full header and its receipts, in one batch.
     pub(super) async fn prove(&self, at: At) -> Result<Proven, Unproven> {
+        if self.log_index == LogIndex::Transaction {
+            // Logs that it would restore would have other ids than the node's own.
+            return Err(Unproven::Unknown("the chain numbers logs within their transactions".to_owned()));
+        }
         let (method, params) = header_request(at);
         let block = params.get(0).cloned().unwrap_or_default();
         let mut batch = self.rpc.new_batch();

@@ -26,7 +26,7 @@ const AGAIN: (Duration, Duration) = (Duration::from_mins(1), Duration::from_hour
 /// The connection of one endpoint, once it has one.
 #[derive(Default)]
 pub(super) struct Connection {
-    line: Mutex<Option<Line>>,
+    line: Arc<Mutex<Option<Line>>>,
     /// Held by who connects: whoever comes meanwhile waits for that.
     connecting: tokio::sync::Mutex<()>,
 }
@@ -63,9 +63,7 @@ impl Connection {
                 *self.line() = Some(way.connect().await?);
             }
         }
-        if let Some(node) = self.http_again(way, is_doubtful).await {
-            return Ok(node);
-        }
+        self.try_http_again(way, is_doubtful);
         let node = self.node_now().ok_or_else(|| RpcError::Transient("it is not connected".to_owned()))?;
         if is_doubtful {
             way.judge(node.chain_id().await?)?;
@@ -73,27 +71,33 @@ impl Connection {
         Ok(node)
     }
 
-    /// The node over HTTP, where the socket stood in for it, it was time to try, and it serves now.
-    async fn http_again(&self, way: Way<'_>, is_doubtful: bool) -> Option<Arc<Node>> {
-        let socket = way.provider.socket.as_ref()?;
-        let now = Instant::now();
-        {
-            let mut line = self.line();
-            let (last, pause) = line.as_mut()?.again.as_mut()?;
-            // Of several requests that find it doubtful one tries.
-            let wait = if is_doubtful { HEAD_START } else { *pause };
-            if now.duration_since(*last) < wait {
-                return None;
+    /// Tries HTTP beside the socket that stands in for it, where it is time to: no request waits for that, and where HTTP
+    /// serves the next ones go over it.
+    fn try_http_again(&self, way: Way<'_>, is_doubtful: bool) {
+        let Some(socket) = way.provider.socket.as_ref().filter(|_| self.is_time_for_http(is_doubtful)) else { return };
+        let Ok(node) = way.http(&socket.http_twin()) else { return };
+        let (line, node, chain_id) = (Arc::clone(&self.line), Arc::new(node), way.chain_id);
+        tokio::spawn(async move {
+            if let Ok(Ok(id)) = timeout(HEAD_START, node.chain_id()).await
+                && id == chain_id
+            {
+                info!(endpoint = node.name, "HTTP beside the WebSocket serves: requests go over it");
+                *line.lock().unwrap_or_else(PoisonError::into_inner) = Some(Line { node, again: None });
             }
+        });
+    }
+
+    /// Asking counts: of several requests that find it doubtful one tries.
+    fn is_time_for_http(&self, is_doubtful: bool) -> bool {
+        let now = Instant::now();
+        let mut line = self.line();
+        let Some((last, pause)) = line.as_mut().and_then(|line| line.again.as_mut()) else { return false };
+        let wait = if is_doubtful { HEAD_START } else { *pause };
+        let is_time = now.duration_since(*last) >= wait;
+        if is_time {
             (*last, *pause) = (now, (*pause * 2).min(AGAIN.1));
         }
-        let node = way.http(socket.http_twin()).ok()?;
-        let id = timeout(HEAD_START, node.chain_id()).await.ok()?.ok()?;
-        way.judge(id).ok()?;
-        info!(endpoint = way.provider.name, "HTTP beside the WebSocket serves: requests go over it");
-        let node = Arc::new(node);
-        *self.line() = Some(Line { node: node.clone(), again: None });
-        Some(node)
+        is_time
     }
 
     fn line(&self) -> MutexGuard<'_, Option<Line>> {
@@ -105,7 +109,7 @@ impl Way<'_> {
     async fn connect(self) -> Result<Line, RpcError> {
         match (&self.provider.http, &self.provider.socket) {
             (Some(http), _) => {
-                let node = self.http(http.clone())?;
+                let node = self.http(http)?;
                 self.judge(node.chain_id().await?)?;
                 Ok(Line { node: Arc::new(node), again: None })
             }
@@ -117,7 +121,7 @@ impl Way<'_> {
     /// Over HTTP, where the node behind the socket has it.
     async fn over_either(self, socket: &SecretUrl) -> Result<Line, RpcError> {
         let endpoint = self.provider.name.as_str();
-        let http = Arc::new(self.http(socket.http_twin())?);
+        let http = Arc::new(self.http(&socket.http_twin())?);
         let mut answer = std::pin::pin!(http.chain_id_if_there());
         let over_http = || Line { node: http.clone(), again: None };
         let first = timeout(HEAD_START, answer.as_mut()).await;
@@ -150,7 +154,7 @@ impl Way<'_> {
         }
     }
 
-    fn http(self, url: SecretUrl) -> Result<Node, RpcError> {
+    fn http(self, url: &SecretUrl) -> Result<Node, RpcError> {
         let node = Node::http(url, self.tape(), self.limits, Arc::clone(self.budget))?;
         Ok(node.that_bears(self.bearing))
     }
@@ -226,6 +230,15 @@ mod tests {
         is_refused
     }
 
+    /// Asks for the node, and waits for what it tries beside.
+    async fn asked(connection: &Connection, way: Way<'_>, is_doubtful: bool) {
+        let before = Arc::strong_count(&connection.line);
+        connection.node(way, is_doubtful).await.unwrap();
+        while Arc::strong_count(&connection.line) > before {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     /// The clock goes on, and nothing happens.
     async fn passes(time: Duration) {
         tokio::time::pause();
@@ -239,12 +252,12 @@ mod tests {
         for (name, answer, comes_back) in [("unwell", 503, true), ("nowhere", 404, false)] {
             let (endpoint, connection) = (endpoint(&devchain, name), Connection::default());
             over_http(&devchain, name, status(answer)).await;
-            connection.node(way(&endpoint, &limits), false).await.unwrap();
+            asked(&connection, way(&endpoint, &limits), false).await;
             assert!(!goes_over_http(&devchain, name, &connection).await, "{name}");
-            connection.node(way(&endpoint, &limits), true).await.unwrap();
+            asked(&connection, way(&endpoint, &limits), true).await;
             assert!(!goes_over_http(&devchain, name, &connection).await, "{name}: it was tried a moment ago");
             passes(HEAD_START).await;
-            connection.node(way(&endpoint, &limits), true).await.unwrap();
+            asked(&connection, way(&endpoint, &limits), true).await;
             assert_eq!(goes_over_http(&devchain, name, &connection).await, comes_back, "{name}");
         }
     }
@@ -254,16 +267,16 @@ mod tests {
         let (devchain, limits) = (devchain().await, Limits::default());
         let (endpoint, connection) = (endpoint(&devchain, "unwell"), Connection::default());
         over_http(&devchain, "unwell", status(503)).await;
-        connection.node(way(&endpoint, &limits), false).await.unwrap();
+        asked(&connection, way(&endpoint, &limits), false).await;
         passes(AGAIN.0).await;
-        connection.node(way(&endpoint, &limits), false).await.unwrap();
+        asked(&connection, way(&endpoint, &limits), false).await;
         assert!(!goes_over_http(&devchain, "unwell", &connection).await);
         over_http(&devchain, "unwell", json!([])).await;
         passes(AGAIN.0).await;
-        connection.node(way(&endpoint, &limits), false).await.unwrap();
+        asked(&connection, way(&endpoint, &limits), false).await;
         assert!(!goes_over_http(&devchain, "unwell", &connection).await, "not yet");
         passes(AGAIN.0).await;
-        connection.node(way(&endpoint, &limits), false).await.unwrap();
+        asked(&connection, way(&endpoint, &limits), false).await;
         assert!(goes_over_http(&devchain, "unwell", &connection).await);
     }
 

@@ -158,8 +158,8 @@ impl Endpoint {
     {
         let _in_flight = if question.is_of_history() { Some(self.bearing.place().await) } else { None };
         // It may have stopped serving while others were waited for.
-        if limited && question.is_of_history() && matches!(self.record().breaker.gate(Instant::now()), Gate::Open(..)) {
-            return Err(RpcError::Transient("it stopped serving while this request waited for its turn".to_owned()));
+        if limited && question.is_of_history() {
+            self.still_serves(Instant::now())?;
         }
         if let Some(wait) = self.bearing.wait() {
             let message = "the endpoint asked to be left alone for a while".to_owned();
@@ -185,6 +185,19 @@ impl Endpoint {
         let answer = timeout(limit, asked).await.unwrap_or(Err(RpcError::TimedOut));
         self.remember(question, begun.elapsed(), answer.as_ref().err());
         answer
+    }
+
+    fn still_serves(&self, now: Instant) -> Result<(), RpcError> {
+        match self.record().breaker.gate(now) {
+            Gate::Closed | Gate::HalfOpen => Ok(()),
+            Gate::Open(why, until) if why.ends_by_itself() => {
+                let message = "the endpoint asked for fewer requests while this one waited for its turn".to_owned();
+                Err(RpcError::Throttled { message, retry_after: Some(until.duration_since(now)) })
+            }
+            Gate::Open(..) => {
+                Err(RpcError::Transient("it stopped serving while this request waited for its turn".to_owned()))
+            }
+        }
     }
 
     /// Whether it was ever connected. Where not, someone has to wait for as long as it takes: a try that is given up every

@@ -28,7 +28,7 @@ use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tower_service::Service;
 
-use super::{At, Cap, LogFilter, RangeLogs, RpcError, client::Node, heads, tap::Tape, transport, wire};
+use super::{At, Cap, LogFilter, RangeLogs, RpcError, client::Node, heads, masked::Keys, tap::Tape, transport, wire};
 use crate::{
     config::{
         Limits,
@@ -104,7 +104,7 @@ pub(crate) fn ws_frame(data: &[u8]) {
 async fn subscribed(socket: Socket) {
     let most = socket.frames.len() + 1;
     let alive = Arc::clone(&socket.alive);
-    let mut signs = match heads::signs(socket, LIMIT, Tape::new("node", None)).await {
+    let mut signs = match heads::signs(socket, LIMIT, &Keys::default(), Tape::new("node", None)).await {
         Ok(signs) => signs,
         Err(error) => return presentable(&error),
     };

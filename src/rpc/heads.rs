@@ -16,7 +16,7 @@ use futures_util::{StreamExt, stream, stream::BoxStream};
 use serde_json::value::RawValue;
 use tokio::{sync::broadcast::error::RecvError, time::timeout};
 
-use super::{RpcError, client::not_open_in_time, error::classify, tap::Tape};
+use super::{RpcError, client::not_open_in_time, error::classify, masked::Keys, tap::Tape};
 use crate::{config::SecretUrl, recording::Event};
 
 /// A connection that is not made again. alloy would make it once more even with no retries, and a node whose frames are
@@ -44,13 +44,14 @@ pub(super) async fn subscribe(
     limit: Duration,
     tape: Tape,
 ) -> Result<BoxStream<'static, ()>, RpcError> {
-    signs(WsConnect::new(url.expose()), limit, tape).await
+    signs(WsConnect::new(url.expose()), limit, &Keys::of(url), tape).await
 }
 
-/// The same over any connection.
+/// The same over any connection, whose errors may quote these keys.
 pub(super) async fn signs(
     connect: impl PubSubConnect,
     limit: Duration,
+    keys: &Keys,
     tape: Tape,
 ) -> Result<BoxStream<'static, ()>, RpcError> {
     let connecting = async {
@@ -60,7 +61,11 @@ pub(super) async fn signs(
         Ok((provider, signs))
     };
     let connected = timeout(limit, connecting).await;
-    let connected = connected.map_err(|_| not_open_in_time()).and_then(|connected| connected.map_err(classify));
+    let told = |mut error| {
+        keys.hide_in(&mut error);
+        classify(error)
+    };
+    let connected = connected.map_err(|_| not_open_in_time()).and_then(|connected| connected.map_err(told));
     tape.note(|| connected.as_ref().map_or_else(|error| Event::Refused(error.to_string()), |_| Event::Opened));
     let (provider, signs) = connected?;
     // The provider travels with the stream: dropping it would close the socket.

@@ -24,6 +24,7 @@ mod error;
 mod floor;
 pub(crate) mod fuzzing;
 mod heads;
+mod masked;
 mod opinions;
 mod patience;
 pub mod probe;

@@ -268,7 +268,7 @@ impl<'a> Probe<'a> {
         let (limits, budget) = (&self.survey.limits, Arc::new(Budget::of(provider)));
         let twin = || provider.socket.as_ref().map(SecretUrl::http_twin);
         let address = provider.http.clone().or_else(twin).ok_or_else(|| RpcError::Fatal("it has no address".into()))?;
-        self.node = Some(Node::http(address, Tape::new(&provider.name, None), limits, Arc::clone(&budget))?);
+        self.node = Some(Node::http(&address, Tape::new(&provider.name, None), limits, Arc::clone(&budget))?);
         let told = self.ask(async |node| node.chain_id().await).await;
         match (&provider.http, &provider.socket) {
             (None, Some(socket)) if told.is_err() => {

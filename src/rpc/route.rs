@@ -92,8 +92,9 @@ pub(super) fn route(standings: &[Standing], current: usize) -> Route {
     }
     let is_of_use = |rank: Rank| match rank {
         Rank::Good | Rank::Late => true,
-        Rank::Below => best != Rank::Good,
-        Rank::Dropped | Rank::Refuses => matches!(best, Rank::Dropped | Rank::Refuses),
+        // From which height on blocks are there may have been guessed.
+        Rank::Below | Rank::Dropped => best != Rank::Good,
+        Rank::Refuses => matches!(best, Rank::Dropped | Rank::Refuses),
         // Nobody is known to serve: the sooner someone is found who does, the better.
         Rank::HalfOpen | Rank::Open(_) => best >= Rank::HalfOpen || best == Rank::Dropped,
         Rank::Never(_) => false,

@@ -14,18 +14,17 @@ use alloy::{
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::time::Instant;
 use tower_service::Service;
-use url::Url;
 
 use super::error::NoAnswerInTime;
 use crate::{
-    config::Provider,
+    config::{Provider, SecretUrl},
     recording::{Answer, Call, Event, Exchange, Record, Recorder, Reply, now},
 };
 
 /// Whoever gives up sooner than this does so for reasons of its own: the shortest time that an endpoint is waited for.
 const WAITED: Duration = Duration::from_secs(1);
-/// Shorter parts of a URL are names of networks and versions, longer ones may be keys.
-const KEY_BYTES: usize = 12;
+/// Shorter parts of a URL are words that answers have, too (`true`); without them a recording would not be JSON any more.
+const KEY_BYTES: usize = 8;
 
 /// One endpoint's part of a recording.
 #[derive(Clone, Debug)]
@@ -50,12 +49,7 @@ impl Tape {
 /// What the endpoints' URLs hold that may be a key: never to be recorded, whoever says it.
 #[must_use]
 pub fn keys(providers: &[Provider]) -> Vec<String> {
-    let mut keys = Vec::new();
-    for url in providers.iter().flat_map(Provider::urls).filter_map(|url| Url::parse(url.expose()).ok()) {
-        keys.extend(url.path_segments().into_iter().flatten().map(ToOwned::to_owned));
-        keys.extend(url.query_pairs().map(|(_, value)| value.into_owned()));
-        keys.extend([url.username().to_owned(), url.password().unwrap_or_default().to_owned()]);
-    }
+    let mut keys: Vec<String> = providers.iter().flat_map(Provider::urls).flat_map(SecretUrl::keys).collect();
     keys.retain(|key| key.len() >= KEY_BYTES);
     keys
 }
@@ -189,7 +183,6 @@ fn http(error: &HttpError, retry_after: Option<u64>) -> Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::SecretUrl;
 
     #[test]
     fn keys_are_what_is_long_in_a_url() {

@@ -10,15 +10,15 @@ use std::{
 };
 
 use alloy::{
-    rpc::json_rpc::{ErrorPayload, Id, RequestPacket, Response, ResponsePacket, ResponsePayload},
+    rpc::json_rpc::{Id, RequestPacket, ResponsePacket},
     transports::{TransportError, TransportErrorKind, TransportFut},
 };
 use reqwest::header::{HeaderValue, RETRY_AFTER};
-use serde_json::{Value, value::RawValue};
+use serde_json::Value;
 use tower_service::Service;
 
 use super::error::{NoAnswerInTime, NobodyThere};
-use crate::{config::SecretUrl, telemetry::scrub::MASK};
+use crate::config::SecretUrl;
 
 /// How much of an error page is kept for the error's text, bytes.
 const ERROR_TEXT: usize = 512;
@@ -32,8 +32,6 @@ const MAX_WAIT: Duration = Duration::from_mins(1);
 pub(super) struct Capped {
     client: reqwest::Client,
     url: SecretUrl,
-    /// What of the URL may be a key: a server may quote what it was asked for.
-    keys: Vec<String>,
     max_bytes: usize,
 }
 
@@ -51,7 +49,7 @@ impl Capped {
             .redirect(reqwest::redirect::Policy::none())
             .build()
             .map_err(|error| error.without_url().to_string())?;
-        Ok(Self { client, keys: url.keys(), url, max_bytes })
+        Ok(Self { client, url, max_bytes })
     }
 
     async fn post(self, packet: RequestPacket) -> Result<ResponsePacket, TransportError> {
@@ -70,33 +68,7 @@ impl Capped {
             body.extend_from_slice(&chunk);
         }
         let retry_after = response.headers().get(RETRY_AFTER).map(HeaderValue::as_bytes);
-        let mut answer = read(status.as_u16(), retry_after, &body, is_batch);
-        self.hide_keys(&mut answer);
-        answer
-    }
-
-    /// Takes the URL's keys out of the words of an error, also where no URL is around them: `Cannot POST /v2/KEY`.
-    fn hide_keys(&self, answer: &mut Result<ResponsePacket, TransportError>) {
-        let hide = |text: &str| self.keys.iter().fold(text.to_owned(), |text, key| text.replace(key, MASK));
-        let hide_in = |payload: &mut ErrorPayload| {
-            payload.message = hide(&payload.message).into();
-            let data = payload.data.as_ref().map(|data| hide(data.get()));
-            payload.data = data.and_then(|data| RawValue::from_string(data).ok());
-        };
-        let hide_in_one = |response: &mut Response| {
-            if let ResponsePayload::Failure(payload) = &mut response.payload {
-                hide_in(payload);
-            }
-        };
-        match answer {
-            Ok(ResponsePacket::Single(one)) => hide_in_one(one),
-            Ok(ResponsePacket::Batch(all)) => all.iter_mut().for_each(hide_in_one),
-            Err(TransportError::ErrorResp(payload)) => hide_in(payload),
-            Err(TransportError::Transport(
-                TransportErrorKind::HttpError(error) | TransportErrorKind::HttpErrorWithRetryAfter { error, .. },
-            )) => error.body = hide(&error.body),
-            Err(_) => {}
-        }
+        read(status.as_u16(), retry_after, &body, is_batch)
     }
 }
 
@@ -229,32 +201,6 @@ mod tests {
         }
         let long = |length: usize| format!(r#"{{"error":"{}"}}"#, "x".repeat(length));
         assert_eq!((told(&long(1_000)).len(), told(&long(ERROR_PAGE)).len()), (ERROR_TEXT, ERROR_TEXT));
-    }
-
-    #[test]
-    fn what_a_server_quotes_of_the_url_has_no_key_in_it() {
-        let key = "0123456789abcdefKEY";
-        let url = SecretUrl::parse(&format!("https://u:pw-1@h.example/v2/{key}?token=tok-2")).unwrap();
-        let capped = Capped::new(url, Duration::from_secs(1), 1_000).unwrap();
-        let quoted = format!("Cannot POST /v2/{key}?token=tok-2 by u:pw-1");
-        let answer = |status, body: String, is_batch| {
-            let mut answer = read(status, None, body.as_bytes(), is_batch);
-            capped.hide_keys(&mut answer);
-            format!("{answer:?}")
-        };
-        let error = |id: &str| {
-            format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":1,"message":"{quoted}","data":"{quoted}"}}}}"#)
-        };
-        for told in [
-            answer(404, format!("<pre>{quoted}</pre>"), false),
-            answer(429, error("1"), false),
-            answer(200, error("1"), false),
-            answer(200, error("null"), true),
-            answer(200, format!("[{}]", error("1")), true),
-        ] {
-            assert!(told.contains("Cannot POST /v2/***?token=***"), "{told}");
-            assert!([key, "tok-2", "pw-1"].iter().all(|secret| !told.contains(secret)), "{told}");
-        }
     }
 
     #[test]
