@@ -8,8 +8,11 @@ mod support;
 use std::{
     collections::BTreeMap,
     path::Path,
-    sync::{Arc, Mutex},
-    time::Instant,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use alloy::primitives::{Address, B256, U256, hex};
@@ -19,14 +22,14 @@ use chaintap::{
     config::{Limits, SecretUrl, Verify},
     devchain::Options,
     domain::{BlockRange, BlockRef, RawLog},
-    rpc::{At, ChainSource as _, Endpoints, LogFilter, RpcError},
+    rpc::{At, Bounds, ChainSource as _, Endpoints, LogFilter, RpcError},
 };
 use serde_json::{Value, json};
 use support::{
     anvil::{Anvil, transferCall},
     devchain::{Devchain, Rpc, still},
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 const CHAIN: u64 = 31_337;
@@ -370,6 +373,25 @@ async fn a_range_is_proven_block_by_block_by_a_plan_that_bears_few_requests_at_o
     assert_eq!(of_range(&proven, 1, 100).await.unwrap(), truth);
     let told = chain.endpoint("small").call("devchain_faults", json!([])).await;
     assert!(told["refused"].as_u64().unwrap() > 0, "{told}");
+}
+
+/// A refusal at the first of several proofs at once leaves fewer places for requests than are in use: it is waited for all
+/// the same, and only as long as it takes.
+#[tokio::test]
+async fn a_refusal_among_proofs_at_once_does_not_hold_a_range_up_for_ever() {
+    static ASKED: AtomicUsize = AtomicUsize::new(0);
+    let (_chain, node) = devchain(30).await;
+    let truth = of_range(&node.endpoints(Verify::None, 0), 1, 30).await.unwrap();
+    node.lie(|call, answer| {
+        if call["method"] == RECEIPTS && ASKED.fetch_add(1, Ordering::Relaxed) == 0 {
+            let error = json!({ "code": -32005, "message": "too many requests" });
+            *answer = json!({ "jsonrpc": "2.0", "id": call["id"], "error": error });
+        }
+    });
+    let proven = node.endpoints(Verify::Receipts, 1).within(Bounds { parallel: 3, ..Bounds::default() });
+    let range = timeout(Duration::from_mins(2), of_range(&proven, 1, 30)).await;
+    assert_eq!(range.expect("it finishes").unwrap(), truth);
+    assert!(ASKED.load(Ordering::Relaxed) > 30, "one was refused");
 }
 
 /// A range that could not be finished is asked for again; what was proven of it is not.

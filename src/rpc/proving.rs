@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt as _, stream};
+use futures_util::future::join_all;
 use tokio::{
     join,
     time::{Instant, sleep},
@@ -189,19 +189,21 @@ impl Endpoints {
         filter: &LogFilter,
     ) -> Result<bool, RpcError> {
         let mut proven = Vec::with_capacity(numbers.len());
-        let asking = numbers.into_iter().map(|number| {
-            let end = ends.into_iter().find(|end| end.number == number);
-            let at = end.map_or(At::Number(number), |end| At::Hash(end.hash));
-            let told = logs.get(&number).map(Vec::as_slice).unwrap_or_default();
-            let doubtful = Doubtful { place: Place::History, number, at, teller, told, filter };
-            async move { (self.first_asked(&doubtful).await, doubtful) }
-        });
-        // Judged one by one: what fails at once for several blocks is one failure.
-        let mut asking = stream::iter(asking).buffered(PROOFS_AT_ONCE);
-        while let Some((asked, doubtful)) = asking.next().await {
-            proven.push((doubtful.number, self.prove_patiently(asked, &doubtful).await?));
+        for numbers in numbers.chunks(PROOFS_AT_ONCE) {
+            let asking = numbers.iter().map(|&number| {
+                let end = ends.into_iter().find(|end| end.number == number);
+                let at = end.map_or(At::Number(number), |end| At::Hash(end.hash));
+                let told = logs.get(&number).map(Vec::as_slice).unwrap_or_default();
+                let doubtful = Doubtful { place: Place::History, number, at, teller, told, filter };
+                async move { (self.first_asked(&doubtful).await, doubtful) }
+            });
+            // All have answered before one is judged: who waits here for a place among the requests in flight would wait for
+            // ever for one that is held by a request that nobody polls. Judged one by one: what fails at once for several
+            // blocks is one failure.
+            for (asked, doubtful) in join_all(asking).await {
+                proven.push((doubtful.number, self.prove_patiently(asked, &doubtful).await?));
+            }
         }
-        drop(asking);
         let mut was_other = false;
         for (number, proven) in proven {
             if let Some((right, is_other)) = proven {
