@@ -8,8 +8,11 @@ mod support;
 use std::{
     collections::BTreeMap,
     path::Path,
-    sync::{Arc, Mutex},
-    time::Instant,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use alloy::primitives::{Address, B256, U256, hex};
@@ -19,14 +22,14 @@ use chaintap::{
     config::{Limits, SecretUrl, Verify},
     devchain::Options,
     domain::{BlockRange, BlockRef, RawLog},
-    rpc::{At, ChainSource as _, Endpoints, LogFilter, RpcError},
+    rpc::{At, Bounds, ChainSource as _, Endpoints, LogFilter, RpcError},
 };
 use serde_json::{Value, json};
 use support::{
     anvil::{Anvil, transferCall},
     devchain::{Devchain, Rpc, still},
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 const CHAIN: u64 = 31_337;
@@ -357,6 +360,74 @@ async fn what_one_endpoint_cannot_prove_is_proven_by_the_receipts_of_another() {
     }
 }
 
+/// At the same height another endpoint may have a block of another fork: it proves nothing of the one that was told of.
+#[tokio::test]
+async fn receipts_of_another_fork_prove_no_block_of_which_no_logs_were_told() {
+    let ((_chain, poor), (forked, other)) = (devchain(60).await, devchain(60).await);
+    forked.rpc().call("devchain_reorg", json!([30])).await;
+    let truth = of_range(&poor.endpoints(Verify::None, 0), 36, 59).await.unwrap();
+    let theirs = with_logs(&other, 36..=59).await;
+    assert!([40, 50].iter().any(|number| theirs.contains(number)));
+    poor.lie(|call, answer| {
+        no_receipts(call, answer);
+        if call["method"] == "eth_getLogs" {
+            let is_told = |log: &Value| log["blockNumber"] != "0x28" && log["blockNumber"] != "0x32";
+            answer["result"].as_array_mut().unwrap().retain(is_told);
+        }
+    });
+    let both = endpoints(&[&poor, &other], Verify::Receipts, 10);
+    both.header(At::Latest).await.unwrap();
+    let logs = loop {
+        if let Ok(logs) = of_range(&both, 36, 59).await {
+            break logs;
+        }
+    };
+    let added: Vec<_> = logs.iter().filter(|log| !truth.contains(log)).map(|log| log.block).collect();
+    assert!(added.is_empty(), "of another fork: {added:?}");
+}
+
+/// Nobody's word counts against receipts; where there are none, two endpoints are compared.
+#[tokio::test]
+async fn what_is_proven_of_a_range_is_not_compared_and_all_else_is() {
+    let (chain, good) = devchain(40).await;
+    let truth = of_range(&good.endpoints(Verify::None, 0), 1, 40).await.unwrap();
+    assert!(truth.iter().any(|log| log.block.number % 10 == 0));
+    let other = Node::before(chain.rpc()).await;
+    let compared = |verify_sample| {
+        let urls = [&good, &other].map(|node| SecretUrl::parse(&node.url).unwrap()).to_vec();
+        let limits = Limits { verify: Verify::Receipts, verify_sample, audit_sample: 1, ..Limits::default() };
+        Endpoints::new(CHAIN, urls, limits)
+    };
+    // It makes a log up, in a block that is proven.
+    other.lie(|call, answer| {
+        if call["method"] == "eth_getLogs" {
+            let logs = answer["result"].as_array_mut().unwrap();
+            let tens = ["0xa", "0x14", "0x1e", "0x28"].map(Value::from);
+            let is_proven = |log: &&Value| tens.contains(&log["blockNumber"]);
+            let mut log = logs.iter().find(is_proven).unwrap().clone();
+            log["logIndex"] = json!("0xff");
+            logs.push(log);
+        }
+    });
+    for sample in [10, 1] {
+        assert!(of_range(&compared(sample), 1, 40).await.unwrap() == truth, "one in {sample}");
+    }
+    assert_eq!(other.calls("eth_getLogs"), 1, "a range that is proven as a whole is not compared");
+    // Nobody has receipts, and the first one leaves a log out.
+    other.lie(no_receipts);
+    good.lie(|call, answer| {
+        omit_one(call, answer);
+        no_receipts(call, answer);
+    });
+    let unproven = compared(1);
+    let taken = loop {
+        if let Ok(logs) = of_range(&unproven, 1, 40).await {
+            break logs;
+        }
+    };
+    assert!(taken == truth, "{} logs of {}", taken.len(), truth.len());
+}
+
 /// A plan that bears 40 calls a second is asked for 200 and more: each block is proven once, whatever is refused between.
 #[tokio::test]
 async fn a_range_is_proven_block_by_block_by_a_plan_that_bears_few_requests_at_once() {
@@ -370,6 +441,25 @@ async fn a_range_is_proven_block_by_block_by_a_plan_that_bears_few_requests_at_o
     assert_eq!(of_range(&proven, 1, 100).await.unwrap(), truth);
     let told = chain.endpoint("small").call("devchain_faults", json!([])).await;
     assert!(told["refused"].as_u64().unwrap() > 0, "{told}");
+}
+
+/// A refusal at the first of several proofs at once leaves fewer places for requests than are in use: it is waited for all
+/// the same, and only as long as it takes.
+#[tokio::test]
+async fn a_refusal_among_proofs_at_once_does_not_hold_a_range_up_for_ever() {
+    static ASKED: AtomicUsize = AtomicUsize::new(0);
+    let (_chain, node) = devchain(30).await;
+    let truth = of_range(&node.endpoints(Verify::None, 0), 1, 30).await.unwrap();
+    node.lie(|call, answer| {
+        if call["method"] == RECEIPTS && ASKED.fetch_add(1, Ordering::Relaxed) == 0 {
+            let error = json!({ "code": -32005, "message": "too many requests" });
+            *answer = json!({ "jsonrpc": "2.0", "id": call["id"], "error": error });
+        }
+    });
+    let proven = node.endpoints(Verify::Receipts, 1).within(Bounds { parallel: 3, ..Bounds::default() });
+    let range = timeout(Duration::from_mins(2), of_range(&proven, 1, 30)).await;
+    assert_eq!(range.expect("it finishes").unwrap(), truth);
+    assert!(ASKED.load(Ordering::Relaxed) > 30, "one was refused");
 }
 
 /// A range that could not be finished is asked for again; what was proven of it is not.

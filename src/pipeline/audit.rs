@@ -7,7 +7,8 @@
 //! the two have different hashes are not sealed. A second provider that does not answer holds sealing up for some
 //! minutes, not for ever: the journal is bounded.
 //!
-//! What it does not see: history below the final height, which has no journal and comes from one provider.
+//! What it does not see: history below the final height, which has no journal. Of that a sample is held against another
+//! provider while it is read (`audit_sample`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},

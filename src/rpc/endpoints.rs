@@ -312,8 +312,8 @@ impl ChainSource for Endpoints {
         let request = |_, node: Arc<Node>| async move { node.bearing.range_logs(&node, range, filter).await };
         let (place, logs) = self.ask_for_less(|| self.ask(question, request)).await?;
         self.by_preference.get(place).into_iter().for_each(|endpoint| endpoint.has(logs.last.number));
-        let logs = self.held_against_sample(place, logs, filter).await?;
-        self.compared(place, logs, filter).await
+        let held = self.held_against_sample(place, logs, filter).await?;
+        self.compared(place, held, filter).await
     }
 
     async fn second_opinion(&self, range: BlockRange, filter: &LogFilter) -> Result<Vec<RangeLogs>, RpcError> {

@@ -7,7 +7,8 @@
 //!
 //! History is not held against a second opinion before it counts as final, because it is final when it is read. Of it a
 //! sample is compared while it is read: the same hundreds of blocks for everyone, and after a difference everything that the
-//! endpoint tells for a while. What one endpoint has and the other lacks counts: a log that is there cannot be made up.
+//! endpoint tells for a while. What one endpoint has and the other lacks counts: a log that is there cannot be made up. Of
+//! blocks that receipts have proven nobody else's word counts.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,7 +21,7 @@ use tracing::debug;
 
 use super::{Endpoints, LogFilter, RangeLogs, RpcError, breaker::Gate, client::Node, question::Question};
 use crate::{
-    config::{Limits, Verify},
+    config::Limits,
     domain::{BlockRange, BlockRef, RawLog},
 };
 
@@ -115,17 +116,18 @@ impl Endpoints {
 
     /// The logs of a range of history and, where it is among those that are compared, what another endpoint has besides.
     /// Where none answers, the logs are as they were told: history does not wait for a sample. A range of which all others
-    /// that answer have other blocks is not believed.
+    /// that answer have other blocks is not believed. Blocks that were proven are left as they are.
     pub(super) async fn compared(
         &self,
         teller: usize,
-        answer: RangeLogs,
+        (answer, proven): (RangeLogs, BTreeSet<u64>),
         filter: &LogFilter,
     ) -> Result<RangeLogs, RpcError> {
-        if !self.is_compared(teller, answer.first.number) {
+        let range = BlockRange { from: answer.first.number, to: answer.last.number };
+        let is_proven = proven.len() as u64 == range.blocks();
+        if is_proven || !self.is_compared(teller, range.from) {
             return Ok(answer);
         }
-        let range = BlockRange { from: answer.first.number, to: answer.last.number };
         let mut reason = None;
         for place in (0..self.by_preference.len()).filter(|place| *place != teller) {
             let theirs = match self.opinion_of(place, range, filter).await {
@@ -136,7 +138,7 @@ impl Endpoints {
                 }
             };
             if is_of_same_blocks(&answer, &theirs) {
-                return Ok(self.united((teller, answer), (place, theirs)));
+                return Ok(self.united((teller, answer), (place, theirs), &proven));
             }
             let name = |place: usize| self.by_preference.get(place).map_or("?", |endpoint| endpoint.name());
             let (one, other) = (name(teller), name(place));
@@ -147,20 +149,28 @@ impl Endpoints {
     }
 
     fn is_compared(&self, teller: usize, from: u64) -> bool {
-        let Limits { verify, verify_sample, audit_sample, .. } = self.limits;
-        let is_proven = verify == Verify::Receipts && verify_sample == 1;
+        let Limits { audit_sample, .. } = self.limits;
         let is_sampled = (from / COMPARED + 1).checked_rem(audit_sample) == Some(0);
-        self.by_preference.len() > 1 && audit_sample > 0 && !is_proven && (is_sampled || self.suspects.take(teller))
+        self.by_preference.len() > 1 && audit_sample > 0 && (is_sampled || self.suspects.take(teller))
     }
 
-    /// The logs that either of two endpoints has. Who lacks some is suspected.
-    fn united(&self, (teller, ours): (usize, RangeLogs), (other, theirs): (usize, RangeLogs)) -> RangeLogs {
+    /// The logs that either of two endpoints has; those of proven blocks as they were proven. Who lacks some is suspected.
+    fn united(
+        &self,
+        (teller, ours): (usize, RangeLogs),
+        (other, theirs): (usize, RangeLogs),
+        proven: &BTreeSet<u64>,
+    ) -> RangeLogs {
         let RangeLogs { logs, first, last } = ours;
         let range = BlockRange { from: first.number, to: last.number };
-        let (told, besides) = (logs.len(), theirs.logs.len());
+        let is_proven = |log: &RawLog| proven.contains(&log.block.number);
+        let (certain, logs): (Vec<_>, Vec<_>) = logs.into_iter().partition(is_proven);
+        let theirs: Vec<_> = theirs.logs.into_iter().filter(|log| !is_proven(log)).collect();
+        let (told, besides) = (logs.len(), theirs.len());
+        let place_of = |log: &RawLog| (log.block.number, log.log_index);
         let mut all: BTreeMap<_, RawLog> = BTreeMap::new();
-        for log in logs.into_iter().chain(theirs.logs) {
-            all.entry((log.block.number, log.log_index)).or_insert(log);
+        for log in logs.into_iter().chain(theirs) {
+            all.entry(place_of(&log)).or_insert(log);
         }
         for (place, lacks, whose) in [(teller, all.len() - told, other), (other, all.len() - besides, teller)] {
             if let (Some(proofs), Some(whose)) = (self.proofs.get(place), self.by_preference.get(whose))
@@ -170,6 +180,7 @@ impl Endpoints {
                 self.suspects.add(place);
             }
         }
+        all.extend(certain.into_iter().map(|log| (place_of(&log), log)));
         RangeLogs { logs: all.into_values().collect(), first, last }
     }
 

@@ -6,13 +6,14 @@
 //! many requests at once, is kept what was proven, so that the next try goes on there.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     hash::{DefaultHasher, Hash as _, Hasher as _},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
-use futures_util::{StreamExt as _, stream};
+use alloy::primitives::B256;
+use futures_util::future::join_all;
 use tokio::{
     join,
     time::{Instant, sleep},
@@ -23,6 +24,7 @@ use super::{
     At, Endpoints, LogFilter, RangeLogs, RpcError,
     breaker::Gate,
     client::Node,
+    endpoint::Endpoint,
     proofs::{Place, Proofs},
     question::Question,
     receipts::{Held, Proven, Unproven},
@@ -53,6 +55,10 @@ struct Doubtful<'a> {
     place: Place,
     number: u64,
     at: At,
+    /// The hash of the block that the teller has at this height, `None` in it where it has none; asked for once.
+    hash: OnceLock<Option<B256>>,
+    /// The last block of the range; by its hash all blocks before it are known.
+    end: BlockRef,
     /// The place of the endpoint that told them.
     teller: usize,
     told: &'a [RawLog],
@@ -65,37 +71,46 @@ enum First {
     Kept(Vec<RawLog>),
     /// The endpoint at this place was asked.
     Asked(usize, Result<Proven, Unproven>),
+    /// None was asked, because it is not known yet which block is meant.
+    Refused(RpcError),
     /// All are taken at their word.
     None,
 }
 
-/// What was proven of ranges that are not finished: logs by filter and block.
+/// Logs by block and filter, with the last block of the range that they were proven in.
+type KeptLogs = BTreeMap<(u64, u64), (BlockRef, Vec<RawLog>)>;
+
+/// What was proven of ranges that are not finished.
 #[derive(Debug, Default)]
-pub(super) struct Kept(Mutex<BTreeMap<(u64, u64), Vec<RawLog>>>);
+pub(super) struct Kept(Mutex<KeptLogs>);
 
 impl Kept {
-    fn keep(&self, filter: &LogFilter, number: u64, logs: &[RawLog]) {
+    fn keep(&self, doubtful: &Doubtful<'_>, logs: &[RawLog]) {
         let mut kept = self.kept();
-        kept.insert((named(filter), number), logs.to_vec());
+        kept.insert((doubtful.number, named(doubtful.filter)), (doubtful.end, logs.to_vec()));
         // The lowest were most likely finished by someone else.
-        while kept.len() > KEPT.0 || kept.values().map(Vec::len).sum::<usize>() > KEPT.1 {
+        while kept.len() > KEPT.0 || kept.values().map(|(_, logs)| logs.len()).sum::<usize>() > KEPT.1 {
             kept.pop_first();
         }
     }
 
-    /// The proven logs of a block, unless `told` are of another version of it.
-    fn of(&self, filter: &LogFilter, number: u64, told: &[RawLog]) -> Option<Vec<RawLog>> {
-        let logs = self.kept().get(&(named(filter), number)).cloned()?;
-        let is_same = logs.first().zip(told.first()).is_none_or(|(kept, told)| kept.block == told.block);
+    /// The proven logs of a block, if it is certain that they are of the version of it that was told of: by the hash in the
+    /// logs or, where none were told, by the end of the range.
+    fn of(&self, doubtful: &Doubtful<'_>) -> Option<Vec<RawLog>> {
+        let (end, logs) = self.kept().get(&(doubtful.number, named(doubtful.filter))).cloned()?;
+        let is_same = match doubtful.told {
+            [] => end == doubtful.end,
+            told => logs.first().is_some_and(|kept| told.iter().all(|log| log.block == kept.block)),
+        };
         is_same.then_some(logs)
     }
 
     fn forget(&self, filter: &LogFilter, numbers: std::ops::RangeInclusive<u64>) {
         let filter = named(filter);
-        self.kept().retain(|(other, number), _| *other != filter || !numbers.contains(number));
+        self.kept().retain(|(number, other), _| *other != filter || !numbers.contains(number));
     }
 
-    fn kept(&self) -> MutexGuard<'_, BTreeMap<(u64, u64), Vec<RawLog>>> {
+    fn kept(&self) -> MutexGuard<'_, KeptLogs> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -105,6 +120,14 @@ fn named(filter: &LogFilter) -> u64 {
     let mut hasher = DefaultHasher::new();
     filter.hash(&mut hasher);
     hasher.finish()
+}
+
+/// That an endpoint is not to be asked now, and how long it is waited for.
+fn left_alone(endpoint: &Endpoint, question: Question) -> Option<RpcError> {
+    let now = Instant::now();
+    let Gate::Open(_, until) = endpoint.standing(question, now).gate else { return None };
+    let message = format!("{} is not asked: {}", endpoint.name(), endpoint.aside().unwrap_or_default().0);
+    Some(RpcError::Throttled { message, retry_after: Some(until.duration_since(now)) })
 }
 
 impl Endpoints {
@@ -148,78 +171,85 @@ impl Endpoints {
         (told, reason): (Vec<RawLog>, Option<RpcError>),
         filter: &LogFilter,
     ) -> Result<Vec<RawLog>, RpcError> {
-        let (number, at) = (block.number, At::Hash(block.hash));
-        let doubtful = Doubtful { place: Place::Head, number, at, teller, told: &told, filter };
+        let (number, at, hash) = (block.number, At::Hash(block.hash), OnceLock::new());
+        let doubtful = Doubtful { place: Place::Head, number, at, hash, end: block, teller, told: &told, filter };
         let others = (0..self.by_preference.len()).filter(|place| *place != teller);
         Ok(self.prove(others, &doubtful, reason).await?.map_or(told, |(logs, _)| logs))
     }
 
-    /// The logs of a range, those of the sampled blocks as their receipts have them. An endpoint that left something out of
+    /// The logs of a range, those of the sampled blocks as their receipts have them, and which blocks were proven. An endpoint that left something out of
     /// one block may have done so in any: then all of the range is proven.
     pub(super) async fn held_against_sample(
         &self,
         teller: usize,
         answer: RangeLogs,
         filter: &LogFilter,
-    ) -> Result<RangeLogs, RpcError> {
+    ) -> Result<(RangeLogs, BTreeSet<u64>), RpcError> {
         let RangeLogs { logs, first, last } = answer;
         let is_sampled = |number: &u64| self.proofs.get(teller).is_some_and(|proofs| proofs.is_sampled(*number));
         let (sample, others): (Vec<u64>, Vec<u64>) = (first.number..=last.number).partition(is_sampled);
         if sample.is_empty() {
-            return Ok(RangeLogs { logs, first, last });
+            return Ok((RangeLogs { logs, first, last }, BTreeSet::new()));
         }
         let mut by_number: BTreeMap<u64, Vec<RawLog>> = BTreeMap::new();
         for log in logs {
             by_number.entry(log.block.number).or_default().push(log);
         }
         let ends = [first.block(), last.block()];
-        if self.hold((teller, sample), &mut by_number, ends, filter).await? {
-            self.hold((teller, others), &mut by_number, ends, filter).await?;
+        let (was_other, mut proven) = self.hold((teller, sample), &mut by_number, ends, filter).await?;
+        if was_other {
+            proven.extend(self.hold((teller, others), &mut by_number, ends, filter).await?.1);
         }
         self.kept.forget(filter, first.number..=last.number);
-        Ok(RangeLogs { logs: by_number.into_values().flatten().collect(), first, last })
+        Ok((RangeLogs { logs: by_number.into_values().flatten().collect(), first, last }, proven))
     }
 
-    /// Holds blocks of a range against their receipts; whether anything else was told anywhere.
+    /// Holds blocks of a range against their receipts; whether anything else was told anywhere, and which were proven.
     async fn hold(
         &self,
         (teller, numbers): (usize, Vec<u64>),
         logs: &mut BTreeMap<u64, Vec<RawLog>>,
         ends: [BlockRef; 2],
         filter: &LogFilter,
-    ) -> Result<bool, RpcError> {
+    ) -> Result<(bool, BTreeSet<u64>), RpcError> {
         let mut proven = Vec::with_capacity(numbers.len());
-        let asking = numbers.into_iter().map(|number| {
-            let end = ends.into_iter().find(|end| end.number == number);
-            let at = end.map_or(At::Number(number), |end| At::Hash(end.hash));
-            let told = logs.get(&number).map(Vec::as_slice).unwrap_or_default();
-            let doubtful = Doubtful { place: Place::History, number, at, teller, told, filter };
-            async move { (self.first_asked(&doubtful).await, doubtful) }
-        });
-        // Judged one by one: what fails at once for several blocks is one failure.
-        let mut asking = stream::iter(asking).buffered(PROOFS_AT_ONCE);
-        while let Some((asked, doubtful)) = asking.next().await {
-            proven.push((doubtful.number, self.prove_patiently(asked, &doubtful).await?));
+        for numbers in numbers.chunks(PROOFS_AT_ONCE) {
+            let asking = numbers.iter().map(|&number| {
+                let end = ends.into_iter().find(|end| end.number == number);
+                let at = end.map_or(At::Number(number), |end| At::Hash(end.hash));
+                let told = logs.get(&number).map(Vec::as_slice).unwrap_or_default();
+                let (place, hash, [_, end]) = (Place::History, OnceLock::new(), ends);
+                let doubtful = Doubtful { place, number, at, hash, end, teller, told, filter };
+                async move { (self.first_asked(&doubtful).await, doubtful) }
+            });
+            // All have answered before one is judged: who waits here for a place among the requests in flight would wait for
+            // ever for one that is held by a request that nobody polls. Judged one by one: what fails at once for several
+            // blocks is one failure.
+            for (asked, doubtful) in join_all(asking).await {
+                proven.push((doubtful.number, self.prove_patiently(asked, &doubtful).await?));
+            }
         }
-        drop(asking);
-        let mut was_other = false;
+        let (mut was_other, mut numbers) = (false, BTreeSet::new());
         for (number, proven) in proven {
             if let Some((right, is_other)) = proven {
                 was_other |= is_other;
                 logs.insert(number, right);
+                numbers.insert(number);
             }
         }
-        Ok(was_other)
+        Ok((was_other, numbers))
     }
 
     /// What the first endpoint that is asked for the receipts of a block of history says, or what was kept of it.
     async fn first_asked(&self, doubtful: &Doubtful<'_>) -> First {
-        if let Some(logs) = self.kept.of(doubtful.filter, doubtful.number, doubtful.told) {
+        if let Some(logs) = self.kept.of(doubtful) {
             return First::Kept(logs);
         }
         for place in self.order(doubtful.teller) {
-            if let Some(proof) = self.receipts_of(place, doubtful).await {
-                return First::Asked(place, proof);
+            match self.receipts_of(place, doubtful).await {
+                Ok(Some(proof)) => return First::Asked(place, proof),
+                Ok(None) => {}
+                Err(error) => return First::Refused(error),
             }
         }
         First::None
@@ -236,12 +266,13 @@ impl Endpoints {
         first: First,
         doubtful: &Doubtful<'_>,
     ) -> Result<Option<(Vec<RawLog>, bool)>, RpcError> {
-        let Doubtful { teller, number, told, filter, .. } = *doubtful;
+        let Doubtful { teller, number, told, .. } = *doubtful;
         let mut answer = match first {
             First::Kept(logs) => {
                 let is_other = logs.len() != told.len();
                 return Ok(Some((logs, is_other)));
             }
+            First::Refused(error) => Err(error),
             First::None => self.prove([].into_iter(), doubtful, None).await,
             First::Asked(place, proof) => match self.judge(place, doubtful, proof) {
                 Ok(Some(held)) => Ok(Some(self.corrected(teller, number, held))),
@@ -257,7 +288,7 @@ impl Endpoints {
             answer = self.prove(self.order(teller), doubtful, None).await;
         }
         if let Ok(Some((logs, _))) = &answer {
-            self.kept.keep(filter, number, logs);
+            self.kept.keep(doubtful, logs);
         }
         answer
     }
@@ -274,8 +305,12 @@ impl Endpoints {
             return Ok(None);
         }
         for place in order {
-            let Some(proof) = self.receipts_of(place, doubtful).await else { continue };
-            match self.judge(place, doubtful, proof) {
+            let judged = match self.receipts_of(place, doubtful).await {
+                Ok(Some(proof)) => self.judge(place, doubtful, proof),
+                Ok(None) => continue,
+                Err(error) => Err(error),
+            };
+            match judged {
                 Ok(Some(held)) => return Ok(Some(self.corrected(doubtful.teller, doubtful.number, held))),
                 Ok(None) => {}
                 Err(error) => {
@@ -294,26 +329,32 @@ impl Endpoints {
     }
 
     /// The receipts of a block as the endpoint at this place has them; `None` where it is taken at its word, or not asked.
-    async fn receipts_of(&self, place: usize, doubtful: &Doubtful<'_>) -> Option<Result<Proven, Unproven>> {
-        let (endpoint, proofs) = (self.by_preference.get(place)?, self.proofs.get(place)?);
-        let Doubtful { place: near, number, at, .. } = *doubtful;
+    ///
+    /// # Errors
+    ///
+    /// Why the teller does not say which block it means.
+    async fn receipts_of(
+        &self,
+        place: usize,
+        doubtful: &Doubtful<'_>,
+    ) -> Result<Option<Result<Proven, Unproven>>, RpcError> {
+        let (Some(endpoint), Some(proofs)) = (self.by_preference.get(place), self.proofs.get(place)) else {
+            return Ok(None);
+        };
+        let Doubtful { place: near, number, .. } = *doubtful;
         let question = match near {
             Place::Head => Question::block(number),
             Place::History => Question::range(BlockRange::single(number)),
         };
-        let now = Instant::now();
-        let open_until = match endpoint.standing(question, now).gate {
-            Gate::Open(_, until) => Some(until),
-            Gate::HalfOpen | Gate::Closed => None,
-        };
-        if open_until.is_some() && !proofs.has_proven() || !proofs.is_due(near) {
-            return None;
+        let left_alone = left_alone(endpoint, question);
+        if left_alone.is_some() && !proofs.has_proven() || !proofs.is_due(near) {
+            return Ok(None);
         }
-        if let Some(until) = open_until {
+        if let Some(error) = left_alone {
             // It would have a proof, so it is waited for.
-            let message = format!("{} is not asked: {}", endpoint.name(), endpoint.aside().unwrap_or_default().0);
-            return Some(Err(RpcError::Throttled { message, retry_after: Some(until.duration_since(now)) }.into()));
+            return Ok(Some(Err(error.into())));
         }
+        let Some(at) = self.named_to(place, doubtful).await? else { return Ok(None) };
 
         let request = |node: Arc<Node>| async move {
             match node.prove(at).await {
@@ -325,7 +366,34 @@ impl Endpoints {
             }
         };
         let is_limited = self.by_preference.len() > 1;
-        Some(self.ask_one(endpoint, question, is_limited, request).await.map_err(Unproven::from).flatten())
+        let proof = self.ask_one(endpoint, question, is_limited, request).await.map_err(Unproven::from).flatten();
+        Ok(Some(match at {
+            At::Hash(hash) => proof.and_then(|proven| proven.of(BlockRef { number, hash })),
+            _ => proof,
+        }))
+    }
+
+    /// How the endpoint at this place is asked for a block; `None` where nobody knows which one is meant. At the same height
+    /// another endpoint may have a block of another fork: where no log that was told has its hash, the teller is asked.
+    async fn named_to(&self, place: usize, doubtful: &Doubtful<'_>) -> Result<Option<At>, RpcError> {
+        let Doubtful { at, teller, told, .. } = *doubtful;
+        if place == teller || !told.is_empty() || matches!(at, At::Hash(_)) {
+            return Ok(Some(at));
+        }
+        if let Some(hash) = doubtful.hash.get() {
+            return Ok(hash.map(At::Hash));
+        }
+        let (Some(teller), question) = (self.by_preference.get(teller), Question::header(at)) else { return Ok(None) };
+        if let Some(error) = left_alone(teller, question) {
+            return Err(error);
+        }
+        let request = |node: Arc<Node>| async move { node.header(at).await };
+        let hash = match self.ask_one(teller, question, true, request).await {
+            Ok(header) => header.map(|header| header.block().hash),
+            Err(RpcError::Behind(_) | RpcError::Pruned(_)) => None,
+            Err(error) => return Err(error),
+        };
+        Ok(doubtful.hash.get_or_init(|| hash).map(At::Hash))
     }
 
     /// What a proof makes of these logs; `None` where the endpoint at this place is taken at its word.
@@ -421,16 +489,32 @@ mod tests {
             transaction_index: 0,
             log_index: 0,
         };
+        let told_of = |kept: &Kept, filter: &LogFilter, number, told: &[RawLog], end| {
+            let (at, hash) = (At::Number(number), OnceLock::new());
+            let end = BlockRef { number: 100, hash: B256::repeat_byte(end) };
+            let doubtful = Doubtful { place: Place::History, number, at, hash, end, teller: 0, told, filter };
+            kept.of(&doubtful).inspect(|logs| assert_eq!(logs.len(), 1)).is_some()
+        };
+        let keep = |kept: &Kept, filter: &LogFilter, number, logs: &[RawLog]| {
+            let (at, hash) = (At::Number(number), OnceLock::new());
+            let end = BlockRef { number: 100, hash: B256::repeat_byte(9) };
+            let doubtful = Doubtful { place: Place::History, number, at, hash, end, teller: 0, told: &[], filter };
+            kept.keep(&doubtful, logs);
+        };
         let kept = Kept::default();
-        kept.keep(&filter(1), 5, &[log(5, 1)]);
-        assert!(kept.of(&filter(1), 5, &[]).is_some() && kept.of(&filter(1), 5, &[log(5, 1)]).is_some());
-        assert!(kept.of(&filter(1), 5, &[log(5, 2)]).is_none(), "another version");
-        assert!(kept.of(&filter(2), 5, &[]).is_none(), "another filter");
+        keep(&kept, &filter(1), 5, &[log(5, 1)]);
+        assert!(told_of(&kept, &filter(1), 5, &[], 9) && told_of(&kept, &filter(1), 5, &[log(5, 1)], 8));
+        assert!(!told_of(&kept, &filter(1), 5, &[], 8), "nothing says that it is the same version");
+        assert!(!told_of(&kept, &filter(1), 5, &[log(5, 1), log(5, 2)], 9), "another version");
+        assert!(!told_of(&kept, &filter(2), 5, &[], 9), "another filter");
+        keep(&kept, &filter(1), 6, &[]);
+        assert!(!told_of(&kept, &filter(1), 6, &[log(6, 1)], 9), "nothing says that these are of the proven block");
         kept.forget(&filter(1), 0..=5);
-        assert!(kept.of(&filter(1), 5, &[]).is_none());
-        (0..2 * KEPT.0 as u64).for_each(|number| kept.keep(&filter(1), number, &[log(number, 1)]));
+        assert!(!told_of(&kept, &filter(1), 5, &[], 9));
+        (0..2 * KEPT.0 as u64).for_each(|number| keep(&kept, &filter(number as u8 % 2), number, &[log(number, 1)]));
         assert_eq!(kept.kept().len(), KEPT.0);
-        kept.keep(&filter(1), 9_999, &vec![log(9_999, 1); KEPT.1 + 1]);
+        assert_eq!(kept.kept().keys().next().map(|(number, _)| *number), Some(KEPT.0 as u64), "the lowest are gone");
+        keep(&kept, &filter(1), 9_999, &vec![log(9_999, 1); KEPT.1 + 1]);
         assert!(kept.kept().is_empty(), "more than is kept at all");
     }
 }
