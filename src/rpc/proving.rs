@@ -511,7 +511,8 @@ mod tests {
         assert!(!told_of(&kept, &filter(1), 6, &[log(6, 1)], 9), "nothing says that these are of the proven block");
         kept.forget(&filter(1), 0..=5);
         assert!(!told_of(&kept, &filter(1), 5, &[], 9));
-        (0..2 * KEPT.0 as u64).for_each(|number| keep(&kept, &filter(number as u8 % 2), number, &[log(number, 1)]));
+        (0..2 * KEPT.0 as u64)
+            .for_each(|number| keep(&kept, &filter(u8::from(number % 2 == 1)), number, &[log(number, 1)]));
         assert_eq!(kept.kept().len(), KEPT.0);
         assert_eq!(kept.kept().keys().next().map(|(number, _)| *number), Some(KEPT.0 as u64), "the lowest are gone");
         keep(&kept, &filter(1), 9_999, &vec![log(9_999, 1); KEPT.1 + 1]);
