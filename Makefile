@@ -35,7 +35,7 @@ soak: tools ## kill the listener 100 times over a catch-up of 20,000 blocks, wit
 
 .PHONY: vendors
 vendors: tools ## three endpoints that lag, throttle and leave out by turns serve CHAINTAP_VENDORS (10000) blocks; says how much later than good ones
-	CHAINTAP_VENDORS=$${CHAINTAP_VENDORS:-10000} cargo test --locked --test vendors three -- --nocapture
+	CHAINTAP_VENDORS=$${CHAINTAP_VENDORS:-10000} cargo test --locked --test vendors three_vendors -- --nocapture
 
 SEEDS ?= 100000
 
