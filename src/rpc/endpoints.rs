@@ -5,8 +5,8 @@
 //! been well for a while. A node that lacks a block has not failed: another one is asked for that block, and requests
 //! stay where they are. Where requests go is decided in `route`, what becomes of an endpoint that fails in `breaker`.
 //!
-//! Nothing goes on by itself: [`tend`](ChainSource::tend) looks after the endpoints that no request is sent to, and runs for
-//! as long as its caller wants.
+//! Nothing goes on by itself but a try of HTTP, for two seconds (`connection`): [`tend`](ChainSource::tend) looks after the
+//! endpoints that no request is sent to, and runs for as long as its caller wants.
 
 use std::{
     collections::BTreeMap,

@@ -177,8 +177,8 @@ impl Endpoints {
         Ok(self.prove(others, &doubtful, reason).await?.map_or(told, |(logs, _)| logs))
     }
 
-    /// The logs of a range, those of the sampled blocks as their receipts have them, and which blocks were proven. An endpoint that left something out of
-    /// one block may have done so in any: then all of the range is proven.
+    /// The logs of a range, those of the sampled blocks as their receipts have them, and which blocks were proven. An endpoint
+    /// that left something out of one block may have done so in any: then all of the range is proven.
     pub(super) async fn held_against_sample(
         &self,
         teller: usize,
