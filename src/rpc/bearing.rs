@@ -16,7 +16,10 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{Allowance, Bounds, Cap, Caps, LogFilter, Pace, RangeLogs, RpcError, budget::Budget, client::Node};
+use super::{
+    Allowance, Bounds, Cap, Caps, LogFilter, Pace, RangeLogs, RpcError, budget::Budget, caps::LONGEST_WAIT,
+    client::Node,
+};
 use crate::domain::{BlockRange, BlockRef, RawLog};
 
 /// Most requests for one range, all but the last of them refused. From 100 blocks and 1,000 addresses there are fewer.
@@ -52,6 +55,8 @@ struct State {
     /// Time between the beginnings of two ranges of history.
     spacing: Duration,
     last_press: Option<Instant>,
+    /// It wants to be left alone until then. `caps` keeps the same in whole seconds, for whoever comes after a restart.
+    waits_until: Option<Instant>,
 }
 
 impl State {
@@ -64,6 +69,7 @@ impl State {
             in_flight: 0,
             spacing: bounds.spacing,
             last_press: None,
+            waits_until: None,
         }
     }
 }
@@ -85,7 +91,10 @@ impl Bearing {
     pub(super) fn resume(&self, learned: &str) {
         let mut state = self.state();
         match serde_json::from_str(learned) {
-            Ok(learned) => state.caps = Caps::resume(state.bounds, &learned, now()),
+            Ok(learned) => {
+                state.caps = Caps::resume(state.bounds, &learned, now());
+                state.waits_until = state.caps.allowance(now()).waits_until.and_then(moment);
+            }
             Err(error) => debug!(%error, "what was learned of an endpoint cannot be read, and is learned anew"),
         }
     }
@@ -101,14 +110,16 @@ impl Bearing {
 
     /// For how long it wants to be left alone.
     pub(super) fn wait(&self) -> Option<Duration> {
-        let until = UNIX_EPOCH + Duration::from_secs(self.allowance().waits_until?);
-        until.duration_since(SystemTime::now()).ok()
+        let wait = self.state().waits_until?.saturating_duration_since(Instant::now());
+        (!wait.is_zero()).then_some(wait)
     }
 
     /// It asked to be left alone for so long (`Retry-After`).
     pub(super) fn throttled(&self, wait: Duration) {
+        let mut state = self.state();
+        state.waits_until = state.waits_until.max(Some(Instant::now() + wait.min(LONGEST_WAIT)));
         // The second that has begun is over before the wait begins, so that the next request never comes early.
-        self.state().caps.throttled(wait, now() + 1);
+        state.caps.throttled(wait, now() + 1);
     }
 
     /// How many ranges of history may be worked on at once, and how far apart they begin.
@@ -341,6 +352,12 @@ pub fn described(learned: &str, bounds: Bounds) -> Option<Allowance> {
     Some(Caps::resume(bounds, &learned, now()).allowance(now()))
 }
 
+/// The moment of a second since the Unix epoch; `None` where it is over.
+fn moment(second: u64) -> Option<Instant> {
+    let until = UNIX_EPOCH.checked_add(Duration::from_secs(second))?;
+    Some(Instant::now() + until.duration_since(SystemTime::now()).ok()?)
+}
+
 /// Seconds since the Unix epoch: what was learned outlives the process.
 pub(super) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
@@ -379,6 +396,23 @@ mod tests {
         drop(places);
         (0..3).for_each(|_| bearing.served());
         assert_eq!(join_all((0..4).map(|_| bearing.place())).await.len(), 4, "it bears one more");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_is_over_when_it_said_and_not_at_the_next_whole_second() {
+        let bearing = bearing(3, Duration::ZERO);
+        let second = Duration::from_secs(1);
+        assert_eq!(bearing.wait(), None);
+        bearing.throttled(second);
+        bearing.throttled(second / 2);
+        assert_eq!(bearing.wait(), Some(second), "the longer one");
+        sleep(second).await;
+        assert_eq!(bearing.wait(), None);
+        bearing.throttled(Duration::MAX);
+        assert_eq!(bearing.wait(), Some(LONGEST_WAIT));
+        let restarted = super::tests::bearing(3, Duration::ZERO);
+        restarted.resume(&bearing.learned());
+        assert!(restarted.wait().is_some_and(|wait| wait > LONGEST_WAIT - second), "{:?}", restarted.wait());
     }
 
     #[tokio::test(start_paused = true)]

@@ -25,7 +25,7 @@ const SEARCH: u8 = 5;
 /// Requests at once may grow to this many times those of the chain's profile.
 const GROWTH: usize = 4;
 /// Longest wait that a node may ask for.
-const LONGEST_WAIT: Duration = Duration::from_mins(1);
+pub(super) const LONGEST_WAIT: Duration = Duration::from_mins(1);
 /// What is stored has this form; what has another is learned anew.
 const VERSION: u16 = 1;
 
