@@ -130,6 +130,20 @@ fn left_alone(endpoint: &Endpoint, question: Question) -> Option<RpcError> {
     Some(RpcError::Throttled { message, retry_after: Some(until.duration_since(now)) })
 }
 
+/// Of two reasons why a block is not proven the one that ends sooner: who asks for time may have a proof after that, who told
+/// falsehoods has none.
+fn sooner(known: RpcError, other: RpcError) -> RpcError {
+    match (&known, &other) {
+        (RpcError::Invalid(_), RpcError::Throttled { .. }) => other,
+        (RpcError::Throttled { retry_after: Some(one), .. }, RpcError::Throttled { retry_after, .. })
+            if retry_after.is_none_or(|wait| wait < *one) =>
+        {
+            other
+        }
+        _ => known,
+    }
+}
+
 impl Endpoints {
     /// A block's logs as this endpoint tells them, held against its own receipts or its header.
     pub(super) async fn told(
@@ -240,19 +254,24 @@ impl Endpoints {
         Ok((was_other, numbers))
     }
 
-    /// What the first endpoint that is asked for the receipts of a block of history says, or what was kept of it.
+    /// What the first endpoint that is asked for the receipts of a block of history says, or what was kept of it. One that
+    /// asks for time is waited for only where no other one may be asked.
     async fn first_asked(&self, doubtful: &Doubtful<'_>) -> First {
         if let Some(logs) = self.kept.of(doubtful) {
             return First::Kept(logs);
         }
+        let mut asks_for_time = None;
         for place in self.order(doubtful.teller) {
             match self.receipts_of(place, doubtful).await {
+                Ok(Some(Err(Unproven::Request(error @ RpcError::Throttled { .. })))) => {
+                    asks_for_time.get_or_insert((place, error));
+                }
                 Ok(Some(proof)) => return First::Asked(place, proof),
                 Ok(None) => {}
                 Err(error) => return First::Refused(error),
             }
         }
-        First::None
+        asks_for_time.map_or(First::None, |(place, error)| First::Asked(place, Err(error.into())))
     }
 
     /// The teller first, because its receipts are of its own chain, then the others.
@@ -284,6 +303,9 @@ impl Endpoints {
         };
         for waits in 0..WAITS.0 {
             let Err(RpcError::Throttled { retry_after, .. }) = answer else { break };
+            if self.has_better_teller(teller, Question::range(BlockRange::single(number))) {
+                break;
+            }
             sleep(retry_after.unwrap_or(Duration::from_millis(200 << waits)).min(WAITS.1)).await;
             answer = self.prove(self.order(teller), doubtful, None).await;
         }
@@ -291,6 +313,19 @@ impl Endpoints {
             self.kept.keep(doubtful, logs);
         }
         answer
+    }
+
+    /// Whether who told of something is not asked now, and another endpoint is.
+    pub(super) fn has_better_teller(&self, teller: usize, question: Question) -> bool {
+        let is_left_alone = self.by_preference.get(teller).is_some_and(|teller| left_alone(teller, question).is_some());
+        is_left_alone && self.is_served_beside(teller, question)
+    }
+
+    /// Whether another endpoint than the one at this place may be asked now.
+    pub(super) fn is_served_beside(&self, teller: usize, question: Question) -> bool {
+        let now = Instant::now();
+        let mut others = self.by_preference.iter().enumerate().filter(|(place, _)| *place != teller);
+        others.any(|(_, other)| other.standing(question, now).gate == Gate::Closed)
     }
 
     /// The logs of a block as one endpoint after the other proves them, and whether others were told; `None` where all
@@ -315,7 +350,10 @@ impl Endpoints {
                 Ok(None) => {}
                 Err(error) => {
                     debug!(place, block = doubtful.number, %error, "not proven here");
-                    reason = reason.or(Some(error));
+                    reason = Some(match reason {
+                        Some(known) => sooner(known, error),
+                        None => error,
+                    });
                 }
             }
         }
@@ -474,6 +512,27 @@ mod tests {
             logs(20).await.unwrap();
         }
         shutdown.cancel();
+    }
+
+    #[test]
+    fn who_asks_for_time_may_have_a_proof_sooner_than_who_told_falsehoods() {
+        let throttled = |millis: Option<u64>| RpcError::Throttled {
+            message: format!("{millis:?}"),
+            retry_after: millis.map(Duration::from_millis),
+        };
+        let (invalid, behind) = (RpcError::Invalid("false".into()), RpcError::Behind("late".into()));
+        let (late, soon) = (throttled(Some(9)), throttled(Some(5)));
+        for (known, other, expected) in [
+            (&invalid, &late, &late),
+            (&late, &invalid, &late),
+            (&late, &soon, &soon),
+            (&soon, &late, &soon),
+            (&soon, &throttled(None), &throttled(None)),
+            // Receipts that are late come soon.
+            (&behind, &soon, &behind),
+        ] {
+            assert_eq!(sooner(known.clone(), other.clone()).to_string(), expected.to_string());
+        }
     }
 
     #[test]
