@@ -32,7 +32,7 @@ use super::{
     proving::{Kept, Told},
     question::{Kind, Question},
     quorum::{self, QUORUM_OF},
-    route::{Route, TRIES, route},
+    route::{Route, route},
 };
 use crate::{
     config::{Limits, Provider, SecretUrl},
@@ -310,22 +310,10 @@ impl ChainSource for Endpoints {
     async fn range_logs(&self, range: BlockRange, filter: &LogFilter) -> Result<RangeLogs, RpcError> {
         let question = Question::range(range);
         let request = |_, node: Arc<Node>| async move { node.bearing.range_logs(&node, range, filter).await };
-        let mut tellers = 1;
-        loop {
-            let (place, logs) = self.ask_for_less(|| self.ask(question, request)).await?;
-            self.by_preference.get(place).into_iter().for_each(|endpoint| endpoint.has(logs.last.number));
-            match self.held_against_sample(place, logs, filter).await {
-                // Which blocks it meant is known sooner when another one tells of the range.
-                Err(RpcError::Throttled { .. }) if tellers < TRIES && self.has_better_teller(place, question) => {
-                    tellers += 1;
-                }
-                // Ranges that others prove do not wait for it.
-                Err(RpcError::Throttled { message, .. }) if self.is_served_beside(place, question) => {
-                    return Err(RpcError::Throttled { message, retry_after: None });
-                }
-                held => return self.compared(place, held?, filter).await,
-            }
-        }
+        let (place, logs) = self.ask_for_less(|| self.ask(question, request)).await?;
+        self.by_preference.get(place).into_iter().for_each(|endpoint| endpoint.has(logs.last.number));
+        let held = self.held_against_sample(place, logs, filter).await?;
+        self.compared(place, held, filter).await
     }
 
     async fn second_opinion(&self, range: BlockRange, filter: &LogFilter) -> Result<Vec<RangeLogs>, RpcError> {

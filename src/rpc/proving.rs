@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     config::Verify,
-    domain::{BlockRange, BlockRef, RawLog},
+    domain::{BlockRange, BlockRef, Header, RawLog},
     telemetry::metrics,
 };
 
@@ -39,6 +39,8 @@ use crate::{
 const PROOFS_AT_ONCE: usize = 4;
 /// Where no endpoint may be asked now, a block of history waits so often, and each time no longer than this.
 const WAITS: (usize, Duration) = (10, Duration::from_secs(5));
+/// A block of which nobody may be asked is found by its descendants' parents, of which no more than this are asked for.
+const PARENTS: u64 = 16;
 /// Proven blocks of unfinished ranges that are kept, and logs in them.
 const KEPT: (usize, usize) = (2_048, 50_000);
 
@@ -59,6 +61,8 @@ struct Doubtful<'a> {
     hash: OnceLock<Option<B256>>,
     /// The last block of the range; by its hash all blocks before it are known.
     end: BlockRef,
+    /// The lowest block above it whose hash was told.
+    above: BlockRef,
     /// The place of the endpoint that told them.
     teller: usize,
     told: &'a [RawLog],
@@ -130,16 +134,17 @@ fn left_alone(endpoint: &Endpoint, question: Question) -> Option<RpcError> {
     Some(RpcError::Throttled { message, retry_after: Some(until.duration_since(now)) })
 }
 
-/// Of two reasons why a block is not proven the one that ends sooner: who asks for time may have a proof after that, who told
-/// falsehoods has none.
+/// Of two reasons why a block of history is not proven the one to wait for: who asks for time may have a proof after that,
+/// whatever another one said, and who asks for less may have it sooner.
 fn sooner(known: RpcError, other: RpcError) -> RpcError {
     match (&known, &other) {
-        (RpcError::Invalid(_), RpcError::Throttled { .. }) => other,
         (RpcError::Throttled { retry_after: Some(one), .. }, RpcError::Throttled { retry_after, .. })
             if retry_after.is_none_or(|wait| wait < *one) =>
         {
             other
         }
+        (RpcError::Throttled { .. }, _) => known,
+        (_, RpcError::Throttled { .. }) => other,
         _ => known,
     }
 }
@@ -186,7 +191,8 @@ impl Endpoints {
         filter: &LogFilter,
     ) -> Result<Vec<RawLog>, RpcError> {
         let (number, at, hash) = (block.number, At::Hash(block.hash), OnceLock::new());
-        let doubtful = Doubtful { place: Place::Head, number, at, hash, end: block, teller, told: &told, filter };
+        let (place, end, above) = (Place::Head, block, block);
+        let doubtful = Doubtful { place, number, at, hash, end, above, teller, told: &told, filter };
         let others = (0..self.by_preference.len()).filter(|place| *place != teller);
         Ok(self.prove(others, &doubtful, reason).await?.map_or(told, |(logs, _)| logs))
     }
@@ -233,7 +239,9 @@ impl Endpoints {
                 let at = end.map_or(At::Number(number), |end| At::Hash(end.hash));
                 let told = logs.get(&number).map(Vec::as_slice).unwrap_or_default();
                 let (place, hash, [_, end]) = (Place::History, OnceLock::new(), ends);
-                let doubtful = Doubtful { place, number, at, hash, end, teller, told, filter };
+                let above = logs.range(number + 1..).find_map(|(_, logs)| logs.first());
+                let above = above.map_or(end, |log| log.block);
+                let doubtful = Doubtful { place, number, at, hash, end, above, teller, told, filter };
                 async move { (self.first_asked(&doubtful).await, doubtful) }
             });
             // All have answered before one is judged: who waits here for a place among the requests in flight would wait for
@@ -268,7 +276,9 @@ impl Endpoints {
                 }
                 Ok(Some(proof)) => return First::Asked(place, proof),
                 Ok(None) => {}
-                Err(error) => return First::Refused(error),
+                Err(error) if asks_for_time.is_none() => return First::Refused(error),
+                // Whoever asks for time is judged: that has an end.
+                Err(error) => debug!(place, block = doubtful.number, %error, "not proven here"),
             }
         }
         asks_for_time.map_or(First::None, |(place, error)| First::Asked(place, Err(error.into())))
@@ -303,9 +313,6 @@ impl Endpoints {
         };
         for waits in 0..WAITS.0 {
             let Err(RpcError::Throttled { retry_after, .. }) = answer else { break };
-            if self.has_better_teller(teller, Question::range(BlockRange::single(number))) {
-                break;
-            }
             sleep(retry_after.unwrap_or(Duration::from_millis(200 << waits)).min(WAITS.1)).await;
             answer = self.prove(self.order(teller), doubtful, None).await;
         }
@@ -313,19 +320,6 @@ impl Endpoints {
             self.kept.keep(doubtful, logs);
         }
         answer
-    }
-
-    /// Whether who told of something is not asked now, and another endpoint is.
-    pub(super) fn has_better_teller(&self, teller: usize, question: Question) -> bool {
-        let is_left_alone = self.by_preference.get(teller).is_some_and(|teller| left_alone(teller, question).is_some());
-        is_left_alone && self.is_served_beside(teller, question)
-    }
-
-    /// Whether another endpoint than the one at this place may be asked now.
-    pub(super) fn is_served_beside(&self, teller: usize, question: Question) -> bool {
-        let now = Instant::now();
-        let mut others = self.by_preference.iter().enumerate().filter(|(place, _)| *place != teller);
-        others.any(|(_, other)| other.standing(question, now).gate == Gate::Closed)
     }
 
     /// The logs of a block as one endpoint after the other proves them, and whether others were told; `None` where all
@@ -350,9 +344,11 @@ impl Endpoints {
                 Ok(None) => {}
                 Err(error) => {
                     debug!(place, block = doubtful.number, %error, "not proven here");
-                    reason = Some(match reason {
-                        Some(known) => sooner(known, error),
-                        None => error,
+                    reason = Some(match (reason, doubtful.place) {
+                        (None, _) => error,
+                        (Some(known), Place::History) => sooner(known, error),
+                        // Receipts that are late come soon.
+                        (Some(known), Place::Head) => known,
                     });
                 }
             }
@@ -412,26 +408,53 @@ impl Endpoints {
     }
 
     /// How the endpoint at this place is asked for a block; `None` where nobody knows which one is meant. At the same height
-    /// another endpoint may have a block of another fork: where no log that was told has its hash, the teller is asked.
+    /// another endpoint may have a block of another fork: where no log that was told has its hash, the teller is asked, and
+    /// where it is not to be asked, the parents of the next block whose hash it told.
     async fn named_to(&self, place: usize, doubtful: &Doubtful<'_>) -> Result<Option<At>, RpcError> {
-        let Doubtful { at, teller, told, .. } = *doubtful;
+        let Doubtful { at, above, teller, told, number, .. } = *doubtful;
         if place == teller || !told.is_empty() || matches!(at, At::Hash(_)) {
             return Ok(Some(at));
         }
         if let Some(hash) = doubtful.hash.get() {
             return Ok(hash.map(At::Hash));
         }
-        let (Some(teller), question) = (self.by_preference.get(teller), Question::header(at)) else { return Ok(None) };
-        if let Some(error) = left_alone(teller, question) {
+        let hash = match self.header_of(teller, at).await {
+            Err(error @ RpcError::Throttled { .. }) => {
+                if above.number.saturating_sub(number) > PARENTS {
+                    return Err(error);
+                }
+                let Some(hash) = self.ancestor(place, above, number).await? else { return Ok(None) };
+                Some(hash)
+            }
+            header => header?.map(|header| header.hash),
+        };
+        Ok(doubtful.hash.get_or_init(|| hash).map(At::Hash))
+    }
+
+    /// The hash of the block at a height below this one, on its chain; `None` where the endpoint at this place lacks a block
+    /// between them.
+    async fn ancestor(&self, place: usize, block: BlockRef, number: u64) -> Result<Option<B256>, RpcError> {
+        let mut hash = block.hash;
+        for height in (number + 1..=block.number).rev() {
+            match self.header_of(place, At::Hash(hash)).await? {
+                Some(header) if header.number == height => hash = header.parent,
+                _ => return Ok(None),
+            }
+        }
+        Ok(Some(hash))
+    }
+
+    /// A header as the endpoint at this place has it; `None` where it has none.
+    async fn header_of(&self, place: usize, at: At) -> Result<Option<Header>, RpcError> {
+        let (Some(endpoint), question) = (self.by_preference.get(place), Question::header(at)) else { return Ok(None) };
+        if let Some(error) = left_alone(endpoint, question) {
             return Err(error);
         }
         let request = |node: Arc<Node>| async move { node.header(at).await };
-        let hash = match self.ask_one(teller, question, true, request).await {
-            Ok(header) => header.map(|header| header.block().hash),
-            Err(RpcError::Behind(_) | RpcError::Pruned(_)) => None,
-            Err(error) => return Err(error),
-        };
-        Ok(doubtful.hash.get_or_init(|| hash).map(At::Hash))
+        match self.ask_one(endpoint, question, true, request).await {
+            Err(RpcError::Behind(_) | RpcError::Pruned(_)) => Ok(None),
+            answer => answer,
+        }
     }
 
     /// What a proof makes of these logs; `None` where the endpoint at this place is taken at its word.
@@ -514,8 +537,44 @@ mod tests {
         shutdown.cancel();
     }
 
+    #[tokio::test]
+    async fn a_block_is_named_by_its_descendants_where_its_teller_is_not_asked_and_only_on_their_chain() {
+        crate::crypto::init();
+        let shutdown = CancellationToken::new();
+        let start = async |genesis_time| {
+            let options = Options { port: 0, mining: false, start_height: 60, ..Options::default() };
+            let options = Options { genesis_time: Some(genesis_time), ..options };
+            let address = serve(options, shutdown.clone()).await.unwrap().address;
+            SecretUrl::parse(&format!("http://{address}")).unwrap()
+        };
+        let (teller, same) = (start(1_750_000_000).await, start(1_750_000_000).await);
+        let forked = start(1_750_000_001).await;
+        let pool = |other: &SecretUrl| {
+            let urls = vec![teller.clone(), other.clone()];
+            Endpoints::new(Options::CHAIN_ID, urls, Limits { verify: Verify::Receipts, ..Limits::default() })
+        };
+        let (same, forked) = (pool(&same), pool(&forked));
+        let block = async |number| same.header(At::Number(number)).await.unwrap().unwrap().block();
+        let (expected, above) = (block(40).await, block(40 + PARENTS).await);
+        let filter = LogFilter::default();
+        let doubtful = |number, at, above| {
+            let (place, hash, told) = (Place::History, OnceLock::new(), [].as_slice());
+            Doubtful { place, number, at, hash, end: above, above, teller: 0, told, filter: &filter }
+        };
+        for pool in [&same, &forked] {
+            let named = pool.named_to(1, &doubtful(40, At::Number(40), above)).await.unwrap();
+            assert_eq!(named, Some(At::Hash(expected.hash)), "the teller says");
+            pool.by_preference[0].eject("a test");
+        }
+        let of = async |pool: &Endpoints, number| pool.named_to(1, &doubtful(number, At::Number(number), above)).await;
+        assert_eq!(of(&same, 40).await.unwrap(), Some(At::Hash(expected.hash)));
+        assert_eq!(of(&forked, 40).await.unwrap(), None, "it has other blocks");
+        assert!(matches!(of(&same, 39).await, Err(RpcError::Throttled { .. })), "too far below");
+        shutdown.cancel();
+    }
+
     #[test]
-    fn who_asks_for_time_may_have_a_proof_sooner_than_who_told_falsehoods() {
+    fn who_asks_for_time_is_waited_for_whatever_others_said() {
         let throttled = |millis: Option<u64>| RpcError::Throttled {
             message: format!("{millis:?}"),
             retry_after: millis.map(Duration::from_millis),
@@ -525,11 +584,11 @@ mod tests {
         for (known, other, expected) in [
             (&invalid, &late, &late),
             (&late, &invalid, &late),
+            (&behind, &late, &late),
             (&late, &soon, &soon),
             (&soon, &late, &soon),
             (&soon, &throttled(None), &throttled(None)),
-            // Receipts that are late come soon.
-            (&behind, &soon, &behind),
+            (&invalid, &behind, &invalid),
         ] {
             assert_eq!(sooner(known.clone(), other.clone()).to_string(), expected.to_string());
         }
@@ -551,13 +610,15 @@ mod tests {
         let told_of = |kept: &Kept, filter: &LogFilter, number, told: &[RawLog], end| {
             let (at, hash) = (At::Number(number), OnceLock::new());
             let end = BlockRef { number: 100, hash: B256::repeat_byte(end) };
-            let doubtful = Doubtful { place: Place::History, number, at, hash, end, teller: 0, told, filter };
+            let (place, above) = (Place::History, end);
+            let doubtful = Doubtful { place, number, at, hash, end, above, teller: 0, told, filter };
             kept.of(&doubtful).inspect(|logs| assert_eq!(logs.len(), 1)).is_some()
         };
         let keep = |kept: &Kept, filter: &LogFilter, number, logs: &[RawLog]| {
             let (at, hash) = (At::Number(number), OnceLock::new());
             let end = BlockRef { number: 100, hash: B256::repeat_byte(9) };
-            let doubtful = Doubtful { place: Place::History, number, at, hash, end, teller: 0, told: &[], filter };
+            let (place, above, told) = (Place::History, end, [].as_slice());
+            let doubtful = Doubtful { place, number, at, hash, end, above, teller: 0, told, filter };
             kept.keep(&doubtful, logs);
         };
         let kept = Kept::default();
