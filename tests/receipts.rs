@@ -478,12 +478,43 @@ async fn a_range_whose_teller_asks_for_time_is_proven_by_another() {
     let fault = json!({ "status": 429, "headers": { "retry-after": "60" }, "body": "slow down" });
     waits.call("devchain_setFaults", json!([[{ "on": [RECEIPTS], "do": { "http": fault } }]])).await;
     let nobody = LogFilter { addresses: vec![Address::repeat_byte(1)], ..any_transfer() };
-    assert_eq!(both.range_logs(BlockRange { from: 21, to: 36 }, &nobody).await.unwrap().logs, []);
+    assert_eq!(both.range_logs(BlockRange { from: 21, to: 24 }, &nobody).await.unwrap().logs, []);
     let fell = async || waits.call("devchain_faults", json!([])).await["faults"][0]["fell"].as_u64().unwrap();
     let (before, asked) = (fell().await, both.endpoints()[0].asked);
     assert!(before > 0);
-    assert!(!of_range(&both, 41, 60).await.unwrap().is_empty());
+    assert!(!of_range(&both, 25, 60).await.unwrap().is_empty());
     assert_eq!((fell().await, both.endpoints()[0].asked), (before, asked), "it is left alone");
+}
+
+/// Whoever is asked for the parents of a block cannot name a block of its own making.
+#[tokio::test]
+async fn a_parent_that_its_block_s_hash_does_not_hold_names_nothing() {
+    static REFUSED: AtomicUsize = AtomicUsize::new(0);
+    static MISLED: AtomicUsize = AtomicUsize::new(0);
+    const MADE_UP: B256 = B256::repeat_byte(0x66);
+    let (chain, teller) = devchain(60).await;
+    let liar = Node::before(chain.rpc()).await;
+    let both = endpoints(&[&teller, &liar], Verify::Receipts, 1);
+    both.header(At::Latest).await.unwrap();
+    of_range(&both, 1, 20).await.unwrap();
+    teller.lie(|call, answer| {
+        if call["method"] == RECEIPTS && REFUSED.fetch_add(1, Ordering::Relaxed) < 3 {
+            let error = json!({ "code": -32005, "message": "too many requests" });
+            *answer = json!({ "jsonrpc": "2.0", "id": call["id"], "error": error });
+        }
+    });
+    liar.lie(|call, answer| {
+        if call["method"] == "eth_getBlockByHash" {
+            answer["result"]["parentHash"] = json!(MADE_UP);
+        }
+        if call["method"] == RECEIPTS && call["params"][0] == json!(MADE_UP) {
+            MISLED.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    let nobody = LogFilter { addresses: vec![Address::repeat_byte(1)], ..any_transfer() };
+    assert_eq!(both.range_logs(BlockRange { from: 21, to: 24 }, &nobody).await.unwrap().logs, []);
+    assert!(REFUSED.load(Ordering::Relaxed) > 3 && liar.calls("eth_getBlockByHash") > 0);
+    assert_eq!(MISLED.load(Ordering::Relaxed), 0);
 }
 
 /// A range that could not be finished is asked for again; what was proven of it is not.

@@ -55,7 +55,7 @@ struct State {
     /// Time between the beginnings of two ranges of history.
     spacing: Duration,
     last_press: Option<Instant>,
-    /// It wants to be left alone until then. `caps` keeps the same in whole seconds, for whoever comes after a restart.
+    /// It wants to be left alone until then. `caps` keeps and shows the same in whole seconds, which outlive the process.
     waits_until: Option<Instant>,
 }
 
@@ -118,7 +118,7 @@ impl Bearing {
     pub(super) fn throttled(&self, wait: Duration) {
         let mut state = self.state();
         state.waits_until = state.waits_until.max(Some(Instant::now() + wait.min(LONGEST_WAIT)));
-        // The second that has begun is over before the wait begins, so that the next request never comes early.
+        // The second that has begun is over before the wait begins, so that after a restart no request comes early.
         state.caps.throttled(wait, now() + 1);
     }
 

@@ -190,6 +190,14 @@ impl Node {
         Ok(())
     }
 
+    /// The parent of the block with this hash, and the block's own number, by a header that hashes to it. `None` where the
+    /// node lacks the block, or states a header of a form that nobody here can hash.
+    pub(super) async fn parent(&self, hash: B256) -> Result<Option<(u64, B256)>, RpcError> {
+        let header = self.one::<Option<types::Header>>("eth_getBlockByHash", json!([hash, false])).await?;
+        let header = header.filter(|header| header.inner.hash_slow() == hash);
+        Ok(header.map(|header| (header.number, header.parent_hash)))
+    }
+
     /// The proof of one block: its full header and its receipts, in one batch.
     pub(super) async fn prove(&self, at: At) -> Result<Proven, Unproven> {
         if self.log_index == LogIndex::Transaction {

@@ -37,10 +37,12 @@ use crate::{
 
 /// Blocks of a range whose receipts are asked for at once.
 const PROOFS_AT_ONCE: usize = 4;
-/// Where no endpoint may be asked now, a block of history waits so often, and each time no longer than this.
-const WAITS: (usize, Duration) = (10, Duration::from_secs(5));
-/// A block of which nobody may be asked is found by its descendants' parents, of which no more than this are asked for.
-const PARENTS: u64 = 16;
+/// Where no endpoint may be asked now, a block of history waits so long at least, and at most, before it asks again.
+const WAIT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// After this long its range is given up, to be planned anew.
+const MOST_WAIT: Duration = Duration::from_secs(50);
+/// Where the teller of a block is not asked, so many parents are asked for at most to name it.
+const PARENTS: u64 = 4;
 /// Proven blocks of unfinished ranges that are kept, and logs in them.
 const KEPT: (usize, usize) = (2_048, 50_000);
 
@@ -263,7 +265,7 @@ impl Endpoints {
     }
 
     /// What the first endpoint that is asked for the receipts of a block of history says, or what was kept of it. One that
-    /// asks for time is waited for only where no other one may be asked.
+    /// asks for time is waited for only where no other one has a proof.
     async fn first_asked(&self, doubtful: &Doubtful<'_>) -> First {
         if let Some(logs) = self.kept.of(doubtful) {
             return First::Kept(logs);
@@ -274,11 +276,10 @@ impl Endpoints {
                 Ok(Some(Err(Unproven::Request(error @ RpcError::Throttled { .. })))) => {
                     asks_for_time.get_or_insert((place, error));
                 }
-                Ok(Some(proof)) => return First::Asked(place, proof),
-                Ok(None) => {}
+                Ok(Some(proof)) if proof.is_ok() || asks_for_time.is_none() => return First::Asked(place, proof),
                 Err(error) if asks_for_time.is_none() => return First::Refused(error),
-                // Whoever asks for time is judged: that has an end.
-                Err(error) => debug!(place, block = doubtful.number, %error, "not proven here"),
+                // Whoever asks for time is judged first, and then the others.
+                Ok(_) | Err(_) => {}
             }
         }
         asks_for_time.map_or(First::None, |(place, error)| First::Asked(place, Err(error.into())))
@@ -311,9 +312,11 @@ impl Endpoints {
                 }
             },
         };
-        for waits in 0..WAITS.0 {
+        let (begun, mut pause) = (Instant::now(), WAIT.0);
+        while begun.elapsed() < MOST_WAIT {
             let Err(RpcError::Throttled { retry_after, .. }) = answer else { break };
-            sleep(retry_after.unwrap_or(Duration::from_millis(200 << waits)).min(WAITS.1)).await;
+            sleep(retry_after.unwrap_or(pause).clamp(WAIT.0, WAIT.1)).await;
+            pause *= 2;
             answer = self.prove(self.order(teller), doubtful, None).await;
         }
         if let Ok(Some((logs, _))) = &answer {
@@ -407,11 +410,15 @@ impl Endpoints {
         }))
     }
 
-    /// How the endpoint at this place is asked for a block; `None` where nobody knows which one is meant. At the same height
+    /// How the endpoint at this place is asked for a block; `None` where its teller has none any more. At the same height
     /// another endpoint may have a block of another fork: where no log that was told has its hash, the teller is asked, and
     /// where it is not to be asked, the parents of the next block whose hash it told.
+    ///
+    /// # Errors
+    ///
+    /// Why the teller does not say which block it means.
     async fn named_to(&self, place: usize, doubtful: &Doubtful<'_>) -> Result<Option<At>, RpcError> {
-        let Doubtful { at, above, teller, told, number, .. } = *doubtful;
+        let Doubtful { at, teller, told, .. } = *doubtful;
         if place == teller || !told.is_empty() || matches!(at, At::Hash(_)) {
             return Ok(Some(at));
         }
@@ -419,29 +426,28 @@ impl Endpoints {
             return Ok(hash.map(At::Hash));
         }
         let hash = match self.header_of(teller, at).await {
-            Err(error @ RpcError::Throttled { .. }) => {
-                if above.number.saturating_sub(number) > PARENTS {
-                    return Err(error);
-                }
-                let Some(hash) = self.ancestor(place, above, number).await? else { return Ok(None) };
-                Some(hash)
-            }
+            Err(error @ RpcError::Throttled { .. }) => Some(self.ancestor(place, doubtful).await.ok_or(error)?),
             header => header?.map(|header| header.hash),
         };
         Ok(doubtful.hash.get_or_init(|| hash).map(At::Hash))
     }
 
-    /// The hash of the block at a height below this one, on its chain; `None` where the endpoint at this place lacks a block
-    /// between them.
-    async fn ancestor(&self, place: usize, block: BlockRef, number: u64) -> Result<Option<B256>, RpcError> {
-        let mut hash = block.hash;
-        for height in (number + 1..=block.number).rev() {
-            match self.header_of(place, At::Hash(hash)).await? {
-                Some(header) if header.number == height => hash = header.parent,
-                _ => return Ok(None),
-            }
+    /// The hash of a block, by the parents of the next one above it whose hash was told; `None` where that is too far away or
+    /// the endpoint at this place lacks one of them.
+    async fn ancestor(&self, place: usize, doubtful: &Doubtful<'_>) -> Option<B256> {
+        let Doubtful { number, above, .. } = *doubtful;
+        let endpoint = self.by_preference.get(place)?;
+        let mut hash = above.hash;
+        if above.number.checked_sub(number)? > PARENTS {
+            return None;
         }
-        Ok(Some(hash))
+        for height in (number + 1..=above.number).rev() {
+            let question = Question::header(At::Hash(hash));
+            let request = |node: Arc<Node>| async move { node.parent(hash).await };
+            let (of, parent) = self.ask_one(endpoint, question, true, request).await.ok()??;
+            hash = Some(parent).filter(|_| of == height)?;
+        }
+        Some(hash)
     }
 
     /// A header as the endpoint at this place has it; `None` where it has none.
@@ -568,8 +574,13 @@ mod tests {
         }
         let of = async |pool: &Endpoints, number| pool.named_to(1, &doubtful(number, At::Number(number), above)).await;
         assert_eq!(of(&same, 40).await.unwrap(), Some(At::Hash(expected.hash)));
-        assert_eq!(of(&forked, 40).await.unwrap(), None, "it has other blocks");
-        assert!(matches!(of(&same, 39).await, Err(RpcError::Throttled { .. })), "too far below");
+        for (pool, number, why) in [(&forked, 40, "it has other blocks"), (&same, 39, "it is too far below")] {
+            let error = of(pool, number).await.unwrap_err();
+            assert!(
+                error.to_string().contains("127.0.0.1 is not asked"),
+                "the teller is waited for, because {why}: {error}"
+            );
+        }
         shutdown.cancel();
     }
 
