@@ -137,7 +137,8 @@ fn left_alone(endpoint: &Endpoint, question: Question) -> Option<RpcError> {
 }
 
 /// Of two reasons why a block of history is not proven the one to wait for: who asks for time may have a proof after that,
-/// whatever another one said, and who asks for less may have it sooner.
+/// whatever another one said, and who asks for less may have it sooner. What the first of them, who told of the block, cannot
+/// bring together is to be told anew at once.
 fn sooner(known: RpcError, other: RpcError) -> RpcError {
     match (&known, &other) {
         (RpcError::Throttled { retry_after: Some(one), .. }, RpcError::Throttled { retry_after, .. })
@@ -145,7 +146,7 @@ fn sooner(known: RpcError, other: RpcError) -> RpcError {
         {
             other
         }
-        (RpcError::Throttled { .. }, _) => known,
+        (RpcError::Throttled { .. } | RpcError::Behind(_), _) => known,
         (_, RpcError::Throttled { .. }) => other,
         _ => known,
     }
@@ -316,7 +317,7 @@ impl Endpoints {
         while begun.elapsed() < MOST_WAIT {
             let Err(RpcError::Throttled { retry_after, .. }) = answer else { break };
             sleep(retry_after.unwrap_or(pause).clamp(WAIT.0, WAIT.1)).await;
-            pause *= 2;
+            pause = (pause * 2).min(WAIT.1);
             answer = self.prove(self.order(teller), doubtful, None).await;
         }
         if let Ok(Some((logs, _))) = &answer {
@@ -585,7 +586,7 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_for_time_is_waited_for_whatever_others_said() {
+    fn who_asks_for_time_is_waited_for_whatever_others_said_but_what_is_stale_is_not() {
         let throttled = |millis: Option<u64>| RpcError::Throttled {
             message: format!("{millis:?}"),
             retry_after: millis.map(Duration::from_millis),
@@ -595,7 +596,8 @@ mod tests {
         for (known, other, expected) in [
             (&invalid, &late, &late),
             (&late, &invalid, &late),
-            (&behind, &late, &late),
+            (&behind, &late, &behind),
+            (&late, &behind, &late),
             (&late, &soon, &soon),
             (&soon, &late, &soon),
             (&soon, &throttled(None), &throttled(None)),

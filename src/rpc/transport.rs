@@ -159,11 +159,11 @@ fn said(body: &[u8]) -> Option<String> {
     Some(text.chars().take(ERROR_TEXT).collect())
 }
 
-/// `Retry-After`, at most [`MAX_WAIT`]. The form with a date is not read: it needs two clocks that agree. That it may be
-/// asked at once, who has just refused does not mean.
+/// `Retry-After`, at most [`MAX_WAIT`]. The form with a date is not read: it needs two clocks that agree. A 0 is taken for a
+/// second: who has just refused does not mean at once.
 fn wait(header: &[u8]) -> Option<Duration> {
-    let seconds = str::from_utf8(header).ok()?.trim().parse().ok().filter(|seconds| *seconds > 0)?;
-    Some(Duration::from_secs(seconds).min(MAX_WAIT))
+    let seconds: u64 = str::from_utf8(header).ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds.max(1)).min(MAX_WAIT))
 }
 
 #[cfg(test)]
@@ -175,8 +175,9 @@ mod tests {
         let asked = |text: &str| wait(text.as_bytes());
         assert_eq!(asked("7"), Some(Duration::from_secs(7)));
         assert_eq!(asked("18446744073709551615"), Some(MAX_WAIT));
-        for says_nothing in ["0", "18446744073709551616", "-1", "soon", ""] {
-            assert_eq!(asked(says_nothing), None, "{says_nothing}");
+        assert_eq!(asked("0"), Some(Duration::from_secs(1)));
+        for unreadable in ["18446744073709551616", "-1", "soon", ""] {
+            assert_eq!(asked(unreadable), None, "{unreadable}");
         }
     }
 
