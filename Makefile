@@ -61,6 +61,7 @@ ONLY ?=
 .PHONY: bench
 bench: ## measure everything against bare references and write docs/benchmarks.md, some minutes; ONLY=history prints one part
 	ONLY=$(ONLY) cargo bench --locked --bench throughput
+	$(if $(ONLY),,cargo bench --locked --bench stages)
 
 .PHONY: dev
 dev: tools ## start Redis, MongoDB-wire, SQS and an EVM node; print the environment for `chaintap run`

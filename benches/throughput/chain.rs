@@ -231,7 +231,7 @@ fn word(seed: u64) -> [u8; 32] {
     word
 }
 
-/// The step of Steele, Lea and Flood's SplitMix64.
+/// The step of Steele, Lea and Flood's `SplitMix64`.
 fn splitmix(state: u64) -> u64 {
     let mut mixed = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

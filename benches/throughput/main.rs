@@ -6,6 +6,9 @@
 
 #![allow(
     missing_docs,
+    unreachable_pub,
+    clippy::disallowed_methods,
+    clippy::type_complexity,
     clippy::unwrap_used,
     clippy::panic,
     clippy::print_stdout,

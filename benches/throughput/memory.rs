@@ -1,10 +1,11 @@
 //! What is held in memory where the outside is unkind: a reader that stops, a block that is full, an answer that is huge.
 
-use std::{io::Read, time::Duration};
+use std::{io::Read, thread::sleep, time::Duration};
 
 use crate::{
+    chain::Truth,
     history::blocks,
-    measured::{Run, lines},
+    measured::{Run, ids},
     report::{Figure, Section, count},
     scene::Scene,
 };
@@ -36,13 +37,14 @@ pub fn measure() -> Section {
 fn stalled() -> Figure {
     let mut scene = Scene::new("even", blocks(), 0, AT_ONCE);
     let truth = scene.truth();
+    let mut delivered = Truth::default();
     let run = scene.listen(|output| {
         let mut first = vec![0; READ];
         output.read_exact(&mut first).unwrap();
-        std::thread::sleep(STOPS);
-        lines(&mut first.as_slice().chain(output))
+        sleep(STOPS);
+        ids(&mut first.as_slice().chain(output), &mut delivered)
     });
-    assert_eq!(run.count, truth.logs, "other logs than there are");
+    assert_eq!(delivered, truth, "other logs than there are");
     assert!(run.wall > STOPS, "it did not wait for its reader");
     bounded(&format!("the reader stops for {} s", STOPS.as_secs()), run, BASE)
 }

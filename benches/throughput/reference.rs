@@ -40,7 +40,7 @@ pub fn role(arguments: &[&str]) -> bool {
 async fn download(url: &str, blocks: u64, at_once: usize, parse: bool) -> u64 {
     // The client is built with TLS whether or not it is used.
     rustls::crypto::ring::default_provider().install_default().unwrap();
-    let client = reqwest::Client::builder().timeout(Duration::from_secs(60)).build().unwrap();
+    let client = reqwest::Client::builder().timeout(Duration::from_mins(1)).build().unwrap();
     let ranges = (FIRST..FIRST + blocks).step_by(usize::try_from(BATCH).unwrap());
     let requests = ranges.map(|from| {
         let client = client.clone();

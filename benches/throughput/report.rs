@@ -136,7 +136,7 @@ fn machine() -> String {
 
 const WIDTH: u32 = 860;
 const LABELS: i32 = 280;
-const ROOM: f64 = 470.0;
+const ROOM: f64 = 440.0;
 const STEP: i32 = 30;
 const BAR: i32 = 18;
 const MARGIN: i32 = 16;
@@ -150,7 +150,7 @@ fn draw(plot: &Plot, path: &Path) {
     let canvas = SVGBackend::new(path, (WIDTH, height.unsigned_abs())).into_drawing_area();
     canvas.fill(&WHITE).unwrap();
     let most = plot.bars.iter().map(|(_, value)| *value).fold(f64::MIN_POSITIVE, f64::max);
-    let ink = TextStyle::from(("sans-serif", 14).into_font()).color(&INK);
+    let ink = TextStyle::from(("sans-serif", 16).into_font()).color(&INK);
     for (index, (label, value)) in plot.bars.iter().enumerate() {
         let top = MARGIN + STEP * i32::try_from(index).unwrap() + (STEP - BAR) / 2;
         let right = LABELS + (ROOM * value / most) as i32;

@@ -38,7 +38,7 @@ impl Scene {
     /// A chain of this shape (see [`Shape`](crate::chain::Shape)), whose node answers after so many milliseconds; nobody asks for more than so many ranges at
     /// once.
     pub fn new(shape: &str, blocks: u64, latency: u64, at_once: usize) -> Self {
-        assert!(at_once % GROWTH == 0, "the listener can be held to multiples of {GROWTH} alone");
+        assert!(at_once.is_multiple_of(GROWTH), "the listener can be held to multiples of {GROWTH} alone");
         let node = Server::start(&["node", &blocks.to_string(), &latency.to_string(), shape]);
         Self { node, blocks, at_once, tokens: Vec::new(), settings: Vec::new() }
     }
