@@ -1,10 +1,11 @@
 //! What a log and a range cost at each stage, alone (`cargo bench --bench stages`).
 //!
-//! Parsing and decoding are the listener's own where they can be reached from outside; beside them stands what alloy takes
-//! for the same, which is what [`docs/benchmarks.md`] calls (b).
+//! Beside what the listener does stands what alloy takes for the same: parsing into its own type is most of what
+//! `docs/benchmarks.md` calls (b).
 
 #![allow(
     missing_docs,
+    unreachable_pub,
     clippy::unwrap_used,
     clippy::panic,
     clippy::indexing_slicing,
@@ -12,7 +13,7 @@
 )]
 
 #[path = "throughput/chain.rs"]
-#[allow(dead_code, reason = "the node asks more of it")]
+#[expect(dead_code, reason = "the node asks more of it")]
 mod chain;
 
 use std::{collections::HashSet, hint::black_box, sync::Arc};
@@ -95,8 +96,8 @@ struct Deliveries {
 impl Deliveries {
     fn new(store: Embedded) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(store.init(Start::At(0))).unwrap();
-        Self { runtime, store: Arc::new(store), next: 0 }
+        runtime.block_on(store.init(Start::At(1))).unwrap();
+        Self { runtime, store: Arc::new(store), next: 1 }
     }
 
     fn claim(&self) -> Grant {
@@ -108,12 +109,12 @@ impl Deliveries {
     }
 
     fn commit(&mut self, grant: &Grant) {
-        let hash = |number: u64| B256::from(U256::from(number + 1));
+        let hash = |number: u64| B256::from(U256::from(number));
         let commit = FinalCommit {
             range: grant.range,
             epoch: grant.epoch,
             sealed: grant.sealed,
-            parent: hash(grant.range.from.wrapping_sub(1)),
+            parent: hash(grant.range.from - 1),
             hash: hash(grant.range.to),
             confirmed: Vec::new(),
             filter_version: grant.filter_version,

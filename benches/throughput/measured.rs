@@ -168,7 +168,7 @@ pub fn listener(home: &Path, environment: &[(&str, String)]) -> Command {
     command
 }
 
-/// The listener's program as it is released; `CHAINTAP_BINARY` names another one.
+/// The listener's program: `CHAINTAP_BINARY`, which `make bench` builds as it is released, or the one beside this.
 pub fn binary() -> std::path::PathBuf {
     std::env::var_os("CHAINTAP_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_chaintap").into()).into()
 }
