@@ -19,30 +19,43 @@
     reason = "a program of measurements ends where anything is wrong, and its figures have few digits"
 )]
 
+mod arrivals;
 mod chain;
+mod growing;
 mod growth;
 mod history;
+mod idle;
+mod latency;
+mod listening;
 mod measured;
 mod memory;
 mod node;
+mod queue;
+mod redis;
 mod reference;
 mod report;
 mod scene;
+mod servers;
 mod size;
+mod stub;
 mod tokens;
 
 use report::Section;
 
 /// What there is to measure, in the order of the page.
-const SECTIONS: [(&str, fn() -> Section); 5] = [
+const SECTIONS: [(&str, fn() -> Section); 9] = [
     ("history", history::measure),
     ("tokens", tokens::measure),
     ("growth", growth::measure),
     ("memory", memory::measure),
+    ("queue", queue::measure),
+    ("latency", latency::measure),
+    ("redis", redis::measure),
+    ("idle", idle::measure),
     ("size", size::measure),
 ];
 /// What else the program is started as, by itself.
-const ROLES: [fn(&[&str]) -> bool; 2] = [node::role, reference::role];
+const ROLES: [fn(&[&str]) -> bool; 4] = [node::role, reference::role, queue::role, latency::role];
 
 fn main() {
     // `cargo bench` adds the flag.
