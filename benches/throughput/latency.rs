@@ -27,7 +27,7 @@ const LOGS: usize = 100;
 const BLOCKS: u64 = 60;
 const WARM_UP: u64 = 5;
 /// Milliseconds between the end of one block and the next head: of no common measure with any clock of the listener.
-const PAUSE: std::ops::Range<u64> = 60..140;
+const PAUSE: std::ops::Range<u64> = 30..70;
 /// Blocks of history: more than anyone downloads during a turn.
 const HISTORY: u64 = 400_000;
 /// Requests for history at once, to begin with; the listener asks for up to four times as many.
@@ -173,10 +173,11 @@ pub fn measure() -> Section {
     Section {
         title: "New blocks".into(),
         says: format!(
-            "Blocks of {LOGS} transfers, told over a WebSocket, each 0.1 s after the one before was delivered. From the \
+            "Blocks of {LOGS} transfers, told over a WebSocket, each some {} ms after the one before was delivered. From the \
              sending of the head to the last event's arrival at the sink, less the time in which the node worked on its \
              answers. {BLOCKS} blocks a turn behind {WARM_UP} that are not counted, {TURNS} turns ({} with WAITAOF), state \
              in Redis {}. Each block arrived whole and once.",
+            u64::midpoint(PAUSE.start, PAUSE.end),
             WAITAOF.turns,
             Redis::start(&[]).info("redis_version"),
         ),
