@@ -55,6 +55,17 @@ mutants: ## plant faults in the pipeline and in the store's model, one at a time
 blackbox: tools ## every fault at once against the real binary, CHAINTAP_BLACKBOX_MINUTES (15) for each of five stores, two at a time
 	CHAINTAP_BLACKBOX_MINUTES=$${CHAINTAP_BLACKBOX_MINUTES:-15} nice cargo test --locked --test black_box -- --nocapture --test-threads=2
 
+ONLY ?=
+
+# With ONLY the figures are printed alone. Nothing else should run on the machine meanwhile. What is measured is built
+# apart: beside a bench its dependencies have what tests need of them, such as a clock that can be paused.
+.PHONY: bench
+bench: ## measure everything against bare references and write docs/benchmarks.md, some minutes; ONLY=history prints one part
+	cargo build --locked --release
+	install -D target/release/chaintap target/released/chaintap
+	ONLY=$(ONLY) CHAINTAP_BINARY=$(CURDIR)/target/released/chaintap cargo bench --locked --bench throughput
+	$(if $(ONLY),,cargo bench --locked --bench stages)
+
 .PHONY: dev
 dev: tools ## start Redis, MongoDB-wire, SQS and an EVM node; print the environment for `chaintap run`
 	@tests/support/dev.sh start
