@@ -26,6 +26,8 @@ pub struct Listener {
     pub start_block: Option<u64>,
     /// The event as the ABI states it.
     pub event: AbiEvent,
+    /// Its name, shared by all that is decoded by it.
+    pub event_name: Arc<str>,
     /// Keccak-256 of its signature.
     pub topic0: B256,
     /// The handler's name.
@@ -48,6 +50,7 @@ impl Listener {
             address,
             start_block: None,
             topic0: event.selector(),
+            event_name: event.name.as_str().into(),
             event,
             handler: "handleTransferEvent".into(),
             target: SinkTarget::Stdout,

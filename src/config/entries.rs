@@ -216,7 +216,19 @@ impl Reader<'_> {
         }
         seen.push((topic0, Arc::clone(&handler)));
         let (contract, address, start_block) = (Arc::clone(&entry.name), entry.address, entry.start_block);
-        let listener = Listener { contract, address, start_block, event, topic0, handler, target, token_filter, shape };
+        let event_name = event.name.as_str().into();
+        let listener = Listener {
+            contract,
+            address,
+            start_block,
+            event,
+            event_name,
+            topic0,
+            handler,
+            target,
+            token_filter,
+            shape,
+        };
         Some((name.span(), listener))
     }
 

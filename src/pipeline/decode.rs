@@ -14,7 +14,7 @@ use alloy::{
 
 use super::extent;
 use crate::{
-    config::{Listener, Registry, Shape},
+    config::{Listener, Registry, Shape, SinkTarget},
     domain::{Args, Event, RawLog},
     sinks::args_json,
 };
@@ -64,16 +64,18 @@ pub(super) struct Undecodable {
 /// Decodes logs by every entry that matches; for one sink the first entry in the file wins (contract §7).
 #[must_use]
 pub(super) fn events(registry: &Registry, logs: Vec<RawLog>) -> Decoded {
-    let mut decoded = Decoded::default();
+    let mut decoded = Decoded { candidates: Vec::with_capacity(logs.len()), ..Decoded::default() };
+    let mut served = Vec::new();
     for log in logs {
-        decode_one(registry, log, &mut decoded);
+        served.clear();
+        decode_one(registry, log, &mut served, &mut decoded);
     }
     decoded
 }
 
-fn decode_one(registry: &Registry, log: RawLog, decoded: &mut Decoded) {
+/// Decodes one log; `served` are the sinks that have an event of it.
+fn decode_one<'a>(registry: &'a Registry, log: RawLog, served: &mut Vec<&'a SinkTarget>, decoded: &mut Decoded) {
     let Some(topic0) = log.topics.first() else { return };
-    let mut served = Vec::new();
     let mut refused = None;
     for listener in registry.candidates(log.address, *topic0, log.block.number) {
         if served.contains(&&listener.target) {
@@ -144,7 +146,7 @@ fn candidate(listener: &Listener, log: &RawLog, args: Args) -> Candidate {
         log_index: log.log_index,
         address: log.address,
         contract: listener.contract.clone(),
-        name: listener.event.name.as_str().into(),
+        name: listener.event_name.clone(),
         handler: listener.handler.clone(),
         args,
         token: None,
@@ -161,7 +163,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{config::SinkTarget, domain::BlockRef};
+    use crate::domain::BlockRef;
 
     const TOKEN: Address = Address::repeat_byte(0x11);
     const FROM: Address = Address::repeat_byte(0x22);

@@ -21,8 +21,8 @@ use alloy::{
 };
 
 use super::{
+    checksum::Checksummed,
     json::{Object, quote},
-    message::eip55,
 };
 
 /// The widest integer, in bits, that every JSON reader takes as an exact number; doubles hold 53.
@@ -50,7 +50,7 @@ fn write_object<'a>(out: &mut String, members: impl Iterator<Item = (&'a str, &'
     let mut object = Object::open(out);
     for (position, (name, components, value)) in members.enumerate() {
         let name = unique(name, position, &taken);
-        write_value(object.member(&name), components, value);
+        write_value(object.named(&name), components, value);
         taken.push(name);
     }
     object.close();
@@ -74,7 +74,7 @@ fn write_value(out: &mut String, components: &[Param], value: &DynSolValue) {
         DynSolValue::Bool(value) => out.push_str(if *value { "true" } else { "false" }),
         DynSolValue::Int(value, bits) => write_integer(out, &value.to_string(), *bits),
         DynSolValue::Uint(value, bits) => write_integer(out, &value.to_string(), *bits),
-        DynSolValue::Address(value) => quote(out, &eip55(*value)),
+        DynSolValue::Address(value) => quote(out, Checksummed::of(*value).as_str()),
         DynSolValue::FixedBytes(word, size) => write_bytes(out, word.get(..*size).unwrap_or(word.as_slice())),
         DynSolValue::Function(value) => write_bytes(out, value.as_slice()),
         DynSolValue::Bytes(value) => write_bytes(out, value),

@@ -3,7 +3,18 @@
 //! The message is ASCII (contract §8) and its building cannot fail, so it is written here, member by member, instead of
 //! through a serialiser. Not for reading JSON.
 
-/// An object being written; one is open at a time in a string, nested ones go into [`member`](Self::member).
+use alloy::{hex, primitives::B256};
+
+/// The beginning of a member whose name stands in this program, and so needs no escaping.
+macro_rules! key {
+    ($name:literal) => {
+        concat!(",\"", $name, "\":")
+    };
+}
+pub(super) use key;
+
+/// An object being written; one is open at a time in a string, nested ones go into [`member`](Self::member). Its methods
+/// take a [`key!`], which is written in one piece: a message has twenty members, and there are millions of messages.
 pub(super) struct Object<'a> {
     out: &'a mut String,
     empty: bool,
@@ -15,8 +26,8 @@ impl<'a> Object<'a> {
         Self { out, empty: true }
     }
 
-    /// Begins a member; the caller writes its value into what is returned.
-    pub(super) fn member(&mut self, name: &str) -> &mut String {
+    /// Begins a member of any name; the caller writes its value into what is returned.
+    pub(super) fn named(&mut self, name: &str) -> &mut String {
         if !self.empty {
             self.out.push(',');
         }
@@ -26,13 +37,30 @@ impl<'a> Object<'a> {
         self.out
     }
 
-    pub(super) fn text(&mut self, name: &str, value: &str) {
-        quote(self.member(name), value);
+    /// Begins a member; the caller writes its value into what is returned.
+    pub(super) fn member(&mut self, key: &'static str) -> &mut String {
+        let comma = usize::from(self.empty);
+        self.empty = false;
+        self.out.push_str(key.get(comma..).unwrap_or_default());
+        self.out
     }
 
-    pub(super) fn number(&mut self, name: &str, value: u64) {
-        let out = self.member(name);
-        out.push_str(&value.to_string());
+    pub(super) fn text(&mut self, key: &'static str, value: &str) {
+        quote(self.member(key), value);
+    }
+
+    /// A text in which nothing is to be escaped: digits, letters and colons.
+    pub(super) fn plain(&mut self, key: &'static str, value: &str) {
+        unescaped(self.member(key), value);
+    }
+
+    /// 32 bytes as `0x` and lower-case hex.
+    pub(super) fn word(&mut self, key: &'static str, value: B256) {
+        self.plain(key, hex::Buffer::<32, true>::new().format(&value));
+    }
+
+    pub(super) fn number(&mut self, key: &'static str, value: u64) {
+        self.member(key).push_str(itoa::Buffer::new().format(value));
     }
 
     pub(super) fn close(self) {
@@ -40,15 +68,18 @@ impl<'a> Object<'a> {
     }
 }
 
+fn unescaped(out: &mut String, text: &str) {
+    out.push('"');
+    out.push_str(text);
+    out.push('"');
+}
+
 /// Writes `text` as a JSON string.
 pub(super) fn quote(out: &mut String, text: &str) {
-    out.push('"');
-    // Nearly all of a message is hex and names.
     if text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\') {
-        out.push_str(text);
-        out.push('"');
-        return;
+        return unescaped(out, text);
     }
+    out.push('"');
     for character in text.chars() {
         match character {
             '"' => out.push_str("\\\""),
@@ -114,9 +145,9 @@ mod tests {
     fn members_are_separated_and_nested_objects_are_closed() {
         let mut json = String::new();
         let mut object = Object::open(&mut json);
-        object.text("a", "x\"y");
-        Object::open(object.member("b")).close();
-        object.number("c", 7);
+        object.text(key!("a"), "x\"y");
+        Object::open(object.named("b")).close();
+        object.number(key!("c"), 7);
         object.close();
         assert_eq!(json, r#"{"a":"x\"y","b":{},"c":7}"#);
     }

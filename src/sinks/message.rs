@@ -4,6 +4,8 @@
 //! nothing in it varies between attempts, replicas or providers, so that sending it twice is sending the same bytes
 //! twice. Handing it over is the sinks' work.
 
+use std::sync::Arc;
+
 use alloy::{
     hex,
     primitives::{Address, B256},
@@ -11,7 +13,10 @@ use alloy::{
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
-use super::json::{Object, copy_ascii};
+use super::{
+    checksum::Checksummed,
+    json::{Object, copy_ascii, key},
+};
 use crate::{
     domain::{Args, Event, Token},
     mutants::{Mutant, planted},
@@ -31,11 +36,11 @@ pub struct Message {
     /// Higher for a later state of the same id.
     pub version: u64,
     /// The event's name, e.g. `Transfer`; of a retraction `TransferRetracted`.
-    pub event_type: String,
+    pub event_type: Arc<str>,
     /// The chain's id.
     pub chain_id: u64,
     /// EIP-55 address of the emitting contract.
-    pub contract_address: String,
+    pub contract_address: Checksummed,
     /// The JSON object, ASCII, without line breaks.
     pub body: String,
 }
@@ -44,14 +49,14 @@ impl Message {
     /// The message that applies `event` under `epoch`: version `2 * epoch + 1` (protocol §2).
     #[must_use]
     pub fn apply(event: &Event, chain_id: u64, epoch: u64) -> Self {
-        Self::compose(event, event.name.to_string(), chain_id, epoch.saturating_mul(2).saturating_add(1))
+        Self::compose(event, event.name.clone(), chain_id, epoch.saturating_mul(2).saturating_add(1))
     }
 
     /// The message that takes `event` back, because its block left the chain at the rewind to `epoch`: version
     /// `2 * epoch`, above everything that was said of it before and below what may be said of it after (protocol §2).
     #[must_use]
     pub fn retract(event: &Event, chain_id: u64, epoch: u64) -> Self {
-        Self::compose(event, format!("{}Retracted", event.name), chain_id, epoch.saturating_mul(2))
+        Self::compose(event, format!("{}Retracted", event.name).into(), chain_id, epoch.saturating_mul(2))
     }
 
     /// The id of everything that is said of one log (protocol §2): the same in every life of its block.
@@ -60,14 +65,14 @@ impl Message {
         format!("{chain_id}:{block_hash}:{log_index}")
     }
 
-    fn compose(event: &Event, event_type: String, chain_id: u64, version: u64) -> Self {
+    fn compose(event: &Event, event_type: Arc<str>, chain_id: u64, version: u64) -> Self {
         let home = if planted(Mutant::IdWithoutBlock) { event.transaction_hash } else { event.block.hash };
         let mut message = Self {
             id: Self::id_of(chain_id, home, event.log_index),
             version,
             event_type,
             chain_id,
-            contract_address: eip55(event.address),
+            contract_address: Checksummed::of(event.address),
             body: String::with_capacity(USUAL_BODY_BYTES),
         };
         let mut body = std::mem::take(&mut message.body);
@@ -85,9 +90,9 @@ impl Message {
         Ok(Self {
             id: head.id,
             version: head.version,
-            event_type: head.event_type,
+            event_type: head.event_type.into(),
             chain_id: head.chain_id,
-            contract_address: head.contract_address,
+            contract_address: Checksummed::of(head.contract_address),
             body: body.to_owned(),
         })
     }
@@ -106,22 +111,22 @@ impl Message {
 
     fn write_body(&self, event: &Event, out: &mut String) {
         let mut body = Object::open(out);
-        body.text("eventType", &self.event_type);
-        body.text("contractAddress", &self.contract_address);
-        body.number("chainId", self.chain_id);
-        body.text("transactionHash", &event.transaction_hash.to_string());
-        write_events(event, body.member("events"));
-        body.text("id", &self.id);
-        body.number("version", self.version);
-        body.number("schemaVersion", SCHEMA_VERSION);
-        body.number("blockNumber", event.block.number);
-        body.text("blockHash", &event.block.hash.to_string());
-        body.number("blockTimestamp", event.timestamp);
-        body.number("transactionIndex", event.transaction_index);
-        body.number("logIndex", event.log_index);
-        body.text("contract", &event.contract);
+        body.text(key!("eventType"), &self.event_type);
+        body.plain(key!("contractAddress"), self.contract_address.as_str());
+        body.number(key!("chainId"), self.chain_id);
+        body.word(key!("transactionHash"), event.transaction_hash);
+        write_events(event, body.member(key!("events")));
+        body.plain(key!("id"), &self.id);
+        body.number(key!("version"), self.version);
+        body.number(key!("schemaVersion"), SCHEMA_VERSION);
+        body.number(key!("blockNumber"), event.block.number);
+        body.word(key!("blockHash"), event.block.hash);
+        body.number(key!("blockTimestamp"), event.timestamp);
+        body.number(key!("transactionIndex"), event.transaction_index);
+        body.number(key!("logIndex"), event.log_index);
+        body.text(key!("contract"), &event.contract);
         if let Some(token) = &event.token {
-            write_token(token, body.member("token"));
+            write_token(token, body.member(key!("token")));
         }
         body.close();
     }
@@ -132,7 +137,7 @@ impl Message {
 #[serde(rename_all = "camelCase")]
 struct Head {
     event_type: String,
-    contract_address: String,
+    contract_address: Address,
     chain_id: u64,
     id: String,
     version: u64,
@@ -143,20 +148,15 @@ struct Head {
 #[error("not a message: {0}")]
 pub struct NotAMessage(String);
 
-/// Checksummed by EIP-55, without the chain (EIP-1191 is not widely read).
-pub(super) fn eip55(address: Address) -> String {
-    address.to_checksum(None)
-}
-
 fn write_events(event: &Event, out: &mut String) {
     let mut events = Object::open(out);
-    let out = events.member(&event.name);
+    let out = events.named(&event.name);
     match &event.args {
         Args::Transfer { from, to, value } => {
             let mut args = Object::open(out);
-            args.text("from", &eip55(*from));
-            args.text("to", &eip55(*to));
-            args.text("value", &value.to_string());
+            args.plain(key!("from"), Checksummed::of(*from).as_str());
+            args.plain(key!("to"), Checksummed::of(*to).as_str());
+            args.plain(key!("value"), &value.to_string());
             args.close();
         }
         Args::Json(args) => copy_ascii(out, args),
@@ -166,16 +166,14 @@ fn write_events(event: &Event, out: &mut String) {
 
 fn write_token(token: &Token, out: &mut String) {
     let mut object = Object::open(out);
-    object.text("symbol", &token.symbol);
-    object.number("decimals", token.decimals.into());
-    object.text("name", &token.name);
+    object.text(key!("symbol"), &token.symbol);
+    object.number(key!("decimals"), token.decimals.into());
+    object.text(key!("name"), &token.name);
     object.close();
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use alloy::primitives::{U256, address, b256};
 
     use super::*;

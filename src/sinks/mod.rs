@@ -6,6 +6,7 @@ use async_trait::async_trait;
 
 mod arguments;
 mod batches;
+mod checksum;
 mod json;
 pub mod message;
 pub mod sqs;
@@ -13,6 +14,7 @@ mod sqs_faults;
 pub mod stdout;
 
 pub use arguments::args_json;
+pub use checksum::Checksummed;
 pub use message::Message;
 
 /// The fate of one message after one call of [`Sink::send`].

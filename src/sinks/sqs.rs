@@ -8,7 +8,7 @@
 //! Large payloads are not put elsewhere (no claim check): what the queue cannot take is refused, and the pipeline keeps
 //! it among the dead letters.
 
-use std::{ops::ControlFlow, time::Duration};
+use std::{borrow::Cow, ops::ControlFlow, time::Duration};
 
 use async_trait::async_trait;
 use aws_config::BehaviorVersion;
@@ -156,12 +156,12 @@ impl Sink for SqsSink {
 
     async fn send(&self, pending: &[Message]) -> Vec<Outcome> {
         let last_start = Instant::now() + self.patience / 2;
-        let largest = pending.iter().map(size).max().unwrap_or_default();
-        let limits = match self.limits(largest).await {
+        let sizes: Vec<usize> = pending.iter().map(size).collect();
+        let limits = match self.limits(sizes.iter().copied().max().unwrap_or_default()).await {
             Ok(limits) => limits,
             Err(fault) => return vec![retry(fault); pending.len()],
         };
-        let mut call = Call::new(pending, limits);
+        let mut call = Call::new(pending, &sizes, limits);
         while Instant::now() <= last_start {
             let (batch, messages) = call.next_batch();
             if batch.is_empty() {
@@ -198,12 +198,11 @@ struct Call<'a> {
 
 impl<'a> Call<'a> {
     /// Nothing is sent yet; what is too large for the queue is refused already, and the rest goes on.
-    fn new(pending: &'a [Message], limits: Limits) -> Self {
+    fn new(pending: &'a [Message], sizes: &[usize], limits: Limits) -> Self {
         let outcomes = vec![Outcome::Held; pending.len()];
         let batches = Batches::new(MAX_ENTRIES, limits.max_bytes.min(MAX_BATCH_BYTES));
         let mut call = Self { pending, outcomes, batches };
-        for (position, message) in pending.iter().enumerate() {
-            let size = size(message);
+        for (position, (message, &size)) in pending.iter().zip(sizes).enumerate() {
             if size > limits.max_bytes {
                 let reason = format!("too large: {size} bytes, limit {}", limits.max_bytes);
                 call.conclude(position, Outcome::Refused(reason));
@@ -268,12 +267,12 @@ async fn client(access: &AwsAccess) -> Client {
 }
 
 /// Name and value of each attribute (contract §8).
-fn attributes(message: &Message) -> [(&'static str, String); 4] {
+fn attributes(message: &Message) -> [(&'static str, Cow<'_, str>); 4] {
     [
-        ("eventType", message.event_type.clone()),
-        ("chainId", message.chain_id.to_string()),
-        ("contractAddress", message.contract_address.clone()),
-        ("id", message.id.clone()),
+        ("eventType", Cow::Borrowed(&*message.event_type)),
+        ("chainId", Cow::Owned(message.chain_id.to_string())),
+        ("contractAddress", Cow::Borrowed(message.contract_address.as_str())),
+        ("id", Cow::Borrowed(&message.id)),
     ]
 }
 

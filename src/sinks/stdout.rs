@@ -19,8 +19,8 @@ use tokio::{
 
 use super::{Message, Outcome, Sink, SinkError};
 
-/// Bytes gathered before they are written; bounds what a call holds besides its messages.
-const CHUNK_BYTES: usize = 64 << 10;
+/// Bytes of whole lines gathered before they are written; bounds what a call holds besides its messages.
+const PIECE_BYTES: usize = 256 << 10;
 
 /// Why nothing can be written any more.
 const CLOSED: &str = "standard output is closed";
@@ -28,8 +28,10 @@ const CLOSED: &str = "standard output is closed";
 /// Writes each message as a line.
 #[derive(Debug)]
 pub struct StdoutSink<W> {
-    /// Held for a whole call, so that lines of concurrent calls never mix.
+    /// Held for whole lines, so that those of concurrent calls never mix.
     writer: Mutex<Lines<W>>,
+    /// Held for a call of more than one piece: such calls end one by one, and all make progress beside a slow reader.
+    long_call: Mutex<()>,
     closed: AtomicBool,
     patience: Duration,
 }
@@ -53,30 +55,33 @@ impl<W: AsyncWrite + Unpin + Send> StdoutSink<W> {
     /// The sink on any writer. A call gives up after `patience`.
     #[must_use]
     pub fn writing_to(out: W, patience: Duration) -> Self {
-        Self { writer: Mutex::new(Lines { out, torn: false }), closed: AtomicBool::new(false), patience }
+        let writer = Mutex::new(Lines { out, torn: false });
+        Self { writer, long_call: Mutex::default(), closed: AtomicBool::new(false), patience }
     }
 
+    /// Writes in pieces, between which a short call may write: a new block waits for a piece of history, not for all of it.
     async fn write(&self, messages: &[Message]) -> std::io::Result<()> {
-        self.writer.lock().await.write(messages).await
+        let bytes: usize = messages.iter().map(|message| message.body.len() + 1).sum();
+        let _turn = if bytes > PIECE_BYTES { Some(self.long_call.lock().await) } else { None };
+        let mut piece = Vec::with_capacity(bytes.min(PIECE_BYTES));
+        for message in messages {
+            piece.extend_from_slice(message.body.as_bytes());
+            piece.push(b'\n');
+            if piece.len() >= PIECE_BYTES {
+                self.writer.lock().await.write(&piece).await?;
+                piece.clear();
+            }
+        }
+        self.writer.lock().await.write(&piece).await
     }
 }
 
 impl<W: AsyncWrite + Unpin> Lines<W> {
-    async fn write(&mut self, messages: &[Message]) -> std::io::Result<()> {
-        let mut chunk = Vec::with_capacity(CHUNK_BYTES);
-        if self.torn {
-            chunk.push(b'\n');
+    async fn write(&mut self, lines: &[u8]) -> std::io::Result<()> {
+        if std::mem::replace(&mut self.torn, true) {
+            self.out.write_all(b"\n").await?;
         }
-        self.torn = true;
-        for message in messages {
-            chunk.extend_from_slice(message.body.as_bytes());
-            chunk.push(b'\n');
-            if chunk.len() >= CHUNK_BYTES {
-                self.out.write_all(&chunk).await?;
-                chunk.clear();
-            }
-        }
-        self.out.write_all(&chunk).await?;
+        self.out.write_all(lines).await?;
         self.out.flush().await?;
         self.torn = false;
         Ok(())
@@ -119,9 +124,11 @@ mod tests {
         task::{Context, Poll},
     };
 
+    use alloy::primitives::Address;
     use tokio::io::{AsyncReadExt, duplex};
 
     use super::*;
+    use crate::sinks::Checksummed;
 
     const PATIENCE: Duration = Duration::from_millis(200);
 
@@ -129,9 +136,9 @@ mod tests {
         Message {
             id: body.to_owned(),
             version: 1,
-            event_type: "Transfer".to_owned(),
+            event_type: "Transfer".into(),
             chain_id: 1,
-            contract_address: "0x".to_owned(),
+            contract_address: Checksummed::of(Address::ZERO),
             body: body.to_owned(),
         }
     }
@@ -196,6 +203,40 @@ mod tests {
         let text = read.await.unwrap();
         assert_eq!(text.lines().count(), 80);
         assert!(text.lines().all(|line| line.len() == 50 && line.chars().all(|c| line.starts_with(c))));
+    }
+
+    #[tokio::test]
+    async fn long_calls_end_one_by_one_and_a_short_one_waits_for_a_piece_of_them() {
+        let (out, mut reader) = duplex(4 << 10);
+        let sink = Arc::new(StdoutSink::writing_to(out, Duration::from_mins(1)));
+        let line = |letter: &str| message(&letter.repeat(PIECE_BYTES / 4));
+        let long: Vec<_> = ["a", "b", "c"]
+            .map(|letter| {
+                let (sink, lines) = (Arc::clone(&sink), vec![line(letter); 20]);
+                tokio::spawn(async move { sink.send(&lines).await })
+            })
+            .into();
+        let mut text = vec![0; PIECE_BYTES / 4];
+        // One of them has begun.
+        reader.read_exact(&mut text).await.unwrap();
+        let short = tokio::spawn({
+            let sink = Arc::clone(&sink);
+            async move { sink.send(&[message("short")]).await }
+        });
+        tokio::task::yield_now().await;
+        drop(sink);
+        let mut rest = String::new();
+        reader.read_to_string(&mut rest).await.unwrap();
+        let lines: Vec<char> = rest.lines().filter_map(|line| line.chars().next()).collect();
+        let at = lines.iter().position(|first| *first == 's').unwrap();
+        assert!(at <= 9, "before it came {at} lines; a piece is four or five");
+        let mut order: Vec<char> = lines.into_iter().filter(|first| *first != 's').collect();
+        assert_eq!(order.len(), 59, "the first line was read before");
+        order.dedup();
+        assert_eq!(order.len(), 3, "{order:?}");
+        for call in long.into_iter().chain([short]) {
+            assert!(call.await.unwrap().iter().all(|outcome| *outcome == Outcome::Acknowledged));
+        }
     }
 
     #[tokio::test]
