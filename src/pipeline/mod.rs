@@ -178,11 +178,12 @@ async fn one_block(
 /// Blocks that are final: by number, in parts as large as the provider bears, committed as one.
 async fn final_range(ctx: &Context, track: Track, claim: &Claim, filter: &Filter) -> Result<(), StageError> {
     let BlockRange { from, to } = claim.grant.range;
+    let asked = filter.of_history(ctx);
     let confirmed = fetch::confirm(ctx, &claim.grant.live).await?;
     let (mut next, mut events) = (from, 0);
     let (mut first, mut before): (Option<Header>, Option<Header>) = (None, None);
     loop {
-        let (part, answer) = timed("fetch", fetch::part(ctx, &ctx.log_filter, next, to)).await?;
+        let (part, answer) = timed("fetch", fetch::part(ctx, &asked, next, to)).await?;
         let first = *first.get_or_insert(answer.first);
         if before.replace(answer.last).is_some_and(|before| before.hash != answer.first.parent) {
             return Err(RpcError::Invalid("two parts of a final range that are not one chain".into()).into());
@@ -202,6 +203,7 @@ async fn final_range(ctx: &Context, track: Track, claim: &Claim, filter: &Filter
 fn wanted(ctx: &Context, filter: &Filter, logs: Vec<RawLog>) -> Wanted {
     metrics::logs_received(logs.len() as u64);
     let begun = Instant::now();
+    let logs = filter::by_address(filter, &ctx.registry, logs);
     let decoded = decode::events(&ctx.registry, logs);
     metrics::stage_seconds("decode", begun.elapsed().as_secs_f64());
     for (reason, count) in &decoded.rejected {

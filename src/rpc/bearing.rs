@@ -245,9 +245,8 @@ impl Bearing {
                 Some(_) => return Err(RpcError::Behind(format!("the blocks {range} changed while they were read"))),
             }
         }
-        let mut whole = whole.ok_or_else(|| RpcError::Fatal("nothing was asked for".to_owned()))?;
-        whole.logs.sort_by_key(|log| (log.block.number, log.log_index));
-        Ok(whole)
+        let whole = whole.ok_or_else(|| RpcError::Fatal("nothing was asked for".to_owned()))?;
+        Ok(RangeLogs { logs: node.merged(whole.logs)?, ..whole })
     }
 
     /// The logs of one block, of all lists of addresses.
@@ -263,8 +262,7 @@ impl Bearing {
             self.charge(rounds + place);
             logs.extend(node.block_logs(block, timestamp, list).await?);
         }
-        logs.sort_by_key(|log| log.log_index);
-        Ok(logs)
+        node.merged(logs)
     }
 
     /// The first request had its turn; each other one is charged.

@@ -18,7 +18,7 @@ use alloy::{
         ws::{WebSocketConfig, WsConnect},
     },
 };
-use serde_json::{Value, json};
+use serde_json::{Value, json, value::RawValue};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
@@ -227,7 +227,7 @@ impl Node {
         let bounds = json!({ "fromBlock": U64::from(range.from), "toBlock": U64::from(range.to) });
         let (first_at, last_at) = (At::Number(range.from), At::Number(range.to));
         let mut batch = self.rpc.new_batch();
-        let logs = add::<Vec<WireLog>>(&mut batch, "eth_getLogs", &json!([log_query(filter, &bounds)]))?;
+        let logs = add::<Box<RawValue>>(&mut batch, "eth_getLogs", &json!([log_query(filter, &bounds)]))?;
         let first = add_header(&mut batch, first_at)?;
         let last = add_header(&mut batch, last_at)?;
         self.send("eth_getLogs", batch).await?;
@@ -237,11 +237,8 @@ impl Node {
             return Err(RpcError::Behind(format!("the node lacks an end of the range {range}")));
         };
         let (first, last) = (check_header(first, first_at)?, check_header(last, last_at)?);
-        let logs = self.numbered(logs)?;
-        let told = logs.len();
-        let checked = self.counted(wire::range_logs(logs, range, filter))?;
-        self.count_duplicates(told - checked.len());
-        self.note_round_number(told, range);
+        let checked = self.of_range(&logs, range, filter)?;
+        drop(logs);
         let logs = self.with_timestamps(checked).await?;
         let strange = logs
             .iter()
@@ -252,12 +249,28 @@ impl Node {
         Ok(RangeLogs { logs, first, last })
     }
 
+    /// The logs of a range as the node states them, read and checked.
+    fn of_range(&self, json: &RawValue, range: BlockRange, filter: &LogFilter) -> Result<Vec<wire::Checked>, RpcError> {
+        let unread = |error| self.classify(TransportError::deser_err(error, json.get()));
+        let logs = self.numbered(serde_json::from_str(json.get()).map_err(unread)?)?;
+        let told = logs.len();
+        let checked = self.counted(wire::range_logs(logs, range, filter))?;
+        self.count_duplicates(told - checked.len());
+        self.note_round_number(told, range);
+        Ok(checked)
+    }
+
     /// The logs, each with its place in its block.
     fn numbered(&self, mut logs: Vec<WireLog>) -> Result<Vec<WireLog>, RpcError> {
         if self.log_index == LogIndex::Transaction {
             wire::number_by_transaction(&mut logs)?;
         }
         Ok(logs)
+    }
+
+    /// The logs of several lists of addresses.
+    pub(super) fn merged(&self, logs: Vec<RawLog>) -> Result<Vec<RawLog>, RpcError> {
+        self.counted(wire::merged(logs))
     }
 
     fn counted<R>(&self, checked: Result<R, RpcError>) -> Result<R, RpcError> {

@@ -176,6 +176,21 @@ pub(super) fn range_logs(logs: Vec<WireLog>, range: BlockRange, filter: &LogFilt
     Ok(checked)
 }
 
+/// The logs of several answers for the same blocks, each of other contracts, in their order; one answer alone is checked
+/// where it is read.
+pub(super) fn merged(mut logs: Vec<RawLog>) -> Result<Vec<RawLog>, RpcError> {
+    logs.sort_by_key(|log| (log.block.number, log.log_index));
+    let mut neighbours =
+        logs.iter().zip(logs.iter().skip(1)).filter(|(one, next)| one.block.number == next.block.number);
+    if neighbours.clone().any(|(one, next)| one.block != next.block) {
+        return Err(invalid("logs of two versions of one block"));
+    }
+    if neighbours.any(|(one, next)| one.log_index == next.log_index) {
+        return Err(invalid(CLASH));
+    }
+    Ok(logs)
+}
+
 /// Gives each log a place in its block where the chain numbers logs within their transaction: the transaction's place
 /// times 2^20, and the log's in it. So an id does not depend on which other logs were asked for.
 ///
@@ -286,6 +301,21 @@ mod tests {
         let mut last = vec![of("0xffffffffffffffff", "0x1")];
         number_by_transaction(&mut last).unwrap();
         assert!(of_block(last).is_err(), "beyond 2^53");
+    }
+
+    #[test]
+    fn answers_for_several_lists_are_one_block_s_logs_or_refused() {
+        let of = |change: &Value| of_block(vec![log(change)]).unwrap();
+        let (first, second) = (of(&json!({})), of(&json!({"address": Address::repeat_byte(1), "logIndex": "0x1"})));
+        let indexes = |logs: Vec<RawLog>| logs.iter().map(|log| log.log_index).collect::<Vec<_>>();
+        assert_eq!(indexes(merged([second, first.clone()].concat()).unwrap()), [0, 1]);
+        let same_place = of(&json!({"address": Address::repeat_byte(1)}));
+        assert!(
+            merged([same_place, first.clone()].concat()).is_err_and(|error| error.to_string().contains("log_index"))
+        );
+        let mut other_block = of(&json!({"logIndex": "0x1"}));
+        other_block[0].block.hash = B256::ZERO;
+        assert!(merged([other_block, first].concat()).is_err());
     }
 
     #[test]

@@ -90,7 +90,7 @@ declare! {
 
     BLOCKS = Kind::Counter, "blocks_processed_total", ["track"], "Blocks delivered and committed by this process.";
     LOGS = Kind::Counter, "logs_received_total", [], "Logs that the providers answered, after validation.";
-    LOGS_REJECTED = Kind::Counter, "logs_rejected_total", ["reason"], "Logs that led to no event, by reason.";
+    LOGS_REJECTED = Kind::Counter, "logs_rejected_total", ["reason"], "Logs of wanted contracts that led to no event, by reason.";
     EVENTS = Kind::Counter, "events_matched_total", [], "Events that passed every filter and go to a sink.";
     STAGE = Kind::Histogram(STAGE_SECONDS), "stage_duration_seconds", ["stage"], "Duration of one stage of one range.";
     STAGE_ERRORS = Kind::Counter, "stage_errors_total", ["stage"], "Ranges that ended early in this stage.";

@@ -7,6 +7,7 @@ use alloy::primitives::{Address, hex, keccak256};
 use super::{super::Decoded, Filter, Reading};
 use crate::{
     config::{Listener, Registry},
+    domain::TokenList,
     rpc::LogFilter,
 };
 
@@ -16,7 +17,7 @@ const CONTRACT: &str = "contract:";
 const NAME_SHOWN: usize = 64;
 /// Of the hash of what an entry says, so many bytes stand in its key.
 const FINGERPRINT: usize = 8;
-/// Most addresses in one request; of more tokens than that, the logs of any contract are asked for.
+/// Most addresses in one request; of more contracts than that, the logs of any are asked for.
 const MAX_ADDRESSES: usize = 100;
 
 /// Keys of what is filtered with, each with its own first block where it has one.
@@ -54,6 +55,19 @@ fn contract(listener: &Listener, is_filtering: bool) -> String {
     format!("{CONTRACT}{name}:{}", hex::encode(hash.get(..FINGERPRINT).unwrap_or_default()))
 }
 
+/// The contracts whose logs anyone wants, where that depends on the list; `None` where it does not, or more are wanted than
+/// one request takes.
+pub(super) fn addresses(registry: &Registry, list: &TokenList) -> Option<Vec<Address>> {
+    let (fixed, any): (Vec<_>, Vec<_>) = registry.listeners().iter().partition(|listener| listener.address.is_some());
+    if any.is_empty() || !any.iter().all(|listener| listener.token_filter) || list.len() > MAX_ADDRESSES {
+        return None;
+    }
+    let fixed = fixed.into_iter().filter_map(|listener| listener.address);
+    let wanted: BTreeSet<Address> = fixed.chain(list.iter().map(|token| token.address)).collect();
+    // None at all would mean any to most nodes.
+    (1..=MAX_ADDRESSES).contains(&wanted.len()).then(|| wanted.into_iter().collect())
+}
+
 /// Members that joined the filter after blocks had been filtered without them.
 #[derive(Debug)]
 pub(in crate::pipeline) struct Joined<'a> {
@@ -81,7 +95,7 @@ impl<'a> Joined<'a> {
         }
         let fixed: Option<BTreeSet<Address>> = listeners.iter().map(|listener| listener.address).collect();
         let addresses: Vec<Address> = fixed.map(|fixed| fixed.union(&tokens).copied().collect()).unwrap_or_default();
-        let addresses = if addresses.len() > MAX_ADDRESSES { Vec::new() } else { addresses };
+        let addresses = Some(addresses).filter(|addresses| addresses.len() <= MAX_ADDRESSES).unwrap_or_default();
         Some(Self { tokens, listeners, logs: LogFilter { addresses, topics } })
     }
 
@@ -111,10 +125,7 @@ mod tests {
     use alloy::primitives::B256;
 
     use super::*;
-    use crate::{
-        config::SinkTarget,
-        domain::{Token, TokenList},
-    };
+    use crate::{config::SinkTarget, domain::Token};
 
     fn listener(contract: &str, address: Option<Address>, token_filter: bool) -> Listener {
         Listener { token_filter, ..Listener::of_transfers(contract, address) }
@@ -165,5 +176,23 @@ mod tests {
         assert!(Joined::of(&[any], &registry, &filter([1])).unwrap().logs.addresses.is_empty());
         let many: Vec<u8> = (1..=101).collect();
         assert!(Joined::of(&keys(&many), &registry, &filter(many.clone())).unwrap().logs.addresses.is_empty());
+    }
+
+    #[test]
+    fn history_is_asked_of_tracked_tokens_alone_where_they_are_few() {
+        let own = Address::repeat_byte(0);
+        let of = |listeners: Vec<Listener>, tokens: u16| {
+            let token = |n: u16| Address::left_padding_from(&(n + 1).to_be_bytes());
+            let token = |n| Token { address: token(n), symbol: "T".into(), name: "T".into(), decimals: 18 };
+            addresses(&Registry::new(listeners), &(0..tokens).map(token).collect()).map(|addresses| addresses.len())
+        };
+        let any = |token_filter| listener("Any", None, token_filter);
+        let one = || listener("One", Some(own), false);
+        assert_eq!(of(vec![any(true)], 99), Some(99));
+        assert_eq!(of(vec![any(true), one()], 99), Some(100));
+        assert_eq!(of(vec![any(true), one()], 100), None, "more than a request takes");
+        assert_eq!(of(vec![one()], 99), None, "no entry filters by the list");
+        assert_eq!(of(vec![any(true)], 0), None, "no address is any address");
+        assert_eq!(of(vec![any(true), any(false)], 9), None, "every contract's events are wanted");
     }
 }

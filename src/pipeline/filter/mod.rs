@@ -6,13 +6,17 @@
 //! published version nothing is delivered (I10). [`members`] says what a token or a contract is called there, and what
 //! of a block concerns those that joined later.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use alloy::primitives::Address;
 use tokio::sync::{Notify, watch};
 
 use super::{Candidate, Context, Decoded, StageError, Undecodable, View};
-use crate::domain::{BlockRef, Event, TokenList};
+use crate::{
+    config::{Listener, Registry},
+    domain::{BlockRef, Event, RawLog, TokenList},
+    rpc::LogFilter,
+};
 
 mod members;
 mod publish;
@@ -31,6 +35,16 @@ pub(super) struct Filter {
     pub(super) tokens: Option<Arc<TokenList>>,
     /// The tip when this process began to use the version: every block above it was filtered with it.
     pub(super) since: i64,
+}
+
+impl Filter {
+    /// What nodes are asked for of history: the contracts that anyone wants alone, where they are few.
+    pub(super) fn of_history<'a>(&self, ctx: &'a Context) -> Cow<'a, LogFilter> {
+        let addresses = self.tokens.as_ref().and_then(|list| members::addresses(&ctx.registry, list));
+        addresses.map_or(Cow::Borrowed(&ctx.log_filter), |addresses| {
+            Cow::Owned(LogFilter { addresses, topics: ctx.log_filter.topics.clone() })
+        })
+    }
 }
 
 /// The filter in use: what the stages ask for, and what tells its keepers that there is a newer one.
@@ -118,6 +132,17 @@ impl Wanted {
     }
 }
 
+/// Drops the logs that nobody can want whatever they say, before they are decoded: of most chains nearly all.
+pub(super) fn by_address(filter: &Filter, registry: &Registry, mut logs: Vec<RawLog>) -> Vec<RawLog> {
+    let Some(list) = &filter.tokens else { return logs };
+    // What an entry names is kept in any case: where it cannot be decoded, an operator is told.
+    let wants = |one: &Listener, log: &RawLog| one.address.map_or(!one.token_filter, |address| address == log.address);
+    logs.retain(|log| {
+        list.get(&log.address).is_some() || registry.listeners().iter().any(|listener| wants(listener, log))
+    });
+    logs
+}
+
 /// Keeps what someone wants.
 pub(super) fn by_token(filter: &Filter, decoded: Decoded) -> Wanted {
     let list = filter.tokens.as_ref();
@@ -132,5 +157,59 @@ pub(super) fn by_token(filter: &Filter, decoded: Decoded) -> Wanted {
         version: filter.version,
         events: decoded.candidates.into_iter().filter_map(wanted).collect(),
         undecodable: decoded.undecodable.into_iter().filter(tracked).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloy::{
+        primitives::{B256, Bytes, U256, b256},
+        sol_types::SolValue as _,
+    };
+    use proptest::prelude::*;
+
+    use super::{super::decode, *};
+    use crate::domain::Token;
+
+    /// keccak256 of `Transfer(address,address,uint256)` (EIP-20).
+    const TRANSFER: B256 = b256!("ddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef");
+
+    fn log(contract: u8, log_index: u64, topics: usize) -> RawLog {
+        RawLog {
+            address: Address::repeat_byte(contract),
+            topics: std::iter::once(TRANSFER).chain([B256::ZERO; 3]).take(topics).collect(),
+            data: Bytes::from(U256::from(log_index).abi_encode()),
+            block: BlockRef { number: 7, hash: B256::ZERO },
+            timestamp: 1,
+            transaction_hash: B256::ZERO,
+            transaction_index: 0,
+            log_index,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_dropped_before_it_is_decoded_nobody_wants_afterwards(
+            listeners in prop::collection::vec((prop::option::of(0_u8..6), any::<bool>()), 1..4),
+            logs in prop::collection::vec((0_u8..6, 1_usize..5), 0..20),
+            listed in prop::option::of(prop::collection::btree_set(0_u8..6, 0..4)),
+        ) {
+            let listener = |(contract, token_filter): (Option<u8>, bool)| {
+                Listener { token_filter, ..Listener::of_transfers("Transfers", contract.map(Address::repeat_byte)) }
+            };
+            let registry = Registry::new(listeners.into_iter().map(listener).collect());
+            let token =
+                |n| Token { address: Address::repeat_byte(n), symbol: "T".into(), name: "T".into(), decimals: 18 };
+            let tokens = listed.map(|listed| Arc::new(listed.into_iter().map(token).collect::<TokenList>()));
+            let filter = Filter { version: 1, tokens, since: -1 };
+            let logs: Vec<RawLog> =
+                logs.into_iter().zip(0..).map(|((contract, topics), index)| log(contract, index, topics)).collect();
+            let of = |logs| {
+                let wanted = by_token(&filter, decode::events(&registry, logs));
+                let undecodable: Vec<u64> = wanted.undecodable.iter().map(|log| log.log.log_index).collect();
+                (wanted.events, undecodable)
+            };
+            prop_assert_eq!(of(by_address(&filter, &registry, logs.clone())), of(logs));
+        }
     }
 }
