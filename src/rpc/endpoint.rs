@@ -167,6 +167,8 @@ impl Endpoint {
         }
         // What the plan does not allow is not asked, and no failure of the endpoint.
         match self.budget.turn(question.method(), Instant::now()) {
+            // A sleep of no time lasts until the clock's next millisecond.
+            Ok(Duration::ZERO) => {}
             Ok(wait) => sleep(wait).await,
             Err(wait) => {
                 let message = "the provider's plan allows no more requests now".to_owned();

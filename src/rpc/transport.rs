@@ -24,6 +24,8 @@ use crate::config::SecretUrl;
 const ERROR_TEXT: usize = 512;
 /// A page up to this size is read for the error in it, bytes: of a larger one the beginning is kept.
 const ERROR_PAGE: usize = 64 << 10;
+/// A hundred blocks of a busy chain take less, bytes.
+const USUAL_BYTES: usize = 8 << 20;
 /// Longest wait that a provider may ask for; the number comes from outside and ends here.
 const MAX_WAIT: Duration = Duration::from_mins(1);
 
@@ -57,7 +59,9 @@ impl Capped {
         let request = self.client.post(self.url.expose()).json(&packet);
         let mut response = request.send().await.map_err(without_url)?;
         let status = response.status();
-        let mut body = Vec::new();
+        // What the answer says of its size is believed up to a size that most have: they need no second buffer.
+        let said = response.content_length().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or_default();
+        let mut body = Vec::with_capacity(said.min(self.max_bytes).min(USUAL_BYTES));
         while let Some(chunk) = response.chunk().await.map_err(without_url)? {
             if body.len() + chunk.len() > self.max_bytes {
                 return Err(TransportErrorKind::custom_str(&format!(
