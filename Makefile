@@ -60,7 +60,7 @@ ONLY ?=
 # With ONLY the figures are printed alone. Nothing else should run on the machine meanwhile. What is measured is built
 # apart: beside a bench its dependencies have what tests need of them, such as a clock that can be paused.
 .PHONY: bench
-bench: ## measure everything against bare references and write docs/benchmarks.md, some minutes; ONLY=history prints one part
+bench: tools ## measure everything against bare references and write docs/benchmarks.md, some minutes; ONLY=history prints one part
 	cargo build --locked --release
 	install -D target/release/chaintap target/released/chaintap
 	ONLY=$(ONLY) CHAINTAP_BINARY=$(CURDIR)/target/released/chaintap cargo bench --locked --bench throughput
