@@ -1,4 +1,4 @@
-//! Addresses as EIP-55 writes them, remembered: their capitals come from a hash, which costs more than all the rest of a
+//! Addresses as EIP-55 writes them, remembered: their capitals come from a hash, which costs more than anything else in a
 //! message, and the same tokens, exchanges and routers are in most transfers of a chain.
 
 use std::{fmt, hash::BuildHasherDefault, sync::LazyLock};

@@ -95,7 +95,7 @@ impl<'a> Joined<'a> {
         }
         let fixed: Option<BTreeSet<Address>> = listeners.iter().map(|listener| listener.address).collect();
         let addresses: Vec<Address> = fixed.map(|fixed| fixed.union(&tokens).copied().collect()).unwrap_or_default();
-        let addresses = Some(addresses).filter(|addresses| addresses.len() <= MAX_ADDRESSES).unwrap_or_default();
+        let addresses = if addresses.len() > MAX_ADDRESSES { Vec::new() } else { addresses };
         Some(Self { tokens, listeners, logs: LogFilter { addresses, topics } })
     }
 
