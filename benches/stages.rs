@@ -119,7 +119,7 @@ impl Deliveries {
             confirmed: Vec::new(),
             filter_version: grant.filter_version,
         };
-        let reply = self.runtime.block_on(self.store.commit_final(commit, Track::Historical, grant)).unwrap();
+        let reply = self.runtime.block_on(self.store.commit_final(commit, Track::Historical)).unwrap();
         assert!(matches!(reply, CommitReply::Committed { .. }), "{reply:?}");
         self.next += BLOCKS;
     }

@@ -129,7 +129,7 @@ impl Home {
     async fn commit_in(&self, epoch: u64, at: BlockRef, logs: u64) -> CommitReply {
         let filter_version = self.progress().await.filter_version;
         let commit = BlockCommit { block: at, epoch, filter_version, digest: digest(at, 0..logs) };
-        self.store.commit(commit, Track::Realtime, &nobodys(at.number, at.number)).await.unwrap()
+        self.store.commit(commit, Track::Realtime).await.unwrap()
     }
 
     /// Journals and commits one block of two events.
@@ -154,8 +154,7 @@ impl Home {
     }
 
     async fn try_final(&self, commit: FinalCommit) -> CommitReply {
-        let grant = nobodys(commit.range.from, commit.range.to);
-        self.store.commit_final(commit, Track::Historical, &grant).await.unwrap()
+        self.store.commit_final(commit, Track::Historical).await.unwrap()
     }
 
     async fn deliver_final(&self, from: u64, to: u64) {
@@ -238,19 +237,6 @@ fn members(keys: &[&str]) -> Vec<String> {
     keys.iter().map(ToString::to_string).collect()
 }
 
-/// A grant that holds no claim.
-fn nobodys(from: u64, to: u64) -> Grant {
-    Grant {
-        range: BlockRange { from, to },
-        token: "nobody:0".into(),
-        epoch: 0,
-        sealed: -1,
-        filter_version: 0,
-        retracting: 0,
-        live: Vec::new(),
-    }
-}
-
 fn committed(watermark: i64, tip: i64) -> CommitReply {
     CommitReply::Committed { watermark, tip, edited: false }
 }
@@ -289,6 +275,7 @@ contract!(
     an_intent_must_fit_its_journaled_neighbours,
     below_the_sealed_height_the_final_path_is_used,
     a_commit_is_fenced_by_its_journal_entry,
+    no_claim_outlasts_the_delivery_of_its_block,
     blocks_committed_out_of_order_move_the_watermark_only_when_it_is_whole,
     two_gaps_are_kept_and_filled,
     a_final_commit_checks_epoch_and_chain,
@@ -374,8 +361,7 @@ async fn an_empty_store_has_no_progress(home: Home) {
     };
     assert!(matches!(store.intent(intent).await, Err(StoreError::Vanished(_))));
     let commit = BlockCommit { block: at, epoch: 1, filter_version: 0, digest: Digest::default() };
-    let grant = nobodys(1, 2);
-    assert!(matches!(store.commit(commit, Track::Realtime, &grant).await, Err(StoreError::Vanished(_))));
+    assert!(matches!(store.commit(commit, Track::Realtime).await, Err(StoreError::Vanished(_))));
     let commit = FinalCommit {
         range,
         epoch: 1,
@@ -385,7 +371,7 @@ async fn an_empty_store_has_no_progress(home: Home) {
         confirmed: Vec::new(),
         filter_version: 0,
     };
-    assert!(matches!(store.commit_final(commit, Track::Historical, &grant).await, Err(StoreError::Vanished(_))));
+    assert!(matches!(store.commit_final(commit, Track::Historical).await, Err(StoreError::Vanished(_))));
     assert_eq!(store.peek().await.unwrap(), None);
 }
 
@@ -561,14 +547,33 @@ async fn a_commit_is_fenced_by_its_journal_entry(home: Home) {
         assert_eq!(home.commit(at, 2).await, committed(101, 101));
         home.reopen().await;
     }
-    // The claim goes with the commit, by token.
-    let grant = home.claim(102, 103).await;
-    home.intent(block(102, 0), at.hash, 1).await;
-    let commit = BlockCommit { block: block(102, 0), epoch, filter_version: 0, digest: digest(block(102, 0), 0..1) };
-    home.store.commit(commit, Track::Realtime, &grant).await.unwrap();
-    let (below, above) = (BlockRange::single(102), BlockRange::single(103));
-    assert!(!home.store.renew(&Grant { range: below, ..grant.clone() }).await.unwrap());
-    assert!(home.store.renew(&Grant { range: above, ..grant }).await.unwrap());
+}
+
+async fn no_claim_outlasts_the_delivery_of_its_block(home: Home) {
+    let home = home.started(101).await;
+    let ours = |grant: &Grant, number| Grant { range: BlockRange::single(number), ..grant.clone() };
+    for is_final in [false, true] {
+        let first = if is_final { 103 } else { 101 };
+        // Of two the first came late: what is delivered is so by whom knows the second one only.
+        let known = home.claim(first, first + 2).await;
+        let late = home.claim(first, first + 2).await;
+        if is_final {
+            home.deliver_final(first, first + 1).await;
+        } else {
+            home.deliver(first, 0).await;
+            home.deliver(first + 1, 0).await;
+        }
+        // Who holds the rest goes on.
+        assert!(home.store.renew(&late).await.unwrap());
+        assert!(!home.store.renew(&known).await.unwrap());
+        // They are missing again, and nobody has them.
+        let progress = home.progress().await;
+        home.store.replay(progress.watermark - 2, None, progress.epoch).await.unwrap();
+        for number in [first, first + 1] {
+            assert!(!home.store.renew(&ours(&late, number)).await.unwrap(), "{number}");
+        }
+        assert!(home.store.renew(&ours(&late, first + 2)).await.unwrap());
+    }
 }
 
 async fn blocks_committed_out_of_order_move_the_watermark_only_when_it_is_whole(home: Home) {
@@ -1371,7 +1376,7 @@ async fn the_first_publication_makes_no_duties(home: Home) {
     assert_eq!(home.publish(1, &[], &["a"]).await, PublishReply::Published(2));
     let commit =
         BlockCommit { block: at, epoch: home.progress().await.epoch, filter_version: 1, digest: digest(at, 0..1) };
-    let reply = home.store.commit(commit, Track::Realtime, &nobodys(102, 102)).await.unwrap();
+    let reply = home.store.commit(commit, Track::Realtime).await.unwrap();
     assert_eq!(reply, CommitReply::OldList);
 }
 

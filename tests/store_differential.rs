@@ -55,7 +55,7 @@ enum Call {
     Release(usize),
     Retire,
     Intent { at: BlockRef, parent: B256, epoch: usize, version: u64, all: Range<u64>, part: Range<u64> },
-    Commit { at: BlockRef, epoch: usize, version: u64, logs: u64, grant: Option<usize> },
+    Commit { at: BlockRef, epoch: usize, version: u64, logs: u64 },
     Final { at: BlockRef, from: u64, parent: B256, epoch: usize, version: u64, sealed: i64, confirmed: Vec<BlockRef> },
     Seal { at: BlockRef, tops: Vec<BlockRef> },
     Orphans,
@@ -81,11 +81,6 @@ fn shape(reply: Result<String, StoreError>) -> String {
         StoreError::InUse(_) => "in use".into(),
         StoreError::Fatal(_) => "fatal".into(),
     })
-}
-
-/// A grant that holds no claim.
-fn nobodys(range: BlockRange) -> Grant {
-    Grant { range, token: "nobody:0".into(), epoch: 0, sealed: -1, filter_version: 0, retracting: 0, live: Vec::new() }
 }
 
 /// One home of the state, as its owners have it.
@@ -199,17 +194,16 @@ impl Side {
                     other => format!("{other:?}"),
                 })
             }
-            Call::Commit { at, epoch, version, logs, grant } => {
+            Call::Commit { at, epoch, version, logs } => {
                 let digest = digest(at, 0..logs);
                 let commit = BlockCommit { block: at, epoch: self.epochs[epoch], filter_version: version, digest };
-                let grant = grant.map_or_else(|| nobodys(BlockRange::single(at.number)), |at| self.grants[at].clone());
-                store.commit(commit, Track::Realtime, &grant).await.map(without_text)
+                store.commit(commit, Track::Realtime).await.map(without_text)
             }
             Call::Final { at, from, parent, epoch, version, sealed, confirmed } => {
                 let range = BlockRange { from, to: at.number };
                 let (epoch, hash) = (self.epochs[epoch], at.hash);
                 let commit = FinalCommit { range, epoch, sealed, parent, hash, confirmed, filter_version: version };
-                store.commit_final(commit, Track::Historical, &nobodys(range)).await.map(without_text)
+                store.commit_final(commit, Track::Historical).await.map(without_text)
             }
             Call::Seal { at, tops } => store.seal(at, &tops).await.map(|reply| format!("{reply:?}")),
             other => unreachable!("{other:?}"),
@@ -405,8 +399,12 @@ impl View<'_> {
 
     /// The next call: mostly sensible, sometimes wrong in one respect.
     fn roll(&mut self) -> Call {
-        if self.state.frozen.is_some() && self.dice.chance(8) {
-            return self.resume();
+        if self.state.frozen.is_some() {
+            match self.dice.below(8) {
+                0 => return self.resume(),
+                1 => return self.amend(),
+                _ => {}
+            }
         }
         match self.dice.below(40) {
             0..=4 => self.claim(),
@@ -474,12 +472,12 @@ impl View<'_> {
     }
 
     fn commit(&mut self) -> Call {
-        let (version, grant) = (self.version(), self.grant());
+        let version = self.version();
         let (at, epoch, known) = match self.entry().filter(|_| !self.dice.chance(10)) {
             Some(entry) => entry,
             None => (self.block(), self.epoch(), 1),
         };
-        Call::Commit { at, epoch, version, logs: if self.dice.chance(8) { self.dice.below(6) } else { known }, grant }
+        Call::Commit { at, epoch, version, logs: if self.dice.chance(8) { self.dice.below(6) } else { known } }
     }
 
     fn commit_final(&mut self) -> Call {
@@ -876,8 +874,7 @@ mod the_model {
         let epoch = store.snapshot().await.unwrap().progress.epoch;
         let at = block(1, 0);
         let commit = BlockCommit { block: at, epoch, filter_version: 0, digest: digest(at, 0..1) };
-        let range = BlockRange::single(1);
-        store.commit(commit, Track::Realtime, &nobodys(range)).await.unwrap();
+        store.commit(commit, Track::Realtime).await.unwrap();
         store.claim(BlockRange::single(2)).await.unwrap();
         assert_eq!(model.choices(), 3);
         assert_eq!(model.fail_over(1), 1, "the claim is lost");

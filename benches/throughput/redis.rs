@@ -198,7 +198,7 @@ async fn deliver(store: &RedisStore, range: BlockRange) {
         confirmed: Vec::new(),
         filter_version: grant.filter_version,
     };
-    let committed = store.commit_final(commit, Track::Historical, &grant).await.unwrap();
+    let committed = store.commit_final(commit, Track::Historical).await.unwrap();
     assert!(matches!(committed, CommitReply::Committed { .. }), "{range}: {committed:?}");
 }
 

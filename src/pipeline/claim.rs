@@ -1,6 +1,6 @@
 //! **Claim** a range, so that replicas share the work.
 //!
-//! A claim is an efficiency lock: losing it can cost duplicates, never events (protocol §3.1). What may be committed is
+//! A claim is an efficiency lock: losing it can cost duplicates, never events (protocol §1). What may be committed is
 //! decided by the journal. A block that someone else holds is *not* done: it stays missing until it is delivered.
 
 use std::time::Duration;
@@ -40,7 +40,7 @@ pub(super) enum Acquired {
 
 /// Asks for a range.
 pub(super) async fn acquire(ctx: &Context, range: BlockRange) -> Result<Acquired, StageError> {
-    // Counted from before the request was sent, so that our clock never runs out after the store's (protocol §3.4).
+    // Counted from before the request was sent, so that our clock never runs out after the store's.
     let asked = Instant::now();
     match ctx.store.claim(range).await? {
         ClaimReply::Granted(grant) => Ok(Acquired::Ours(Claim { grant, deadline: asked + CLAIM_TTL })),

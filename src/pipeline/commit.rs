@@ -34,11 +34,9 @@ pub(super) async fn advance(
 ) -> Result<Advanced, StageError> {
     let grant = &claim.grant;
     let reply = match delivered.proof {
-        Proof::Journaled(commit) => {
-            persist(ctx, "commit", Duration::MAX, || ctx.store.commit(commit, track, grant)).await?
-        }
+        Proof::Journaled(commit) => persist(ctx, "commit", Duration::MAX, || ctx.store.commit(commit, track)).await?,
         Proof::Final(commit) => {
-            persist(ctx, "commit_final", Duration::MAX, || ctx.store.commit_final(commit.clone(), track, grant)).await?
+            persist(ctx, "commit_final", Duration::MAX, || ctx.store.commit_final(commit.clone(), track)).await?
         }
     };
     match reply {

@@ -488,11 +488,11 @@ pub trait StateStore: Send + Sync {
     /// The live entries at or below `up_to`, ascending.
     async fn journal(&self, up_to: u64) -> Result<Vec<JournalEntry>, StoreError>;
 
-    /// COMMIT one block after every sink acknowledged every event of it.
-    async fn commit(&self, commit: BlockCommit, track: Track, grant: &Grant) -> Result<CommitReply, StoreError>;
+    /// COMMIT one block after every sink acknowledged every event of it. Its claim goes, whoever holds it.
+    async fn commit(&self, commit: BlockCommit, track: Track) -> Result<CommitReply, StoreError>;
 
-    /// `COMMIT_FINAL` a range after every sink acknowledged every event of it.
-    async fn commit_final(&self, commit: FinalCommit, track: Track, grant: &Grant) -> Result<CommitReply, StoreError>;
+    /// `COMMIT_FINAL` a range after every sink acknowledged every event of it. Its claims go, whoever holds them.
+    async fn commit_final(&self, commit: FinalCommit, track: Track) -> Result<CommitReply, StoreError>;
 
     /// SEAL: `at` is the canonical block at the final height, `tops` the canonical top of every run at or below it, each
     /// once.

@@ -91,10 +91,11 @@ impl Witnessed {
         reply
     }
 
-    async fn commit(&self, commit: BlockCommit, track: Track, grant: &Grant) -> Result<CommitReply, StoreError> {
-        let reply = self.inner.commit(commit, track, grant).await;
+    async fn commit(&self, commit: BlockCommit, track: Track) -> Result<CommitReply, StoreError> {
+        let reply = self.inner.commit(commit, track).await;
         if let Ok(CommitReply::Committed { watermark, tip, .. }) = &reply {
             self.world.oracle().committed(&self.world.tree(), &commit, *watermark);
+            self.nothing_is_claimed(BlockRange::single(commit.block.number));
             if watermark < tip {
                 self.world.saw("commit above a gap");
             }
@@ -103,14 +104,22 @@ impl Witnessed {
         reply
     }
 
-    async fn commit_final(&self, commit: FinalCommit, track: Track, grant: &Grant) -> Result<CommitReply, StoreError> {
-        let reply = self.inner.commit_final(commit.clone(), track, grant).await;
+    async fn commit_final(&self, commit: FinalCommit, track: Track) -> Result<CommitReply, StoreError> {
+        let reply = self.inner.commit_final(commit.clone(), track).await;
         if let Ok(CommitReply::Committed { watermark, .. }) = &reply {
             self.world.oracle().committed_final(&self.world.tree(), &commit, *watermark);
+            self.nothing_is_claimed(commit.range);
             self.world.saw("final commit");
         }
         self.commit_reply(&reply);
         reply
+    }
+
+    /// A claim that outlasts the delivery of its block is nobody's any more.
+    fn nothing_is_claimed(&self, range: BlockRange) {
+        if self.storage.is_claimed(range) {
+            self.world.oracle().violation(format!("a claim of {range} is left after its commit"));
+        }
     }
 
     fn commit_reply(&self, reply: &Result<CommitReply, StoreError>) {
@@ -300,7 +309,7 @@ impl StateStore for Journal {
     }
     async fn claim(&self, range: BlockRange) -> Result<ClaimReply, StoreError> {
         let held = self.store.storage.is_claimed(range);
-        let reply = self.ask(Op::Claim, range.from, self.store.inner.claim(range)).await;
+        let reply = self.late_or(Op::Claim, range.from, |store| async move { store.inner.claim(range).await }).await;
         if held && matches!(reply, Ok(ClaimReply::Granted(_))) {
             self.gate.world.saw("a claim taken over");
         }
@@ -346,14 +355,13 @@ impl StateStore for Journal {
         }
         entries
     }
-    async fn commit(&self, commit: BlockCommit, track: Track, grant: &Grant) -> Result<CommitReply, StoreError> {
-        let owned = grant.clone();
-        let effect = |store: Witnessed| async move { store.commit(commit, track, &owned).await };
+    async fn commit(&self, commit: BlockCommit, track: Track) -> Result<CommitReply, StoreError> {
+        let effect = |store: Witnessed| async move { store.commit(commit, track).await };
         self.late_or(Op::Commit, commit.block.number, effect).await
     }
-    async fn commit_final(&self, commit: FinalCommit, track: Track, grant: &Grant) -> Result<CommitReply, StoreError> {
-        let (from, owned) = (commit.range.from, grant.clone());
-        let effect = |store: Witnessed| async move { store.commit_final(commit, track, &owned).await };
+    async fn commit_final(&self, commit: FinalCommit, track: Track) -> Result<CommitReply, StoreError> {
+        let from = commit.range.from;
+        let effect = |store: Witnessed| async move { store.commit_final(commit, track).await };
         self.late_or(Op::CommitFinal, from, effect).await
     }
     async fn seal(&self, at: BlockRef, tops: &[BlockRef]) -> Result<SealReply, StoreError> {

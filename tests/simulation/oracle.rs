@@ -94,7 +94,7 @@ impl Oracle {
         }
     }
 
-    fn violation(&mut self, text: String) {
+    pub fn violation(&mut self, text: String) {
         if self.violations.len() < 20 {
             self.violations.push(text);
         }

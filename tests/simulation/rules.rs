@@ -79,14 +79,14 @@ impl Desk {
         self.store.intent(Intent { block, parent, epoch, filter_version: 0, digest, events: &events }).await
     }
 
-    async fn commit(&self, block: BlockRef, events: u64, grant: &Grant) -> CommitReply {
+    async fn commit(&self, block: BlockRef, events: u64) -> CommitReply {
         let commit =
             BlockCommit { block, epoch: self.first_epoch, filter_version: 0, digest: digest(block, 0..events) };
-        self.store.commit(commit, Track::Realtime, grant).await.unwrap()
+        self.store.commit(commit, Track::Realtime).await.unwrap()
     }
 
     /// `COMMIT_FINAL` of a range of the second branch, in the first epoch.
-    async fn commit_final(&self, from: u64, to: u64, grant: &Grant) -> CommitReply {
+    async fn commit_final(&self, from: u64, to: u64) -> CommitReply {
         let commit = FinalCommit {
             range: BlockRange { from, to },
             epoch: self.first_epoch,
@@ -96,15 +96,15 @@ impl Desk {
             confirmed: vec![],
             filter_version: 0,
         };
-        self.store.commit_final(commit, Track::Historical, grant).await.unwrap()
+        self.store.commit_final(commit, Track::Historical).await.unwrap()
     }
 
     /// Delivers a block of the first branch.
     async fn deliver(&self, number: u64) {
-        let grant = self.claim(number, number).await;
+        self.claim(number, number).await;
         let journaled = self.intent(block(number, 1), parent(number, 1)).await.unwrap();
         assert_eq!(journaled, IntentReply::Journaled);
-        let committed = self.commit(block(number, 1), 2, &grant).await;
+        let committed = self.commit(block(number, 1), 2).await;
         assert!(matches!(committed, CommitReply::Committed { .. }), "{committed:?}");
     }
 
@@ -167,29 +167,29 @@ impl Desk {
     }
 
     async fn fenced(&self) -> Kept {
-        let grant = self.claim(10, 10).await;
+        self.claim(10, 10).await;
         self.intent(block(10, 1), parent(10, 1)).await.unwrap();
         self.take_back(10).await;
-        expect(self.commit(block(10, 1), 2, &grant).await, CommitReply::Fenced)
+        expect(self.commit(block(10, 1), 2).await, CommitReply::Fenced)
     }
 
     async fn fewer_events(&self) -> Kept {
-        let grant = self.claim(10, 10).await;
+        self.claim(10, 10).await;
         self.intent(block(10, 1), parent(10, 1)).await.unwrap();
-        expect(self.commit(block(10, 1), 1, &grant).await, CommitReply::More)
+        expect(self.commit(block(10, 1), 1).await, CommitReply::More)
     }
 
     async fn old_final(&self) -> Kept {
-        let grant = self.claim(10, 12).await;
+        self.claim(10, 12).await;
         self.deliver(14).await;
         self.take_back(14).await;
-        expect(self.commit_final(10, 12, &grant).await, CommitReply::Stale)
+        expect(self.commit_final(10, 12).await, CommitReply::Stale)
     }
 
     async fn foreign_final(&self) -> Kept {
         self.deliver(11).await;
-        let grant = self.claim(10, 10).await;
-        let reply = self.commit_final(10, 10, &grant).await;
+        self.claim(10, 10).await;
+        let reply = self.commit_final(10, 10).await;
         expect(matches!(reply, CommitReply::Conflict(_)), true)
     }
 

@@ -371,14 +371,14 @@ impl StateStore for ModelStore {
         self.read(|state| state.live.iter().take_while(|(key, _)| key.0 <= up_to).map(entry).collect())
     }
 
-    async fn commit(&self, commit: BlockCommit, _track: Track, grant: &Grant) -> Result<CommitReply, StoreError> {
+    async fn commit(&self, commit: BlockCommit, _track: Track) -> Result<CommitReply, StoreError> {
         check(commit.block.number)?;
-        self.write(|state, _, _| state.commit(commit, &grant.token))
+        self.write(|state, _, _| state.commit(commit))
     }
 
-    async fn commit_final(&self, commit: FinalCommit, _track: Track, grant: &Grant) -> Result<CommitReply, StoreError> {
+    async fn commit_final(&self, commit: FinalCommit, _track: Track) -> Result<CommitReply, StoreError> {
         check(commit.range.to)?;
-        self.write(|state, _, _| state.commit_final(&commit, &grant.token))
+        self.write(|state, _, _| state.commit_final(&commit))
     }
 
     async fn seal(&self, at: BlockRef, tops: &[BlockRef]) -> Result<SealReply, StoreError> {

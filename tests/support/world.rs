@@ -263,12 +263,16 @@ impl Store {
         (store.snapshot().await.unwrap(), store.journal(u64::MAX >> 12).await.unwrap())
     }
 
-    /// Claims that are left.
+    /// Claims that are left, each with its token.
     pub async fn claims(&self) -> Vec<String> {
-        match &self.servers {
-            Some(servers) => servers.primary.cli(DB, &format!("KEYS chain:{CHAIN}:claim:*")).await,
-            None => Vec::new(),
+        let Some(servers) = &self.servers else { return Vec::new() };
+        let keys: Vec<String> = servers.primary.cli(DB, &format!("KEYS chain:{CHAIN}:claim:*")).await;
+        let mut claims = Vec::new();
+        for key in keys {
+            let token: Option<String> = servers.primary.cli(DB, &format!("GET {key}")).await;
+            claims.push(format!("{key} {token:?}"));
         }
+        claims
     }
 }
 

@@ -20,23 +20,25 @@ impl Claims {
         token
     }
 
-    /// Whether all of the range is the token's.
-    pub(super) fn holds(&self, range: BlockRange, token: &str) -> bool {
-        (range.from..=range.to).all(|number| self.tokens.get(&number).is_some_and(|held| held == token))
+    /// Whether the block is the token's.
+    pub(super) fn holds(&self, number: u64, token: &str) -> bool {
+        self.tokens.get(&number).is_some_and(|held| held == token)
     }
 
     /// Gives back what is the token's.
     pub(super) fn release(&mut self, range: BlockRange, token: &str) {
         for number in range.from..=range.to {
-            if self.tokens.get(&number).is_some_and(|held| held == token) {
+            if self.holds(number, token) {
                 self.tokens.remove(&number);
             }
         }
     }
 
-    /// Takes a block from whoever has it.
-    pub(super) fn forget(&mut self, number: u64) {
-        self.tokens.remove(&number);
+    /// Takes blocks from whoever has them.
+    pub(super) fn forget(&mut self, numbers: impl IntoIterator<Item = u64>) {
+        for number in numbers {
+            self.tokens.remove(&number);
+        }
     }
 
     /// Gives everything back.

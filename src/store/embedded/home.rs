@@ -15,7 +15,10 @@ use super::{
 };
 use crate::{
     domain::{BlockRange, signed},
-    store::{ClaimReply, CommitReply, Grant, Initialised, Progress, RewindReply, Snapshot, StoreError, crowded},
+    store::{
+        BlockCommit, ClaimReply, CommitReply, FinalCommit, Grant, Initialised, Progress, RewindReply, Snapshot,
+        StoreError, crowded,
+    },
 };
 
 /// One chain's state.
@@ -154,6 +157,35 @@ impl Home {
         })
     }
 
+    pub(super) fn renew(&self, grant: &Grant) -> Result<bool, StoreError> {
+        self.operate(|books, truth| {
+            for number in grant.range.from..=grant.range.to {
+                let is_ours = self.claims().holds(number, &grant.token);
+                if !is_ours && !rules::touches_done(books, truth, BlockRange::single(number))? {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        })
+    }
+
+    pub(super) fn commit(&self, commit: BlockCommit) -> Result<CommitReply, StoreError> {
+        let range = BlockRange::single(commit.block.number);
+        self.operate(|books, truth| Ok(self.settled(rules::commit(books, truth, commit)?, range)))
+    }
+
+    pub(super) fn commit_final(&self, commit: &FinalCommit) -> Result<CommitReply, StoreError> {
+        self.operate(|books, truth| Ok(self.settled(rules::commit_final(books, truth, commit)?, commit.range)))
+    }
+
+    /// With a commit its claims go.
+    fn settled(&self, reply: CommitReply, range: BlockRange) -> CommitReply {
+        if matches!(reply, CommitReply::Committed { .. }) {
+            self.claims().forget(range.from..=range.to);
+        }
+        reply
+    }
+
     pub(super) fn rewind(&self, claimed: &Claimed) -> Result<RewindReply, StoreError> {
         let (reply, missing) = self.operate(|books, truth| {
             Ok(match unwind::rewind(books, truth, claimed, now())? {
@@ -162,9 +194,7 @@ impl Home {
                 Rewound::Deep(reason) => (RewindReply::Deep(reason), Vec::new()),
             })
         })?;
-        for number in missing {
-            self.claims().forget(number);
-        }
+        self.claims().forget(missing);
         Ok(reply)
     }
 
@@ -176,13 +206,6 @@ impl Home {
     pub(super) fn claims(&self) -> MutexGuard<'_, Claims> {
         // A panic while the lock was held left a map that is whole all the same.
         self.claims.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// After a commit its claims go.
-    pub(super) fn settle(&self, reply: &CommitReply, range: BlockRange, token: &str) {
-        if matches!(reply, CommitReply::Committed { .. }) {
-            self.claims().release(range, token);
-        }
     }
 }
 

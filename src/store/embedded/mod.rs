@@ -196,7 +196,8 @@ impl StateStore for Embedded {
     }
 
     async fn renew(&self, grant: &Grant) -> Result<bool, StoreError> {
-        Ok(self.home.claims().holds(grant.range, &grant.token))
+        let grant = grant.clone();
+        self.run(move |home| home.renew(&grant)).await
     }
 
     async fn release(&self, grant: &Grant) -> Result<(), StoreError> {
@@ -245,18 +246,13 @@ impl StateStore for Embedded {
         .await
     }
 
-    async fn commit(&self, commit: BlockCommit, _track: Track, grant: &Grant) -> Result<CommitReply, StoreError> {
-        let reply = self.operate(move |books, truth| rules::commit(books, truth, commit)).await?;
-        self.home.settle(&reply, BlockRange::single(commit.block.number), &grant.token);
-        Ok(reply)
+    async fn commit(&self, commit: BlockCommit, _track: Track) -> Result<CommitReply, StoreError> {
+        self.run(move |home| home.commit(commit)).await
     }
 
-    async fn commit_final(&self, commit: FinalCommit, _track: Track, grant: &Grant) -> Result<CommitReply, StoreError> {
-        let range = commit.range;
-        check_claim(range)?;
-        let reply = self.operate(move |books, truth| rules::commit_final(books, truth, &commit)).await?;
-        self.home.settle(&reply, range, &grant.token);
-        Ok(reply)
+    async fn commit_final(&self, commit: FinalCommit, _track: Track) -> Result<CommitReply, StoreError> {
+        check_claim(commit.range)?;
+        self.run(move |home| home.commit_final(&commit)).await
     }
 
     async fn seal(&self, at: BlockRef, tops: &[BlockRef]) -> Result<SealReply, StoreError> {

@@ -247,19 +247,18 @@ impl StateStore for RedisStore {
         self.run(&self.scripts.journal, self.args().text(&up_to)).await?.journal()
     }
 
-    async fn commit(&self, commit: BlockCommit, track: Track, grant: &Grant) -> Result<CommitReply, StoreError> {
+    async fn commit(&self, commit: BlockCommit, track: Track) -> Result<CommitReply, StoreError> {
         let args = self
             .args()
             .named(commit.block)?
             .text(&commit.epoch)
             .text(&commit.filter_version)
             .text(&commit.digest)
-            .text(&track)
-            .text(&grant.token);
+            .text(&track);
         self.run(&self.scripts.commit, args).await?.commit()
     }
 
-    async fn commit_final(&self, commit: FinalCommit, track: Track, grant: &Grant) -> Result<CommitReply, StoreError> {
+    async fn commit_final(&self, commit: FinalCommit, track: Track) -> Result<CommitReply, StoreError> {
         super::check_claim(commit.range)?;
         let args = self
             .args()
@@ -270,7 +269,6 @@ impl StateStore for RedisStore {
             .text(&commit.hash)
             .text(&commit.filter_version)
             .text(&track)
-            .text(&grant.token)
             .blocks(&commit.confirmed)?;
         self.run(&self.scripts.commit_final, args).await?.commit()
     }

@@ -11,8 +11,7 @@ if call('ZCARD', DONE) >= most and from > p.watermark + 1 then
   if below ~= from - 1 and not call('ZRANGEBYSCORE', DONE, str(to + 1), str(to + 1))[1] then return { 'FULL' } end
 end
 
-local keys = {}
-for n = from, to do table.insert(keys, PREFIX .. 'claim:' .. str(n)) end
+local keys = claim_keys(from, to)
 local beats, first, last, wait = {}, nil, nil, nil
 for i, value in ipairs(call('MGET', unpack(keys))) do
   local holder = value and string.match(value, '^(.*):%d+$')

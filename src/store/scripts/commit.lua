@@ -1,14 +1,14 @@
--- COMMIT(n, hash, epoch, filter version, digest, track, token): every sink acknowledged every event of the entry.
+-- COMMIT(n, hash, epoch, filter version, digest, track): every sink acknowledged every event of the entry.
 -- Holding the claim is not required: an acknowledged fact is true whoever states it.
 local p = truth()
 if not p then return { 'VANISHED' } end
-local n, hash, epoch, filter_version, digest, track, token = num(1), arg(2), num(3), num(4), arg(5), arg(6), arg(7)
+local n, hash, epoch, filter_version, digest, track = num(1), arg(2), num(3), num(4), arg(5), arg(6)
 -- What was sent before a replay does not count as delivered again.
 if epoch < p.replayed or p.frozen then return { 'STALE' } end
 local e = entry(field_of(n, hash, epoch))
 if not e and n <= p.sealed and touches_done(p, n, n) then
   -- Said before, and sealed away since.
-  return committed(p, n, n, track, token)
+  return committed(p, n, n, track)
 end
 if not e or e.retract_epoch then return { 'FENCED' } end
 if filter_version < p.filter_version then return { 'OLDLIST' } end
@@ -18,4 +18,4 @@ if n <= p.sealed then drop_entry(p, e) else
   put_entry(e)
 end
 mark(math.max(p.tip, n), n, hash, epoch)
-return committed(p, n, n, track, token)
+return committed(p, n, n, track)

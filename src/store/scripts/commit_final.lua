@@ -1,14 +1,14 @@
--- COMMIT_FINAL(from, to, epoch, sealed at the claim, parent of from, hash of to, filter version, track, token,
+-- COMMIT_FINAL(from, to, epoch, sealed at the claim, parent of from, hash of to, filter version, track,
 -- confirmed n and hash…): a range at or below the final height, without a journal.
 local p = truth()
 if not p then return { 'VANISHED' } end
 local from, to, epoch, sealed, parent, hash = num(1), num(2), num(3), num(4), arg(5), arg(6)
-local filter_version, track, token = num(7), arg(8), arg(9)
+local filter_version, track = num(7), arg(8)
 if p.frozen or epoch < p.replayed or (epoch ~= p.epoch and to > sealed) then return { 'STALE' } end
 if filter_version < p.filter_version then return { 'OLDLIST' } end
 
 local confirmed = {}
-for i = 10, #ARGV - FIXED, 2 do confirmed[num(i)] = arg(i + 1) end
+for i = 9, #ARGV - FIXED, 2 do confirmed[num(i)] = arg(i + 1) end
 confirmed[from - 1], confirmed[to] = parent, hash
 local function conflict(what, n, other)
   return { 'CONFLICT', string.format('range %s-%s: %s block %s (%s) is not the chain of its end (%s)', str(from),
@@ -27,4 +27,4 @@ for _, e in ipairs(entries) do
 end
 -- Of a range only some hashes are known; the marker of another block says `final`.
 for n = from, to do mark(math.max(p.tip, to), n, confirmed[n] or 'final', epoch) end
-return committed(p, from, to, track, token)
+return committed(p, from, to, track)

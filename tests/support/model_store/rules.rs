@@ -287,14 +287,14 @@ impl State {
 
     pub fn renew(&mut self, grant: &Grant, now: Instant) -> bool {
         let claims = Arc::make_mut(&mut self.claims);
-        let mut ours = 0;
-        for (_, claim) in claims.range_mut(grant.range.from..=grant.range.to) {
+        let mut ours = BTreeSet::new();
+        for (number, claim) in claims.range_mut(grant.range.from..=grant.range.to) {
             if *claim.token == grant.token && claim.until > now {
                 claim.until = now + CLAIM_TTL;
-                ours += 1;
+                ours.insert(*number);
             }
         }
-        ours == grant.range.blocks()
+        (grant.range.from..=grant.range.to).all(|number| ours.contains(&number) || self.is_done(number))
     }
 
     pub fn release(&mut self, range: BlockRange, token: &str) {
@@ -383,12 +383,12 @@ impl State {
         }
     }
 
-    fn committed(&mut self, range: BlockRange, token: &str) -> CommitReply {
+    fn committed(&mut self, range: BlockRange) -> CommitReply {
         (range.from..=range.to).for_each(|number| self.add(number));
         self.forget_gaps(range.to);
         self.advance();
         self.tip = self.tip.max(signed(range.to));
-        self.release(range, token);
+        Arc::make_mut(&mut self.claims).retain(|number, _| !range.contains(*number));
         CommitReply::Committed { watermark: self.watermark, tip: self.tip, edited: false }
     }
 
@@ -405,7 +405,7 @@ impl State {
         }
     }
 
-    pub fn commit(&mut self, commit: BlockCommit, token: &str) -> CommitReply {
+    pub fn commit(&mut self, commit: BlockCommit) -> CommitReply {
         let number = commit.block.number;
         let is_sealed = signed(number) <= self.sealed;
         if commit.epoch < self.replayed || self.frozen.is_some() {
@@ -415,7 +415,7 @@ impl State {
         let Some(entry) = self.live.get(&name) else {
             let is_known = self.retracting.contains_key(&name) || !is_sealed || !self.is_done(number);
             let is_fenced = is_known && !self.has(StoreMutant::CommitUnfenced);
-            return if is_fenced { CommitReply::Fenced } else { self.committed(BlockRange::single(number), token) };
+            return if is_fenced { CommitReply::Fenced } else { self.committed(BlockRange::single(number)) };
         };
         if self.is_old(commit.filter_version) {
             return CommitReply::OldList;
@@ -428,10 +428,10 @@ impl State {
         } else if let Some(entry) = Arc::make_mut(&mut self.live).get_mut(&name) {
             entry.done = true;
         }
-        self.committed(BlockRange::single(number), token)
+        self.committed(BlockRange::single(number))
     }
 
-    pub fn commit_final(&mut self, commit: &FinalCommit, token: &str) -> CommitReply {
+    pub fn commit_final(&mut self, commit: &FinalCommit) -> CommitReply {
         let range = commit.range;
         let was_sealed = signed(range.to) <= commit.sealed;
         let is_stale = commit.epoch != self.epoch && !was_sealed && !self.has(StoreMutant::FinalWithoutEpoch);
@@ -461,7 +461,7 @@ impl State {
         for name in names.iter().filter(|name| range.contains(name.0) && signed(name.0) <= sealed) {
             self.drop_live(name);
         }
-        self.committed(range, token)
+        self.committed(range)
     }
 
     pub fn seal(&mut self, at: BlockRef, tops: &[BlockRef]) -> SealReply {
