@@ -8,7 +8,8 @@
 //! This file is the story: `process` takes a range through the stages, `unwind` takes back what left the chain, and
 //! `seal` closes what became final. Each verb is a file or a folder; beside them stand
 //!
-//! * `start`, a run from its beginning to its end, `tracks`, the loop, which decides when, and `pauses`, what waits;
+//! * `start`, a run from its beginning to its end, `tracks`, the loop, which decides when, `pauses`, what waits, and
+//!   `slots`, how much of history is under way at once;
 //! * `rescan` and `audit`, a second look at what was delivered: for what joined the filter, and at what another provider
 //!   has; `inspect`, the same for an operator, without any effect;
 //! * `extent`, how much data of a log is decoded at all, and `fuzzing`, what a hostile contract can emit.
@@ -46,6 +47,7 @@ mod learned;
 mod pauses;
 mod plan;
 mod rescan;
+mod slots;
 mod start;
 mod tracks;
 mod unwind;
@@ -60,6 +62,7 @@ pub use filter::{Filters, Reading, Tokens, keep_fresh};
 pub use follow::View;
 pub use learned::Learned;
 use plan::{Situation, plan};
+use slots::{Slot, Slots};
 pub use start::{Ended, run};
 use unwind::{Doubt, Look};
 
@@ -120,8 +123,16 @@ enum Processed {
     Held(BlockRange, Instant),
 }
 
+/// A range that is to be delivered, by its track, and the slot that it has until all its logs are there.
+struct Job {
+    track: Track,
+    range: BlockRange,
+    slot: Slot,
+}
+
 /// One range through all stages. Dropping it at any await is safe: whatever was sent is sent again.
-async fn process(ctx: &Context, track: Track, range: BlockRange, view: &View) -> Result<Processed, StageError> {
+async fn process(ctx: &Context, mut job: Job, view: &View) -> Result<Processed, StageError> {
+    let (track, range) = (job.track, job.range);
     // One for the whole range: what it is committed under must be what all of it was filtered with (N25).
     let filter = ctx.filters.now()?;
     let claim = match timed("claim", claim::acquire(ctx, range)).await? {
@@ -137,9 +148,9 @@ async fn process(ctx: &Context, track: Track, range: BlockRange, view: &View) ->
         let final_height = view.heights.final_height(ctx.chain.finality_depth);
         let is_final = final_height.is_some_and(|height| range.to <= height) || signed(range.to) <= claim.grant.sealed;
         if is_final {
-            final_range(ctx, track, &claim, &filter).await.map(|()| None)
+            final_range(ctx, &mut job, &claim, &filter).await.map(|()| None)
         } else {
-            one_block(ctx, track, &claim, &filter, view).await.map(Some)
+            one_block(ctx, &mut job, &claim, &filter, view).await.map(Some)
         }
     };
     let span = info_span!("range", %range, %track);
@@ -158,7 +169,7 @@ async fn process(ctx: &Context, track: Track, range: BlockRange, view: &View) ->
 /// A block that may still leave the chain: by hash, journaled before it is sent.
 async fn one_block(
     ctx: &Context,
-    track: Track,
+    job: &mut Job,
     claim: &Claim,
     filter: &Filter,
     view: &View,
@@ -167,16 +178,17 @@ async fn one_block(
     // The head's header is at hand; for another block it is asked for.
     let header = Some(view.head).filter(|head| head.number == number);
     let (header, logs) = timed("fetch", fetch::block(ctx, &ctx.log_filter, number, header)).await?;
+    job.slot.fetched(logs.len(), true);
     let wanted = wanted(ctx, filter, logs);
     let mut delivered = timed("deliver", deliver::journaled(ctx, claim, &header, &wanted)).await?;
-    while timed("commit", commit::advance(ctx, track, claim, delivered)).await? == Advanced::More {
+    while timed("commit", commit::advance(ctx, job.track, claim, delivered)).await? == Advanced::More {
         delivered = timed("deliver", deliver::merged(ctx, claim, &header, &wanted)).await?;
     }
     Ok(header.block())
 }
 
 /// Blocks that are final: by number, in parts as large as the provider bears, committed as one.
-async fn final_range(ctx: &Context, track: Track, claim: &Claim, filter: &Filter) -> Result<(), StageError> {
+async fn final_range(ctx: &Context, job: &mut Job, claim: &Claim, filter: &Filter) -> Result<(), StageError> {
     let BlockRange { from, to } = claim.grant.range;
     let asked = filter.of_history(ctx);
     let confirmed = fetch::confirm(ctx, &claim.grant.live).await?;
@@ -184,15 +196,18 @@ async fn final_range(ctx: &Context, track: Track, claim: &Claim, filter: &Filter
     let (mut first, mut before): (Option<Header>, Option<Header>) = (None, None);
     loop {
         let (part, answer) = timed("fetch", fetch::part(ctx, &asked, next, to)).await?;
+        let logs = answer.logs.len();
+        job.slot.fetched(logs, part.to >= to);
         let first = *first.get_or_insert(answer.first);
         if before.replace(answer.last).is_some_and(|before| before.hash != answer.first.parent) {
             return Err(RpcError::Invalid("two parts of a final range that are not one chain".into()).into());
         }
         let wanted = wanted(ctx, filter, answer.logs);
         events += timed("deliver", deliver::part(ctx, claim, &wanted)).await?;
+        job.slot.delivered(logs);
         if part.to >= to {
             let delivered = deliver::finished(claim, (&first, &answer.last), confirmed, events, filter.version);
-            timed("commit", commit::advance(ctx, track, claim, delivered)).await?;
+            timed("commit", commit::advance(ctx, job.track, claim, delivered)).await?;
             return Ok(());
         }
         next = part.to + 1;

@@ -88,14 +88,13 @@ impl Pauses {
         self.realtime.is_over(now)
     }
 
-    /// How many historical ranges may begin now beside those `used`; one at a time while the pace asks for space between
-    /// them.
-    pub(super) fn historical_slots(&self, now: Instant, used: usize, pace: Pace) -> usize {
+    /// How many historical ranges may begin now, where there is room for so many; one at a time while the pace asks for space
+    /// between them.
+    pub(super) fn historical_slots(&self, now: Instant, room: usize, pace: Pace) -> usize {
         if !self.historical.is_over(now) || now < self.next_start {
             return 0;
         }
-        let free = pace.parallel.saturating_sub(used);
-        if pace.spacing < Duration::from_millis(1) { free } else { free.min(1) }
+        if pace.spacing < Duration::from_millis(1) { room } else { room.min(1) }
     }
 
     pub(super) fn historical_begun(&mut self, now: Instant, pace: Pace) {

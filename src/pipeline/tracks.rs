@@ -1,7 +1,7 @@
 //! The loop: looks at the state and the head, begins what the plan says, and waits for whatever changes either.
 //!
 //! Two tracks share it. The realtime track has a slot of its own and takes one block at a time, in order; the historical
-//! track takes ranges side by side, as many as the provider bears, so that it never delays the head. Whatever
+//! track asks for ranges side by side, as many as the provider bears, so that it never delays the head. Whatever
 //! fails is simply still missing when the loop looks again; a pause keeps that from being at once.
 
 use std::{sync::Arc, time::Duration};
@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::{
-    Context, Ended, Look, Processed, Situation, StageError, View,
+    Context, Ended, Job, Look, Processed, Situation, Slot, Slots, StageError, View,
     pauses::{self, Pauses},
     persist, plan, process, rescan, seal, unwind,
     unwind::Footing,
@@ -63,6 +63,7 @@ pub(super) struct Tracks {
     until: Option<u64>,
     tasks: JoinSet<(Work, Result<Finished, StageError>)>,
     in_flight: Vec<Work>,
+    slots: Slots,
     pauses: Pauses,
     footing: Footing,
     next_seal: Instant,
@@ -82,6 +83,7 @@ impl Tracks {
             until,
             tasks: JoinSet::new(),
             in_flight: Vec::new(),
+            slots: Slots::new(),
             pauses: Pauses::new(),
             footing: Footing::default(),
             next_seal: Instant::now(),
@@ -115,6 +117,7 @@ impl Tracks {
                     }
                     None
                 }
+                () = self.slots.freed() => None,
                 () = sleep_until(wake) => None,
             };
             if let Some(ended) = finished.and_then(|finished| self.settle(finished)) {
@@ -173,9 +176,9 @@ impl Tracks {
         let now = Instant::now();
         self.pauses.forget_past(now);
         let failing: IntervalSet = self.pauses.failing().collect();
-        let begun = self.ranges().map(|(_, range)| range);
-        let busy: IntervalSet = begun.chain(self.pauses.held()).chain(failing.iter()).collect();
-        let historical = self.ranges().filter(|(track, _)| *track == Track::Historical).count();
+        let ours = self.ranges().map(|(_, range)| range);
+        let busy: IntervalSet = ours.chain(self.pauses.held()).chain(failing.iter()).collect();
+        let begun = self.ranges().filter(|(track, _)| *track == Track::Historical).count();
         let profile = Pace { parallel: self.ctx.chain.parallel, spacing: self.ctx.chain.spacing };
         let pace = self.ctx.source.pace().unwrap_or(profile);
         let realtime_free = self.pauses.realtime_free(now) && !self.ranges().any(|(track, _)| track == Track::Realtime);
@@ -188,7 +191,7 @@ impl Tracks {
             busy: &busy,
             failing: &failing,
             batch_blocks: self.ctx.chain.batch_blocks,
-            historical_slots: self.pauses.historical_slots(now, historical, pace),
+            historical_slots: self.pauses.historical_slots(now, self.slots.room(pace.parallel, begun), pace),
             max_intervals: MAX_DONE_INTERVALS,
         });
         metrics::stage_seconds("plan", now.elapsed().as_secs_f64());
@@ -213,7 +216,12 @@ impl Tracks {
         let (ctx, view) = (self.ctx.clone(), view.clone());
         let work = Work::Range(track, range);
         self.in_flight.push(work);
-        self.tasks.spawn(async move { (work, process(&ctx, track, range, &view).await.map(Finished::Range)) });
+        let slot = match track {
+            Track::Realtime => Slot::of_realtime(),
+            Track::Historical => self.slots.take(),
+        };
+        let job = Job { track, range, slot };
+        self.tasks.spawn(async move { (work, process(&ctx, job, &view).await.map(Finished::Range)) });
     }
 
     fn begin_seal(&mut self, view: View, snapshot: &Snapshot) {
