@@ -30,6 +30,16 @@ impl IntervalSet {
         self.by_start.insert(from, to);
     }
 
+    /// Removes every number up to this one.
+    pub fn remove_up_to(&mut self, number: u64) {
+        let Some(above) = number.checked_add(1) else { return self.by_start.clear() };
+        let kept = self.by_start.split_off(&above);
+        // Of all that begins below only the highest may reach above.
+        let cut = self.by_start.pop_last().filter(|(_, end)| *end >= above).map(|(_, end)| (above, end));
+        self.by_start = kept;
+        self.by_start.extend(cut);
+    }
+
     /// Whether `number` is in the set.
     #[must_use]
     pub fn contains(&self, number: u64) -> bool {
@@ -113,6 +123,15 @@ mod tests {
         assert_eq!(set.missing(range(4, 9)).collect::<Vec<_>>(), [range(5, 7)]);
     }
 
+    #[test]
+    fn what_is_removed_reaches_into_an_interval_and_up_to_the_last_number() {
+        let mut set: IntervalSet = [range(1, 2), range(5, 9), range(12, 12)].into_iter().collect();
+        set.remove_up_to(6);
+        assert_eq!(set.iter().collect::<Vec<_>>(), [range(7, 9), range(12, 12)]);
+        set.remove_up_to(u64::MAX);
+        assert!(set.is_empty());
+    }
+
     proptest! {
         #[test]
         fn agrees_with_a_plain_set(
@@ -129,6 +148,9 @@ mod tests {
             let expected: BTreeSet<u64> = (low..=low + length).filter(|n| !plain.contains(n)).collect();
             prop_assert_eq!(missing, expected);
             prop_assert!((0..80).all(|n| set.contains(n) == plain.contains(&n)));
+            let mut above = set.clone();
+            above.remove_up_to(low);
+            prop_assert!((0..80).all(|n| above.contains(n) == (n > low && plain.contains(&n))));
             let gaps_between = set.iter().zip(set.iter().skip(1)).all(|(a, b)| a.to + 1 < b.from);
             prop_assert!(gaps_between);
         }

@@ -16,11 +16,19 @@ use crate::{
     telemetry::metrics,
 };
 
+/// How far the chain was delivered at the moment of a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reached {
+    /// Epoch of the claim that was committed.
+    pub(super) epoch: u64,
+    pub(super) watermark: i64,
+    pub(super) tip: i64,
+}
+
 /// What came of a commit.
-#[derive(PartialEq, Eq)]
 pub(super) enum Advanced {
     /// The range is delivered.
-    Committed,
+    Committed(Reached),
     /// Someone else journaled more events for the block: deliver those too, then commit again.
     More,
 }
@@ -45,7 +53,7 @@ pub(super) async fn advance(
             metrics::blocks_processed(track, grant.range.blocks());
             metrics::events_matched(delivered.events);
             note_edit(ctx, edited);
-            Ok(Advanced::Committed)
+            Ok(Advanced::Committed(Reached { epoch: grant.epoch, watermark, tip }))
         }
         CommitReply::More => Ok(Advanced::More),
         CommitReply::Fenced => Err(StageError::Again("the journal entry was taken back")),

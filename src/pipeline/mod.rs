@@ -8,8 +8,8 @@
 //! This file is the story: `process` takes a range through the stages, `unwind` takes back what left the chain, and
 //! `seal` closes what became final. Each verb is a file or a folder; beside them stand
 //!
-//! * `start`, a run from its beginning to its end, `tracks`, the loop, which decides when, `pauses`, what waits, and
-//!   `slots`, how much of history is under way at once;
+//! * `start`, a run from its beginning to its end, `tracks`, the loop, which decides when, `picture`, the state that it
+//!   plans from, `pauses`, what waits, and `slots`, how much of history is under way at once;
 //! * `rescan` and `audit`, a second look at what was delivered: for what joined the filter, and at what another provider
 //!   has; `inspect`, the same for an operator, without any effect;
 //! * `extent`, how much data of a log is decoded at all, and `fuzzing`, what a hostile contract can emit.
@@ -45,6 +45,7 @@ pub(crate) mod fuzzing;
 pub mod inspect;
 mod learned;
 mod pauses;
+mod picture;
 mod plan;
 mod rescan;
 mod slots;
@@ -54,13 +55,14 @@ mod unwind;
 
 pub use audit::Audit;
 use claim::{Acquired, Claim};
-use commit::Advanced;
+use commit::{Advanced, Reached};
 use decode::{Candidate, Decoded, Undecodable};
 use deliver::{Delivered, Proof};
 use filter::{Filter, Wanted};
 pub use filter::{Filters, Reading, Tokens, keep_fresh};
 pub use follow::View;
 pub use learned::Learned;
+use picture::Picture;
 use plan::{Situation, plan};
 use slots::{Slot, Slots};
 pub use start::{Ended, run};
@@ -116,7 +118,7 @@ pub enum StageError {
 #[derive(Debug)]
 enum Processed {
     /// Delivered and committed; the block, where it may still leave the chain.
-    Committed(Option<BlockRef>),
+    Committed(Option<BlockRef>, Reached),
     /// Delivered by someone else.
     AlreadyDone,
     /// Someone else has some of it, until then.
@@ -148,9 +150,10 @@ async fn process(ctx: &Context, mut job: Job, view: &View) -> Result<Processed, 
         let final_height = view.heights.final_height(ctx.chain.finality_depth);
         let is_final = final_height.is_some_and(|height| range.to <= height) || signed(range.to) <= claim.grant.sealed;
         if is_final {
-            final_range(ctx, &mut job, &claim, &filter).await.map(|()| None)
+            final_range(ctx, &mut job, &claim, &filter).await.map(|reached| (None, reached))
         } else {
-            one_block(ctx, &mut job, &claim, &filter, view).await.map(Some)
+            let (block, reached) = one_block(ctx, &mut job, &claim, &filter, view).await?;
+            Ok((Some(block), reached))
         }
     };
     let span = info_span!("range", %range, %track);
@@ -163,7 +166,7 @@ async fn process(ctx: &Context, mut job: Job, view: &View) -> Result<Processed, 
         debug!(%range, %error, "range not finished");
         claim::release(ctx, &claim).await;
     }
-    outcome.map(Processed::Committed)
+    outcome.map(|(block, reached)| Processed::Committed(block, reached))
 }
 
 /// A block that may still leave the chain: by hash, journaled before it is sent.
@@ -173,7 +176,7 @@ async fn one_block(
     claim: &Claim,
     filter: &Filter,
     view: &View,
-) -> Result<BlockRef, StageError> {
+) -> Result<(BlockRef, Reached), StageError> {
     let number = claim.grant.range.from;
     // The head's header is at hand; for another block it is asked for.
     let header = Some(view.head).filter(|head| head.number == number);
@@ -181,14 +184,16 @@ async fn one_block(
     job.slot.fetched(logs.len(), true);
     let wanted = wanted(ctx, filter, logs);
     let mut delivered = timed("deliver", deliver::journaled(ctx, claim, &header, &wanted)).await?;
-    while timed("commit", commit::advance(ctx, job.track, claim, delivered)).await? == Advanced::More {
-        delivered = timed("deliver", deliver::merged(ctx, claim, &header, &wanted)).await?;
+    loop {
+        match timed("commit", commit::advance(ctx, job.track, claim, delivered)).await? {
+            Advanced::Committed(reached) => return Ok((header.block(), reached)),
+            Advanced::More => delivered = timed("deliver", deliver::merged(ctx, claim, &header, &wanted)).await?,
+        }
     }
-    Ok(header.block())
 }
 
 /// Blocks that are final: by number, in parts as large as the provider bears, committed as one.
-async fn final_range(ctx: &Context, job: &mut Job, claim: &Claim, filter: &Filter) -> Result<(), StageError> {
+async fn final_range(ctx: &Context, job: &mut Job, claim: &Claim, filter: &Filter) -> Result<Reached, StageError> {
     let BlockRange { from, to } = claim.grant.range;
     let asked = filter.of_history(ctx);
     let confirmed = fetch::confirm(ctx, &claim.grant.live).await?;
@@ -207,8 +212,10 @@ async fn final_range(ctx: &Context, job: &mut Job, claim: &Claim, filter: &Filte
         job.slot.delivered(logs);
         if part.to >= to {
             let delivered = deliver::finished(claim, (&first, &answer.last), confirmed, events, filter.version);
-            timed("commit", commit::advance(ctx, job.track, claim, delivered)).await?;
-            return Ok(());
+            return match timed("commit", commit::advance(ctx, job.track, claim, delivered)).await? {
+                Advanced::Committed(reached) => Ok(reached),
+                Advanced::More => Err(StageError::Again("a range without a journal lacks what is journaled")),
+            };
         }
         next = part.to + 1;
     }

@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
+use crate::domain::Track;
+
 /// Ranges beyond the requests in flight that may be begun and not finished.
 const BEHIND: usize = 2;
 /// Most logs that history may have at hand, those of the requests in flight among them: at some 340 bytes a log 22 MB.
@@ -64,10 +66,11 @@ impl Slots {
         self.load().room(parallel, begun)
     }
 
-    /// A slot for a range that begins.
-    pub(super) fn take(&self) -> Slot {
-        self.load().fetching += 1;
-        Slot { slots: Some(self.clone()), is_fetching: true, at_hand: 0 }
+    /// A slot for a range that begins; the realtime track has one of its own, which takes nothing of these.
+    pub(super) fn take(&self, track: Track) -> Slot {
+        let slots = Some(self.clone()).filter(|_| track == Track::Historical);
+        self.load().fetching += usize::from(slots.is_some());
+        Slot { is_fetching: slots.is_some(), slots, at_hand: 0 }
     }
 
     /// Waits until there may be more room. Waiters that gave up have missed nothing.
@@ -83,18 +86,13 @@ impl Slots {
 
 /// The slot of one range, and the logs that it has at hand; given back with it, whatever became of the range.
 pub(super) struct Slot {
-    /// `None`: a range that needs none.
+    /// `None` for the realtime track.
     slots: Option<Slots>,
     is_fetching: bool,
     at_hand: usize,
 }
 
 impl Slot {
-    /// The realtime track has one of its own.
-    pub(super) fn of_realtime() -> Self {
-        Self { slots: None, is_fetching: false, at_hand: 0 }
-    }
-
     /// An answer came, perhaps the last one of the range.
     pub(super) fn fetched(&mut self, logs: usize, is_last: bool) {
         let Some(slots) = &self.slots else { return };
@@ -145,9 +143,8 @@ mod tests {
 
     #[test]
     fn what_may_begin_is_bounded_by_requests_by_ranges_and_by_logs() {
-        let room = |parallel, begun, (fetching, at_hand, expected)| {
-            Load { fetching, at_hand, expected }.room(parallel, begun)
-        };
+        let room =
+            |parallel, begun, (fetching, at_hand, expected)| Load { fetching, at_hand, expected }.room(parallel, begun);
         for (parallel, begun, load, expected, why) in [
             (4, 0, (0, 0, 100), 4, "nothing is under way"),
             (4, 1, (1, 0, 100), 3, "one request is in flight"),
@@ -191,7 +188,7 @@ mod tests {
     #[test]
     fn a_slot_is_free_once_the_last_logs_are_there_and_the_logs_once_they_are_delivered() {
         let slots = Slots::new();
-        let mut slot = slots.take();
+        let mut slot = slots.take(Track::Historical);
         slot.fetched(10, false);
         assert_eq!((under_way(&slots), slots.freed().now_or_never()), ((1, 10), None), "more is to be asked for");
         slot.delivered(10);
@@ -209,13 +206,13 @@ mod tests {
     #[test]
     fn a_range_that_failed_gives_everything_back() {
         let slots = Slots::new();
-        let (mut first, second) = (slots.take(), slots.take());
+        let (mut first, second) = (slots.take(Track::Historical), slots.take(Track::Historical));
         first.fetched(10, false);
         drop(second);
         assert_eq!(under_way(&slots), (1, 10));
         drop(first);
         assert_eq!(under_way(&slots), (0, 0));
-        let mut realtime = Slot::of_realtime();
+        let mut realtime = slots.take(Track::Realtime);
         realtime.fetched(10, true);
         assert_eq!(under_way(&slots), (0, 0), "the realtime track takes none of it");
     }

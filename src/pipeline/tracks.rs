@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::{
-    Context, Ended, Job, Look, Processed, Situation, Slot, Slots, StageError, View,
+    Context, Ended, Job, Look, Picture, Processed, Situation, Slots, StageError, View,
     pauses::{self, Pauses},
     persist, plan, process, rescan, seal, unwind,
     unwind::Footing,
@@ -25,7 +25,7 @@ use crate::{
     mutants::{Mutant, planted},
     rpc::{Pace, RpcError},
     store::{MAX_DONE_INTERVALS, Progress, Snapshot, StoreError},
-    telemetry::{Edge, metrics},
+    telemetry::metrics,
 };
 
 /// The loop looks at least this often, whatever happens.
@@ -64,6 +64,7 @@ pub(super) struct Tracks {
     tasks: JoinSet<(Work, Result<Finished, StageError>)>,
     in_flight: Vec<Work>,
     slots: Slots,
+    picture: Picture,
     pauses: Pauses,
     footing: Footing,
     next_seal: Instant,
@@ -84,6 +85,7 @@ impl Tracks {
             tasks: JoinSet::new(),
             in_flight: Vec::new(),
             slots: Slots::new(),
+            picture: Picture::new(),
             pauses: Pauses::new(),
             footing: Footing::default(),
             next_seal: Instant::now(),
@@ -137,20 +139,13 @@ impl Tracks {
         if !self.pauses.state.is_over(Instant::now()) {
             return None;
         }
-        let asked = Instant::now();
-        let snapshot = match self.ctx.store.snapshot().await {
+        let snapshot = match self.state(&view).await {
             Ok(snapshot) => snapshot,
-            Err(StoreError::Transient(reason)) => {
-                self.ctx.vitals.answer(Edge::Store, asked, Err(&reason));
-                self.pauses.state.failed(None);
-                return None;
-            }
+            Err(StoreError::Transient(_)) => return None,
             Err(error) => return Some(Ended::Unusable(error)),
         };
-        self.pauses.state.succeeded();
         self.tell(&snapshot);
-        let reached = self.until.is_some_and(|until| snapshot.progress.watermark >= signed(until));
-        if reached && snapshot.progress.retracting == 0 {
+        if self.is_reached(&snapshot.progress) {
             return Some(Ended::Reached);
         }
         if self.is_frozen(snapshot.progress.frozen.as_deref()).await {
@@ -160,7 +155,7 @@ impl Tracks {
             self.begin_seal(view.clone(), &snapshot);
         }
         // Nothing new is begun before it is known what it stands on, and what to filter with.
-        if !self.stands(&view, &snapshot.progress) || self.ctx.filters.now().is_err() {
+        if !self.stands(&view, &snapshot) || self.ctx.filters.now().is_err() {
             return None;
         }
         self.begin_ranges(&view, &snapshot);
@@ -168,6 +163,28 @@ impl Tracks {
         self.begin_rescan(&view);
         self.begin_seal(view, &snapshot);
         None
+    }
+
+    /// The state to plan from: the picture of it, or a new reading where the picture is old or in doubt, and where what
+    /// follows is more than a plan.
+    async fn state(&mut self, view: &View) -> Result<Snapshot, StoreError> {
+        if let Some(known) = self.picture.current(Instant::now()).cloned() {
+            let looks = !self.in_flight.contains(&Work::Unwind) && !self.footing.holds(&view.head, &known);
+            if !looks && !self.is_reached(&known.progress) {
+                return Ok(known);
+            }
+        }
+        let read = self.picture.read(&self.ctx).await;
+        match &read {
+            Ok(_) => self.pauses.state.succeeded(),
+            Err(_) => self.pauses.state.failed(None),
+        }
+        read
+    }
+
+    /// Whether everything that was asked for is delivered.
+    fn is_reached(&self, progress: &Progress) -> bool {
+        progress.retracting == 0 && self.until.is_some_and(|until| progress.watermark >= signed(until))
     }
 
     fn begin_ranges(&mut self, view: &View, snapshot: &Snapshot) {
@@ -216,11 +233,7 @@ impl Tracks {
         let (ctx, view) = (self.ctx.clone(), view.clone());
         let work = Work::Range(track, range);
         self.in_flight.push(work);
-        let slot = match track {
-            Track::Realtime => Slot::of_realtime(),
-            Track::Historical => self.slots.take(),
-        };
-        let job = Job { track, range, slot };
+        let job = Job { track, range, slot: self.slots.take(track) };
         self.tasks.spawn(async move { (work, process(&ctx, job, &view).await.map(Finished::Range)) });
     }
 
@@ -268,6 +281,15 @@ impl Tracks {
     }
 
     fn succeeded(&mut self, work: Work, finished: &Finished) {
+        match (work, finished) {
+            (Work::Range(_, range), Finished::Range(Processed::Committed(_, reached))) => {
+                self.picture.committed(range, *reached);
+            }
+            // What is sealed, or found to be complete, changes nothing that is planned.
+            (_, Finished::Sealed | Finished::Rescanned(_)) => {}
+            // Others deliver, too, or blocks were taken back.
+            (_, Finished::Range(_) | Finished::Looked(_)) => self.picture.doubt(),
+        }
         if let Finished::Looked(look) = finished {
             match look {
                 Look::Doubt(_) => self.pauses.unwinding.failed(None),
@@ -285,7 +307,7 @@ impl Tracks {
             self.pauses.hold(*blocks, *until);
             return;
         }
-        if let Finished::Range(Processed::Committed(Some(block))) = finished {
+        if let Finished::Range(Processed::Committed(Some(block), _)) = finished {
             self.footing.grew(*block);
         }
         self.pauses.succeeded(track, range);
@@ -295,6 +317,7 @@ impl Tracks {
     }
 
     fn failed(&mut self, work: Work, error: &StageError) -> Option<Ended> {
+        self.picture.doubt();
         match error {
             StageError::Halt(reason) => {
                 self.halt(reason);
@@ -338,11 +361,12 @@ impl Tracks {
 
     /// Whether everything that was delivered is known to be on the chain of the newest head, and nothing is left to be
     /// taken back; begins to look where it is not.
-    fn stands(&mut self, view: &View, progress: &Progress) -> bool {
+    fn stands(&mut self, view: &View, snapshot: &Snapshot) -> bool {
+        let progress = &snapshot.progress;
         if self.in_flight.contains(&Work::Unwind) {
             return false;
         }
-        if progress.retracting == 0 && self.footing.holds(&view.head, progress) {
+        if progress.retracting == 0 && self.footing.holds(&view.head, snapshot) {
             return true;
         }
         if self.pauses.unwinding.is_over(Instant::now()) {

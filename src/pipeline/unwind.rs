@@ -20,10 +20,10 @@ use tracing::{error, info, warn};
 
 use super::{Context, PATIENCE, StageError, persist};
 use crate::{
-    domain::{BlockRef, Header, MAX_BLOCK_NUMBER, signed},
+    domain::{BlockRange, BlockRef, Header, MAX_BLOCK_NUMBER, signed},
     mutants::{Mutant, planted},
     rpc::{At, QUORUM_OF, RpcError, Votes},
-    store::{JournalEntry, Progress, RewindReply, runs},
+    store::{JournalEntry, Progress, RewindReply, Snapshot, runs},
 };
 
 /// A chain that is shorter than what was delivered, and another one, is believed after this long (F28); so is a branch that
@@ -85,8 +85,9 @@ pub(super) enum Look {
 
 impl Footing {
     /// Whether the head stands on what was delivered. A head right above the last firm one does, where everything below
-    /// is delivered without a gap: then INTENT itself compares its parent with the journal.
-    pub(super) fn holds(&mut self, head: &Header, progress: &Progress) -> bool {
+    /// that may still leave the chain is delivered without a gap: then INTENT itself compares its parent with the journal.
+    pub(super) fn holds(&mut self, head: &Header, state: &Snapshot) -> bool {
+        let progress = &state.progress;
         let ignored = planted(Mutant::SameHeightIgnored) && signed(head.number) <= progress.tip;
         if ignored || planted(Mutant::NeverLook) {
             return true;
@@ -97,7 +98,7 @@ impl Footing {
             return false;
         }
         // By the parents that INTENT compared.
-        let is_closed = progress.tip == signed(firm.number) && progress.watermark == progress.tip;
+        let is_closed = progress.tip == signed(firm.number) && has_no_gap(state);
         if !is_closed && self.looked.is_some_and(|last| last.elapsed() >= UNTIED) {
             return false;
         }
@@ -145,6 +146,17 @@ impl Footing {
             }
         }
     }
+}
+
+/// Whether every block is delivered up to the tip, or every one from above the sealed height, which is all that matters here:
+/// the entries of these blocks are one run, for INTENT and `COMMIT_FINAL` compared each with its neighbours; SEAL compared those
+/// below with the chain, no new ones are begun there, and what history delivers there has none. So history that is not
+/// complete yet costs no look for each head.
+fn has_no_gap(Snapshot { progress, done }: &Snapshot) -> bool {
+    let number = |number: i64| u64::try_from(number).ok();
+    let above = progress.sealed.max(progress.watermark) + 1;
+    let unsealed = number(above).zip(number(progress.tip)).and_then(|(from, to)| BlockRange::new(from, to));
+    progress.watermark == progress.tip || unsealed.is_some_and(|blocks| done.missing(blocks).next().is_none())
 }
 
 /// Holds what was delivered against the chain of `head`, and marks what left it as to be retracted. The sealed block is
@@ -329,13 +341,14 @@ async fn foreign(ctx: &Context, sealed: BlockRef, epoch: u64, believed: Option<D
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::IntervalSet;
 
     fn header(number: u64, hash: u8, parent: u8) -> Header {
         Header { number, hash: B256::repeat_byte(hash), parent: B256::repeat_byte(parent), timestamp: 0 }
     }
 
-    fn progress(watermark: i64, tip: i64) -> Progress {
-        Progress {
+    fn progress(watermark: i64, tip: i64) -> Snapshot {
+        let progress = Progress {
             watermark,
             tip,
             sealed: -1,
@@ -345,7 +358,26 @@ mod tests {
             frozen: None,
             retracting: 0,
             service: String::new(),
-        }
+        };
+        Snapshot { progress, done: IntervalSet::default() }
+    }
+
+    #[test]
+    fn only_a_gap_above_what_is_sealed_counts() {
+        let gaps = |watermark, sealed, done: &[(u64, u64)]| {
+            let tip = done.last().map_or(watermark, |(_, to)| to.cast_signed());
+            let mut state = progress(watermark, tip);
+            state.progress.sealed = sealed;
+            state.done = done.iter().map(|(from, to)| BlockRange { from: *from, to: *to }).collect();
+            !has_no_gap(&state)
+        };
+        assert!(!gaps(20, 8, &[]) && !gaps(20, 30, &[]) && !gaps(-1, -1, &[]), "history is complete");
+        assert!(!gaps(4, 8, &[(9, 20)]), "one below what is sealed");
+        assert!(!gaps(4, 10, &[(9, 20)]) && !gaps(4, 10, &[(6, 7), (9, 20)]), "wherever it ends, and also two");
+        assert!(gaps(4, 7, &[(9, 20)]), "block 8 is missing");
+        assert!(gaps(4, 8, &[(9, 18), (20, 20)]), "block 19 is missing");
+        assert!(gaps(4, -1, &[(9, 20)]) && gaps(-1, -1, &[(9, 20)]), "nothing is sealed");
+        assert!(gaps(4, 20, &[(9, 20)]) && gaps(4, 30, &[(9, 20)]), "nothing that is not sealed is delivered");
     }
 
     #[test]
