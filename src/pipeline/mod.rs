@@ -19,7 +19,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use tokio::time::Instant;
+use tokio::{task::yield_now, time::Instant};
 use tracing::{Instrument, debug, info, info_span};
 
 use crate::{
@@ -182,7 +182,7 @@ async fn one_block(
     let header = Some(view.head).filter(|head| head.number == number);
     let (header, logs) = timed("fetch", fetch::block(ctx, &ctx.log_filter, number, header)).await?;
     job.slot.fetched(logs.len(), true);
-    let wanted = wanted(ctx, filter, logs);
+    let wanted = wanted(ctx, filter, relevant(ctx, filter, logs));
     let mut delivered = timed("deliver", deliver::journaled(ctx, claim, &header, &wanted)).await?;
     loop {
         match timed("commit", commit::advance(ctx, job.track, claim, delivered)).await? {
@@ -201,15 +201,12 @@ async fn final_range(ctx: &Context, job: &mut Job, claim: &Claim, filter: &Filte
     let (mut first, mut before): (Option<Header>, Option<Header>) = (None, None);
     loop {
         let (part, answer) = timed("fetch", fetch::part(ctx, &asked, next, to)).await?;
-        let logs = answer.logs.len();
-        job.slot.fetched(logs, part.to >= to);
+        job.slot.fetched(answer.logs.len(), part.to >= to);
         let first = *first.get_or_insert(answer.first);
         if before.replace(answer.last).is_some_and(|before| before.hash != answer.first.parent) {
             return Err(RpcError::Invalid("two parts of a final range that are not one chain".into()).into());
         }
-        let wanted = wanted(ctx, filter, answer.logs);
-        events += timed("deliver", deliver::part(ctx, claim, &wanted)).await?;
-        job.slot.delivered(logs);
+        events += in_pieces(ctx, job, claim, filter, answer.logs).await?;
         if part.to >= to {
             let delivered = deliver::finished(claim, (&first, &answer.last), confirmed, events, filter.version);
             return match timed("commit", commit::advance(ctx, job.track, claim, delivered)).await? {
@@ -221,11 +218,43 @@ async fn final_range(ctx: &Context, job: &mut Job, claim: &Claim, filter: &Filte
     }
 }
 
+/// Decodes, filters and delivers an answer, some logs after the other, and answers how many events were in it: a thousand
+/// logs take a millisecond, and a block at the head that comes meanwhile does not wait for all of them. Of the events only
+/// some exist at a time.
+async fn in_pieces(
+    ctx: &Context,
+    job: &mut Job,
+    claim: &Claim,
+    filter: &Filter,
+    logs: Vec<RawLog>,
+) -> Result<u64, StageError> {
+    let answered = logs.len();
+    // All at once: pieces of what hardly anyone wants would make many small requests of a sink.
+    let mut left = relevant(ctx, filter, logs).into_iter();
+    job.slot.delivered(answered - left.len());
+    let mut events = 0;
+    loop {
+        yield_now().await;
+        let piece: Vec<RawLog> = left.by_ref().take(ctx.limits.chunk_logs.max(1)).collect();
+        let logs = piece.len();
+        let wanted = wanted(ctx, filter, piece);
+        events += timed("deliver", deliver::part(ctx, claim, &wanted)).await?;
+        job.slot.delivered(logs);
+        if left.len() == 0 {
+            return Ok(events);
+        }
+    }
+}
+
+/// The logs that someone may want, by their contracts alone.
+fn relevant(ctx: &Context, filter: &Filter, logs: Vec<RawLog>) -> Vec<RawLog> {
+    metrics::logs_received(logs.len() as u64);
+    filter::by_address(filter, &ctx.registry, logs)
+}
+
 /// Decodes and filters.
 fn wanted(ctx: &Context, filter: &Filter, logs: Vec<RawLog>) -> Wanted {
-    metrics::logs_received(logs.len() as u64);
     let begun = Instant::now();
-    let logs = filter::by_address(filter, &ctx.registry, logs);
     let decoded = decode::events(&ctx.registry, logs);
     metrics::stage_seconds("decode", begun.elapsed().as_secs_f64());
     for (reason, count) in &decoded.rejected {
