@@ -148,10 +148,13 @@ impl Bearing {
         is_free
     }
 
-    /// A request for logs was answered.
+    /// A request for logs was answered. It says nothing of how many the endpoint bears where less than half of those that may
+    /// be sent were in flight (RFC 7661).
     pub(super) fn served(&self) {
         let mut state = self.state();
-        state.caps.served();
+        if 2 * state.in_flight >= state.caps.allowance(now()).parallel {
+            state.caps.served();
+        }
         state.spacing = state.spacing.mul_f64(0.8);
     }
 
@@ -391,9 +394,11 @@ mod tests {
         // Who gives up waiting takes no place with it.
         let places = [bearing.place().await, bearing.place().await, bearing.place().await];
         assert!(bearing.place().now_or_never().is_none());
+        bearing.served();
         drop(places);
-        (0..3).for_each(|_| bearing.served());
         assert_eq!(join_all((0..4).map(|_| bearing.place())).await.len(), 4, "it bears one more");
+        bearing.served();
+        assert_eq!(bearing.pace().parallel, 4, "and no more by what is asked near the head");
     }
 
     #[tokio::test(start_paused = true)]
@@ -423,7 +428,10 @@ mod tests {
         sleep(PRESS_EVERY).await;
         bearing.pressed();
         assert_eq!(pace(), (2, Duration::from_millis(1_200)));
-        (0..100).for_each(|_| bearing.served());
+        for _ in 0..100 {
+            let _places = join_all((0..pace().0).map(|_| bearing.place())).await;
+            bearing.served();
+        }
         assert!(pace().0 > 8 && pace().1 < Duration::from_millis(1));
         for _ in 0..100 {
             sleep(PRESS_EVERY).await;

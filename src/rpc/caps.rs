@@ -81,6 +81,9 @@ pub struct Learned {
     /// Requests for history at once; older versions did not keep it.
     #[serde(default)]
     parallel: Option<usize>,
+    /// Whether there ever were too many of them; older versions did not keep it.
+    #[serde(default)]
+    is_pressed: bool,
     waits_until: u64,
 }
 
@@ -114,6 +117,7 @@ impl Caps {
             density: bounds.blocks,
             addresses: None,
             parallel: None,
+            is_pressed: false,
             waits_until: 0,
         };
         Self { bounds, learned, answers: 0 }
@@ -136,6 +140,7 @@ impl Caps {
             density: learned.density.clamp(1, caps.bounds.blocks),
             addresses: addresses.map(|cap| AddressCap { since: cap.since.min(now), ..cap }),
             parallel: learned.parallel.map(|parallel| parallel.clamp(1, caps.most_parallel())),
+            is_pressed: learned.is_pressed,
             waits_until: learned.waits_until.min(now.saturating_add(LONGEST_WAIT.as_secs())),
         };
         caps.forget(now);
@@ -170,10 +175,13 @@ impl Caps {
         self.bounds.parallel.saturating_mul(GROWTH)
     }
 
-    /// A request for logs was answered: one more for history may be sent at once after each round of as many as may be now.
+    /// A request for logs was answered: one more for history may be sent at once. That doubles them with every round of as
+    /// many as may be sent, until they were too many for the first time; from then on there is one more for each round (slow
+    /// start and congestion avoidance, RFC 5681).
     pub fn served(&mut self) {
         self.answers += 1;
-        if self.answers >= self.parallel() {
+        let round = if self.learned.is_pressed { self.parallel() } else { 1 };
+        if self.answers >= round {
             self.answers = 0;
             self.learned.parallel = Some(self.parallel().saturating_add(1).min(self.most_parallel()));
         }
@@ -182,6 +190,7 @@ impl Caps {
     /// The endpoint asked for fewer requests, or did not answer one for history in time: half as many are sent at once.
     pub fn pressed(&mut self) {
         self.answers = 0;
+        self.learned.is_pressed = true;
         self.learned.parallel = Some((self.parallel() / 2).max(1));
     }
 
@@ -369,14 +378,12 @@ mod tests {
     }
 
     #[test]
-    fn requests_at_once_grow_by_one_a_round_and_halve_under_pressure_and_are_kept() {
+    fn requests_at_once_grow_with_each_answer_until_the_first_pressure_and_then_by_one_a_round_and_are_kept() {
         let mut caps = Caps::new(BOUNDS);
         let parallel = |caps: &Caps| caps.allowance(NOW).parallel;
         assert_eq!(parallel(&caps), 3, "the chain's profile");
         (0..3).for_each(|_| caps.served());
-        assert_eq!(parallel(&caps), 4);
-        (0..3).for_each(|_| caps.served());
-        assert_eq!(parallel(&caps), 4, "a round is four now");
+        assert_eq!(parallel(&caps), 6, "twice as many after a round");
         (0..1_000).for_each(|_| caps.served());
         assert_eq!(parallel(&caps), 3 * GROWTH);
         caps.pressed();
@@ -385,11 +392,24 @@ mod tests {
         let resumed = |bounds| Caps::resume(bounds, &serde_json::from_str(&kept).unwrap(), NOW);
         assert_eq!(parallel(&resumed(BOUNDS)), 6);
         assert_eq!(parallel(&resumed(Bounds { parallel: 1, ..BOUNDS })), GROWTH, "within what the profile allows");
+        for mut caps in [caps.clone(), resumed(BOUNDS)] {
+            (0..5).for_each(|_| caps.served());
+            assert_eq!(parallel(&caps), 6, "a round is six now, also after a restart");
+            caps.served();
+            assert_eq!(parallel(&caps), 7);
+            (0..6).for_each(|_| caps.served());
+            assert_eq!(parallel(&caps), 7, "and then seven");
+            (0..1_000).for_each(|_| caps.served());
+            assert_eq!(parallel(&caps), 3 * GROWTH);
+        }
         (0..9).for_each(|_| caps.pressed());
         assert_eq!(parallel(&caps), 1);
-        let older = kept.replace(r#""parallel":6,"#, "");
-        let older = Caps::resume(BOUNDS, &serde_json::from_str(&older).unwrap(), NOW);
+        let older = kept.replace(r#""parallel":6,"is_pressed":true,"#, "");
+        assert_ne!(older, kept);
+        let mut older = Caps::resume(BOUNDS, &serde_json::from_str(&older).unwrap(), NOW);
         assert_eq!(parallel(&older), 3, "what an older version kept is read");
+        older.served();
+        assert_eq!(parallel(&older), 4, "and it is not known to have been pressed");
     }
 
     #[test]
