@@ -18,7 +18,7 @@ use crate::{
     backoff::Backoff,
     config::{Provider, RecordSettings, Settings, SinkTarget, StoreSettings, TokenSettings},
     failure::Failure,
-    pipeline::{self, Audit, Context, Ended, Filters, Learned, Tokens},
+    pipeline::{self, Audit, Context, Ended, Filters, Learned, Tokens, Turns},
     recording::Recorder,
     rpc::{self, Bounds, ChainSource, Endpoints, LogFilter},
     sinks::{
@@ -223,6 +223,7 @@ pub fn context(
         source,
         store,
         sinks,
+        turns: Turns::default(),
         filters: Filters::off(),
         audit: Audit::new(false),
         vitals: Arc::default(),

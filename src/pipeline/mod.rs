@@ -57,6 +57,7 @@ pub use audit::Audit;
 use claim::{Acquired, Claim};
 use commit::{Advanced, Reached};
 use decode::{Candidate, Decoded, Undecodable};
+pub use deliver::Turns;
 use deliver::{Delivered, Proof};
 use filter::{Filter, Wanted};
 pub use filter::{Filters, Reading, Tokens, keep_fresh};
@@ -84,6 +85,8 @@ pub struct Context {
     pub store: Arc<dyn StateStore>,
     /// Handler name to sink.
     pub sinks: BTreeMap<String, Arc<dyn Sink>>,
+    /// Whose turn it is to call a sink.
+    pub turns: Turns,
     /// What events are filtered with.
     pub filters: Filters,
     /// Whether what is sealed is held against another provider.

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::warn;
 
 use super::{
@@ -19,9 +19,11 @@ use crate::{
 };
 
 /// Longest pause between two tries of a sink.
-const SINK_PAUSE: Duration = Duration::from_secs(10);
+pub(super) const SINK_PAUSE: Duration = Duration::from_secs(10);
 /// A sink that took nothing for so long gives the block back: the fault may be this replica's alone (contract §5).
 const PATIENCE: Duration = Duration::from_mins(5);
+const TOOK_NOTHING: StageError =
+    StageError::Again("the sink took nothing for minutes; another replica may fare better");
 
 /// What waits for one sink, in the order of the logs.
 struct Queue<'a> {
@@ -75,10 +77,12 @@ pub(super) async fn send(ctx: &Context, say: Say, events: &[Event]) -> Result<()
 /// One sink's messages, until each is acknowledged or buried.
 async fn hand_over(ctx: &Context, queue: Queue<'_>) -> Result<(), StageError> {
     let Queue { sink, messages: mut pending, mut events } = queue;
+    let turns = ctx.turns.at(&sink);
     let mut backoff = Backoff::new(SINK_PAUSE);
     let mut last_taken = Instant::now();
     while !pending.is_empty() {
         ctx.vitals.queued(sink.name(), pending.len());
+        let turn = timeout_at(last_taken + PATIENCE, turns.turn()).await.map_err(|_| TOOK_NOTHING)?;
         let begun = Instant::now();
         let sent = timeout(ctx.limits.sink_timeout, sink.send(&pending)).await;
         metrics::sink_send_seconds(sink.name(), begun.elapsed().as_secs_f64());
@@ -86,6 +90,11 @@ async fn hand_over(ctx: &Context, queue: Queue<'_>) -> Result<(), StageError> {
         let outcomes =
             if planted(Mutant::AnswersIgnored) { vec![Outcome::Acknowledged; pending.len()] } else { outcomes };
         let tried = Tried::of(&pending, &events, outcomes);
+        if tried.takes() {
+            turn.succeeded();
+        } else {
+            turn.failed();
+        }
         metrics::sink_messages(sink.name(), "acknowledged", tried.acknowledged);
         if !tried.refused.is_empty() {
             metrics::sink_messages(sink.name(), "refused", tried.refused.len() as u64);
@@ -94,9 +103,9 @@ async fn hand_over(ctx: &Context, queue: Queue<'_>) -> Result<(), StageError> {
         if tried.acknowledged > 0 {
             last_taken = Instant::now();
         } else if last_taken.elapsed() > PATIENCE {
-            return Err(StageError::Again("the sink took nothing for minutes; another replica may fare better"));
+            return Err(TOOK_NOTHING);
         }
-        let kept = |index: usize| tried.keep.contains(&index);
+        let kept = |index: usize| tried.keep.binary_search(&index).is_ok();
         pending = keep_by_index(pending, kept);
         events = keep_by_index(events, kept);
         match tried.retry {
@@ -154,6 +163,12 @@ impl Tried {
             tried.retry = Some(("the sink held back every message".into(), false));
         }
         tried
+    }
+
+    /// Whether the sink is there and takes messages, as far as this call tells: one that takes some of it is slow, not
+    /// away, unless it asks for less.
+    fn takes(&self) -> bool {
+        self.retry.as_ref().is_none_or(|(_, throttled)| self.acknowledged > 0 && !throttled)
     }
 }
 

@@ -17,11 +17,13 @@ use crate::{
 mod amend;
 mod dead_letters;
 mod hand_over;
+mod turns;
 
 pub(super) use amend::{Amended, amended, still_of};
 pub(super) use dead_letters::{acknowledged, found};
 use dead_letters::{bury_undecodable, forget, wall_clock};
 use hand_over::{Say, send};
+pub use turns::Turns;
 
 /// Proof that every event of a block or range was acknowledged; only this file makes one.
 #[derive(Debug)]

@@ -261,7 +261,7 @@ mod tests {
     use crate::{
         config::{Limits, Registry, Sources, load_offline},
         domain::{DeliveryMode, Header, Heights, Token},
-        pipeline::{Audit, Filters},
+        pipeline::{Audit, Filters, Turns},
         rpc::{Endpoints, LogFilter},
         store::{Start, StateStore as _, embedded::Embedded},
         telemetry::Vitals,
@@ -299,6 +299,7 @@ mod tests {
             )),
             store: Arc::new(store.clone()),
             sinks: BTreeMap::new(),
+            turns: Turns::default(),
             filters: Filters::new(lists, reload.clone()),
             audit: Audit::new(false),
             vitals: Arc::new(Vitals::default()),

@@ -1,0 +1,261 @@
+//! Whose turn it is to call a sink.
+//!
+//! Ranges hand over side by side, and a sink that is away or throttles is so for all of them: the pause after a failure is
+//! everybody's, and after it one call goes first; the others follow once it succeeded. So a sink in trouble is called as
+//! often by twenty ranges as by one. What is wrong with one range's messages alone is that range's own wait, not this.
+
+use std::{
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until},
+};
+
+use super::hand_over::SINK_PAUSE;
+use crate::{backoff::Backoff, sinks::Sink};
+
+/// The turns at every sink of a process.
+#[derive(Default)]
+pub struct Turns {
+    sinks: Mutex<Vec<Known>>,
+}
+
+/// A sink by itself, not by its name: two handlers may share one.
+type Known = (Arc<dyn Sink>, Arc<Turnstile>);
+
+impl Turns {
+    /// The turns at this sink.
+    pub(super) fn at(&self, sink: &Arc<dyn Sink>) -> Arc<Turnstile> {
+        let mut sinks = self.sinks.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = match sinks.iter_mut().find(|(known, _)| Arc::ptr_eq(known, sink)) {
+            Some(known) => known,
+            None => sinks.push_mut((sink.clone(), Arc::new(Turnstile::new()))),
+        };
+        known.1.clone()
+    }
+}
+
+/// Lets calls of one sink through: all of them, none during a pause, one after it.
+pub(super) struct Turnstile {
+    state: Mutex<State>,
+    /// Told whenever those who wait have to look again.
+    moved: Notify,
+}
+
+struct State {
+    passage: Passage,
+    backoff: Backoff,
+    /// Pauses so far. What a call comes to that began before the newest one says nothing new.
+    pauses: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Passage {
+    Free,
+    /// Nobody before then, and then the first who comes.
+    From(Instant),
+    /// One went first, and the others wait for what it comes to.
+    Tried,
+}
+
+impl Turnstile {
+    fn new() -> Self {
+        let state = State { passage: Passage::Free, backoff: Backoff::new(SINK_PAUSE), pauses: 0 };
+        Self { state: Mutex::new(state), moved: Notify::new() }
+    }
+
+    /// Waits for a turn.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it, or the turn that it gave, loses nobody else's turn.
+    pub(super) async fn turn(&self) -> Turn<'_> {
+        loop {
+            let mut moved = pin!(self.moved.notified());
+            // Before the look, so that nothing that moves behind it is missed.
+            moved.as_mut().enable();
+            let from = match self.pass() {
+                Ok(turn) => return turn,
+                Err(from) => from,
+            };
+            match from {
+                None => moved.await,
+                Some(from) => tokio::select! {
+                    () = moved => {}
+                    () = sleep_until(from) => {}
+                },
+            }
+        }
+    }
+
+    /// A turn, or when to ask again, where that is known.
+    fn pass(&self) -> Result<Turn<'_>, Option<Instant>> {
+        let mut state = self.state();
+        let goes_first = match state.passage {
+            Passage::Free => false,
+            Passage::From(from) if Instant::now() >= from => {
+                state.passage = Passage::Tried;
+                true
+            }
+            Passage::From(from) => return Err(Some(from)),
+            Passage::Tried => return Err(None),
+        };
+        Ok(Turn { turnstile: self, pauses: state.pauses, goes_first })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The right to call the sink once.
+pub(super) struct Turn<'a> {
+    turnstile: &'a Turnstile,
+    /// Pauses before it.
+    pauses: u64,
+    goes_first: bool,
+}
+
+impl Turn<'_> {
+    /// The sink takes messages: everybody may call it.
+    pub(super) fn succeeded(self) {
+        self.settle(|state| {
+            state.backoff.reset();
+            state.passage = Passage::Free;
+        });
+    }
+
+    /// The sink takes nothing, or asks for less: nobody calls it for a while. One outage fails every call in flight, and
+    /// the pause does not grow with each of them.
+    pub(super) fn failed(self) {
+        self.settle(|state| {
+            state.pauses += 1;
+            state.passage = Passage::From(Instant::now() + state.backoff.next_delay());
+        });
+    }
+
+    fn settle(mut self, note: impl FnOnce(&mut State)) {
+        self.goes_first = false;
+        let mut state = self.turnstile.state();
+        if state.pauses == self.pauses {
+            note(&mut state);
+            drop(state);
+            self.turnstile.moved.notify_waiters();
+        }
+    }
+}
+
+impl Drop for Turn<'_> {
+    /// Who went first and was cut short leaves that to the next one.
+    fn drop(&mut self) {
+        let mut state = self.turnstile.state();
+        if self.goes_first && state.pauses == self.pauses && state.passage == Passage::Tried {
+            state.passage = Passage::From(Instant::now());
+            drop(state);
+            self.turnstile.moved.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        time::Duration,
+    };
+
+    use tokio::time::{sleep, timeout};
+
+    use super::*;
+
+    const CALL: Duration = Duration::from_millis(20);
+
+    /// Ranges that call until they are taken, side by side; answers how many calls there were in `time`.
+    async fn calls(ranges: usize, time: Duration, works_from: Instant) -> (usize, usize) {
+        let turnstile = Arc::new(Turnstile::new());
+        let (calls, taken) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        for _ in 0..ranges {
+            let (turnstile, calls, taken) = (turnstile.clone(), calls.clone(), taken.clone());
+            tokio::spawn(async move {
+                loop {
+                    let turn = turnstile.turn().await;
+                    calls.fetch_add(1, Ordering::Relaxed);
+                    sleep(CALL).await;
+                    if Instant::now() >= works_from {
+                        turn.succeeded();
+                        taken.fetch_add(1, Ordering::Relaxed);
+                        return;
+                    }
+                    turn.failed();
+                }
+            });
+        }
+        sleep(time).await;
+        (calls.load(Ordering::Relaxed), taken.load(Ordering::Relaxed))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sink_that_is_away_is_called_as_often_by_twenty_ranges_as_by_one() {
+        let minute = Duration::from_mins(1);
+        let (calls_of_twenty, taken) = calls(20, minute, Instant::now() + 2 * minute).await;
+        // All that were on their way, and then a pause of 0.1 s, 0.2 s, 0.4 s … 10 s before each, at least.
+        assert!((20 + 6..=20 + 12).contains(&calls_of_twenty), "{calls_of_twenty}");
+        assert_eq!(taken, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn once_one_call_succeeds_the_others_follow_at_once() {
+        let works_from = Instant::now() + Duration::from_secs(1);
+        let (calls, taken) = calls(20, Duration::from_secs(5), works_from).await;
+        assert_eq!(taken, 20);
+        assert!(calls <= 20 + 20 + 5, "{calls}");
+    }
+
+    /// Whether somebody who asks now has a turn without a wait.
+    async fn is_free(turnstile: &Turnstile) -> bool {
+        timeout(Duration::from_millis(1), turnstile.turn()).await.is_ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_began_before_a_pause_neither_ends_it_nor_makes_it_longer() {
+        let turnstile = Turnstile::new();
+        let (one, two, three) = (turnstile.turn().await, turnstile.turn().await, turnstile.turn().await);
+        one.failed();
+        let Passage::From(until) = turnstile.state().passage else { panic!("it does not pause") };
+        two.succeeded();
+        assert!(!is_free(&turnstile).await);
+        three.failed();
+        assert!(turnstile.state().passage == Passage::From(until) && turnstile.state().pauses == 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_goes_first_and_is_cut_short_leaves_it_to_the_next() {
+        let turnstile = Turnstile::new();
+        turnstile.turn().await.failed();
+        let first = turnstile.turn().await;
+        assert!(!is_free(&turnstile).await, "it is tried already");
+        let mut waiting = pin!(turnstile.turn());
+        assert!(timeout(Duration::from_mins(1), waiting.as_mut()).await.is_err());
+        drop(first);
+        let next = timeout(Duration::from_millis(1), waiting).await.unwrap();
+        assert!(next.goes_first && !is_free(&turnstile).await);
+        next.succeeded();
+        assert!(is_free(&turnstile).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_success_makes_the_next_pause_a_short_one() {
+        let turnstile = Turnstile::new();
+        for _ in 0..10 {
+            turnstile.turn().await.failed();
+        }
+        turnstile.turn().await.succeeded();
+        turnstile.turn().await.failed();
+        let begun = Instant::now();
+        turnstile.turn().await.succeeded();
+        assert!(begun.elapsed() <= Duration::from_millis(210), "{:?}", begun.elapsed());
+    }
+}
