@@ -25,7 +25,7 @@ use alloy::{
 use chain::{CHAIN_ID, Chain, FIRST, Shape};
 use chaintap::{
     domain::{Args, BlockRange, BlockRef, Event, Track},
-    sinks::Message,
+    sinks::{Composer, Message},
     store::{ClaimReply, CommitReply, FinalCommit, Grant, Start, StateStore, embedded::Embedded},
 };
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -33,6 +33,9 @@ use tokio::runtime::Runtime;
 
 /// Blocks of one range.
 const BLOCKS: u64 = 100;
+
+/// Events that are handed over in one call.
+const CALL: usize = 1_000;
 
 /// The answer to a request for one range, and how many logs it has.
 fn answer() -> (Vec<u8>, u64) {
@@ -76,7 +79,17 @@ fn encode(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("encode");
     group.throughput(Throughput::Elements(logs)).sample_size(20);
     group.bench_function("a message for each event", |bencher| {
-        bencher.iter(|| events.iter().map(|event| Message::apply(event, CHAIN_ID, 1).body.len()).sum::<usize>());
+        bencher.iter(|| events.iter().map(|event| Message::apply(event, CHAIN_ID, 1).body().len()).sum::<usize>());
+    });
+    group.bench_function("the messages of a call, together", |bencher| {
+        bencher.iter(|| {
+            let compose = |events: &[Event]| {
+                let mut composer = Composer::new(CHAIN_ID, events.len());
+                events.iter().for_each(|event| composer.apply(event, 1));
+                composer.finish().len()
+            };
+            events.chunks(CALL).map(compose).sum::<usize>()
+        });
     });
     group.finish();
     let mut group = criterion.benchmark_group("checksum");

@@ -94,7 +94,7 @@ fn arrivals(lives: std::ops::Range<usize>) -> impl Strategy<Value = (Vec<Message
     prop::collection::vec(Life::strategy(), lives).prop_flat_map(|lives| {
         let messages: Vec<Vec<Message>> = (0..).zip(&lives).map(|(index, life)| life.messages(index)).collect();
         let counts = lives.iter().zip(&messages).filter(|(life, _)| life.counts());
-        let counts: BTreeSet<String> = counts.map(|(_, messages)| messages[0].id.clone()).collect();
+        let counts: BTreeSet<String> = counts.map(|(_, messages)| messages[0].id().to_owned()).collect();
         (Just(messages.concat()).prop_shuffle(), Just(counts))
     })
 }
@@ -102,7 +102,7 @@ fn arrivals(lives: std::ops::Range<usize>) -> impl Strategy<Value = (Vec<Message
 fn folded(messages: &[Message]) -> Fold {
     let mut fold = Fold::default();
     for message in messages {
-        fold.take(&message.body).unwrap();
+        fold.take(message.body()).unwrap();
     }
     fold
 }
@@ -118,20 +118,20 @@ proptest! {
 #[test]
 fn a_retraction_of_what_was_never_seen_is_kept_and_a_transfer_behind_it_is_old() {
     let (mut fold, event) = (Fold::default(), transfer(1, 1));
-    assert_eq!(fold.take(&Message::retract(&event, 1, 6).body).unwrap(), News::Retracted);
-    assert_eq!(fold.take(&Message::apply(&event, 1, 5).body).unwrap(), News::Known);
+    assert_eq!(fold.take(Message::retract(&event, 1, 6).body()).unwrap(), News::Retracted);
+    assert_eq!(fold.take(Message::apply(&event, 1, 5).body()).unwrap(), News::Known);
     assert_eq!((fold.live().count(), fold.retracted()), (0, 1));
-    assert_eq!(fold.take(&Message::apply(&event, 1, 6).body).unwrap(), News::Applied);
+    assert_eq!(fold.take(Message::apply(&event, 1, 6).body()).unwrap(), News::Applied);
     assert_eq!((fold.live().count(), fold.retracted()), (1, 0));
 }
 
 #[test]
 fn what_contradicts_a_message_or_is_none_is_a_mistake() {
     let (mut fold, event) = (Fold::default(), transfer(1, 1));
-    fold.take(&Message::apply(&event, 1, 5).body).unwrap();
+    fold.take(Message::apply(&event, 1, 5).body()).unwrap();
     let forged = Message::apply(&Event { args: Args::Json("{}".into()), ..event.clone() }, 1, 5);
-    assert!(matches!(fold.take(&forged.body), Err(Mistake::Contradiction { version: 11, .. })));
-    for text in ["", "[]", "{}", &Message::apply(&event, 1, 5).body.replace("\"Transfer\",", "\"Transferred\",")] {
+    assert!(matches!(fold.take(forged.body()), Err(Mistake::Contradiction { version: 11, .. })));
+    for text in ["", "[]", "{}", &Message::apply(&event, 1, 5).body().replace("\"Transfer\",", "\"Transferred\",")] {
         assert!(matches!(fold.take(text), Err(Mistake::NotAMessage(_))), "{text}");
     }
     assert_eq!(fold.live().count(), 1);
@@ -141,8 +141,8 @@ fn what_contradicts_a_message_or_is_none_is_a_mistake() {
 fn a_retraction_keeps_to_the_schema_and_says_the_same_of_the_event() {
     let event = transfer(3, 1);
     let (applied, retracted) = (Message::apply(&event, 1, 5), Message::retract(&event, 1, 6));
-    let mut before = well_formed(&applied.body);
-    let after = well_formed(&retracted.body);
+    let mut before = well_formed(applied.body());
+    let after = well_formed(retracted.body());
     assert_eq!(after["eventType"], "TransferRetracted");
     assert!(after["version"].as_u64() > before["version"].as_u64());
     for member in ["eventType", "version"] {
@@ -192,7 +192,7 @@ print(json.dumps(answers))
 "#;
 
 fn row(message: &Message) -> Value {
-    let body: Value = serde_json::from_str(&message.body).unwrap();
+    let body: Value = serde_json::from_str(message.body()).unwrap();
     let transfer = &body["events"]["Transfer"];
     json!({
         "id": body["id"], "version": body["version"], "live": body["eventType"] == "Transfer",

@@ -57,7 +57,7 @@ impl Sink for Recorder {
             if self.away {
                 return Outcome::Retry { reason: "away".to_owned(), throttled: false };
             }
-            if self.refused.iter().any(|end| message.id.ends_with(end)) {
+            if self.refused.iter().any(|end| message.id().ends_with(end)) {
                 return Outcome::Refused("still too large".to_owned());
             }
             self.taken.lock().unwrap().push(message.clone());
@@ -91,13 +91,13 @@ fn message(log_index: u64) -> Message {
 fn letter(log_index: u64, kind: DeadKind) -> DeadLetter {
     let message = message(log_index);
     DeadLetter {
-        key: format!("{}|{HANDLER}", message.id),
+        key: format!("{}|{HANDLER}", message.id()),
         kind,
         reason: "too large:\u{1b}[31m 300000 bytes".to_owned(),
         handler: HANDLER.to_owned(),
         block_number: 7,
         block_hash: B256::repeat_byte(7),
-        body: message.body,
+        body: message.body().to_owned(),
         buried_at: 1_758_649_000_000,
     }
 }
@@ -165,7 +165,7 @@ async fn all_letters_are_sent_again_byte_for_byte_and_leave_the_store() {
     assert!(notes.starts_with("sent 120, refused again 0"), "{notes}");
     assert!(notes.contains("undecodable and so not sent 1"), "{notes}");
     let mut taken = sink.taken.lock().unwrap().clone();
-    taken.sort_by_key(|message| message.id.rsplit(':').next().unwrap().parse::<u64>().unwrap());
+    taken.sort_by_key(|message| message.id().rsplit(':').next().unwrap().parse::<u64>().unwrap());
     assert_eq!(taken, (1..=120).map(message).collect::<Vec<_>>());
     let left = store.dead_letters(None, 10).await.unwrap();
     assert_eq!(left, [letter(0, DeadKind::Undecodable)]);

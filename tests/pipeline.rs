@@ -56,7 +56,7 @@ impl Sink for Memory {
     async fn send(&self, pending: &[Message]) -> Vec<Outcome> {
         let mut tried = self.tried.lock().unwrap();
         let outcome = |(index, message): (usize, &Message)| {
-            if self.picky && index % 3 == 2 && tried.insert(message.id.clone()) {
+            if self.picky && index % 3 == 2 && tried.insert(message.id().to_owned()) {
                 return Outcome::Retry { reason: "not at the first try".into(), throttled: false };
             }
             self.kept.lock().unwrap().push(message.clone());
@@ -72,7 +72,7 @@ impl Sink for Memory {
 
 impl Memory {
     fn ids(&self) -> Vec<String> {
-        self.kept.lock().unwrap().iter().map(|message| message.id.clone()).collect()
+        self.kept.lock().unwrap().iter().map(|message| message.id().to_owned()).collect()
     }
 }
 

@@ -73,7 +73,7 @@ async fn sink(server: &SqsServer, url: &str) -> SqsSink {
 }
 
 fn bodies(messages: &[Message]) -> Vec<&str> {
-    messages.iter().map(|message| message.body.as_str()).collect()
+    messages.iter().map(Message::body).collect()
 }
 
 fn received_bodies(received: &[Received]) -> Vec<&str> {
@@ -173,7 +173,7 @@ mod contract {
             let group = format!("1:{}", token.to_checksum(None));
             let of_group = |message: &&Received| message.group.as_deref() == Some(&group);
             let got: Vec<_> = received.iter().filter(of_group).map(|message| &message.body).collect();
-            let sent: Vec<_> = messages.iter().filter(|m| m.group() == group).map(|m| &m.body).collect();
+            let sent: Vec<_> = messages.iter().filter(|m| m.group() == group).map(Message::body).collect();
             assert_eq!(got, sent);
         }
         let ids: Vec<_> = received.iter().map(|message| message.deduplication_id.clone().unwrap()).collect();
@@ -188,7 +188,7 @@ mod contract {
         for message in [&first, &first, &later] {
             assert!(all_acknowledged(&sink.send(std::slice::from_ref(message)).await));
         }
-        assert_eq!(received_bodies(&server.drain(&url).await), [&first.body, &later.body]);
+        assert_eq!(received_bodies(&server.drain(&url).await), [first.body(), later.body()]);
     }
 
     async fn large_messages_all_arrive_within_the_queues_limit(server: &SqsServer) {
@@ -211,7 +211,7 @@ mod contract {
                     if reason.starts_with("too large: ") && reason.ends_with(" bytes, limit 16384")),
                 "{outcomes:?}"
             );
-            assert_eq!(received_bodies(&server.drain(&url).await), [&messages[0].body, &messages[2].body]);
+            assert_eq!(received_bodies(&server.drain(&url).await), [messages[0].body(), messages[2].body()]);
         }
     }
 
@@ -266,7 +266,7 @@ async fn stubbed(queue: &str, patience: Duration) -> (SqsServer, SqsSink, String
 }
 
 fn ids(messages: &[Message]) -> Vec<String> {
-    messages.iter().map(|message| message.id.clone()).collect()
+    messages.iter().map(|message| message.id().to_owned()).collect()
 }
 
 #[tokio::test]
@@ -275,7 +275,7 @@ async fn of_a_batch_in_which_the_entries_3_and_7_failed_exactly_those_are_sent_a
     let messages = transfers(10);
     server.script([Misbehaviour::Fail { places: vec![3, 7], code: "InternalError", sender_fault: false }]);
     assert!(deliver(&sink, messages.clone()).await.is_empty());
-    let again = vec![messages[3].id.clone(), messages[7].id.clone()];
+    let again = vec![messages[3].id().to_owned(), messages[7].id().to_owned()];
     assert_eq!(server.batches(), [ids(&messages), again]);
     let received = server.drain(&url).await;
     assert_eq!(sorted(received_bodies(&received)), sorted(bodies(&messages)));
@@ -300,10 +300,10 @@ async fn a_failed_entry_holds_back_the_later_ones_of_its_group_and_no_others_of_
     server.script([Misbehaviour::Fail { places: vec![0], code: "InternalError", sender_fault: false }]);
     let outcomes = sink.send(&messages).await;
     assert!(matches!(&outcomes[..], [Outcome::Retry { .. }, Outcome::Acknowledged, Outcome::Held, Outcome::Held]));
-    assert_eq!(server.batches(), [[messages[0].id.clone(), messages[1].id.clone()]]);
+    assert_eq!(server.batches(), [[messages[0].id().to_owned(), messages[1].id().to_owned()]]);
     let rest = [0, 2, 3].map(|place| messages[place].clone());
     assert!(deliver(&sink, rest.to_vec()).await.is_empty());
-    let order = [1, 0, 3, 2].map(|place| messages[place].body.as_str());
+    let order = [1, 0, 3, 2].map(|place| messages[place].body());
     assert_eq!(received_bodies(&server.drain(&url).await), order);
 }
 
@@ -455,7 +455,7 @@ fn the_schema_is_one_and_documents_every_member() {
 #[test]
 fn the_schema_refuses_what_is_not_a_message() {
     let validator = jsonschema::draft202012::new(&schema()).unwrap();
-    let good: Value = serde_json::from_str(&transfer(USDC, 1).body).unwrap();
+    let good: Value = serde_json::from_str(transfer(USDC, 1).body()).unwrap();
     assert!(validator.is_valid(&good));
     for (pointer, wrong) in [
         ("/contractAddress", "0x12"),
@@ -480,7 +480,7 @@ fn a_transfer_has_the_three_members_of_the_standard() {
     for member in ["type", "required", "properties"] {
         schema.as_object_mut().unwrap().remove(member);
     }
-    let body: Value = serde_json::from_str(&transfer(USDC, 1).body).unwrap();
+    let body: Value = serde_json::from_str(transfer(USDC, 1).body()).unwrap();
     let validator = jsonschema::draft202012::new(&schema).unwrap();
     assert!(validator.is_valid(&body["events"]["Transfer"]));
     assert!(!validator.is_valid(&serde_json::json!({ "from": "0x", "to": "0x", "value": 1 })));

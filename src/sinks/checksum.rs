@@ -6,12 +6,17 @@ use std::{fmt, hash::BuildHasherDefault, sync::LazyLock};
 use alloy::primitives::Address;
 use fixed_cache::Cache;
 
-/// Addresses that are remembered, in half a megabyte, which stays in a processor's cache. One that shares its place with a
-/// newer one is worked out anew.
-const REMEMBERED: usize = 1 << 12;
+/// Senders and receivers that are remembered, in a hundred kilobytes, which stay in a processor's cache: those that come again
+/// do so within a block or two. One that shares its place with a newer one is worked out anew.
+const PARTIES: usize = 1 << 10;
+/// Contracts that are remembered, apart from the others: they are few and come again with every block, and new senders and
+/// receivers, of which there is no end, would push them out.
+const CONTRACTS: usize = 1 << 13;
 
-static KNOWN: LazyLock<Cache<Address, [u8; 42]>> =
-    LazyLock::new(|| Cache::new(REMEMBERED, BuildHasherDefault::default()));
+type Known = LazyLock<Cache<Address, [u8; 42]>>;
+
+static KNOWN_PARTIES: Known = LazyLock::new(|| Cache::new(PARTIES, BuildHasherDefault::default()));
+static KNOWN_CONTRACTS: Known = LazyLock::new(|| Cache::new(CONTRACTS, BuildHasherDefault::default()));
 
 /// An address with the checksum of EIP-55, without the chain (EIP-1191 is not widely read).
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -21,7 +26,17 @@ impl Checksummed {
     /// The text of an address.
     #[must_use]
     pub fn of(address: Address) -> Self {
-        Self(KNOWN.get_or_insert_with(address, |address| address.to_checksum_buffer(None).into_inner()))
+        Self::remembered(&KNOWN_PARTIES, address)
+    }
+
+    /// The text of an address that emits events.
+    #[must_use]
+    pub(super) fn of_contract(address: Address) -> Self {
+        Self::remembered(&KNOWN_CONTRACTS, address)
+    }
+
+    fn remembered(known: &Known, address: Address) -> Self {
+        Self(known.get_or_insert_with(address, |address| address.to_checksum_buffer(None).into_inner()))
     }
 
     /// `0x` and 40 hexadecimal digits.
@@ -50,9 +65,11 @@ mod tests {
     #[test]
     fn more_addresses_than_are_remembered_are_all_written_right() {
         for round in 0..2 {
-            for number in 0..2 * REMEMBERED {
+            for number in 0..2 * CONTRACTS.max(PARTIES) {
                 let address = Address::left_padding_from(&number.to_be_bytes());
-                assert_eq!(Checksummed::of(address).as_str(), address.to_checksum(None), "round {round}");
+                let right = address.to_checksum(None);
+                assert_eq!(Checksummed::of(address).as_str(), right, "round {round}");
+                assert_eq!(Checksummed::of_contract(address).as_str(), right, "round {round}");
             }
         }
     }

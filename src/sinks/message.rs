@@ -4,11 +4,11 @@
 //! nothing in it varies between attempts, replicas or providers, so that sending it twice is sending the same bytes
 //! twice. Handing it over is the sinks' work.
 
-use std::sync::Arc;
+use std::{fmt, ops::Range, sync::Arc};
 
 use alloy::{
     hex,
-    primitives::{Address, B256},
+    primitives::{Address, B256, U256},
 };
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
@@ -25,14 +25,17 @@ use crate::{
 /// Raised when a member is added; a member is never taken away or given another meaning.
 pub const SCHEMA_VERSION: u64 = 1;
 
-/// What a body usually needs, so that it is written without growing.
+/// What a body usually needs, so that a text is written without growing.
 const USUAL_BODY_BYTES: usize = 1_024;
+/// Messages of a usual call.
+const USUAL_MESSAGES: usize = 1_000;
 
-/// One message, ready for any sink: body and attributes, built once.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One message, ready for any sink: body and attributes, built once. Its body is a line of a text that it shares with the
+/// messages that were composed with it, so a copy of it copies no text.
+#[derive(Clone)]
 pub struct Message {
-    /// `{chain}:{block hash}:{log index}`, see [`id_of`](Self::id_of).
-    pub id: String,
+    text: Arc<String>,
+    parts: Parts,
     /// Higher for a later state of the same id.
     pub version: u64,
     /// The event's name, e.g. `Transfer`; of a retraction `TransferRetracted`.
@@ -41,43 +44,40 @@ pub struct Message {
     pub chain_id: u64,
     /// EIP-55 address of the emitting contract.
     pub contract_address: Checksummed,
-    /// The JSON object, ASCII, without line breaks.
-    pub body: String,
+}
+
+/// Where in the text a message stands.
+#[derive(Clone, Debug)]
+struct Parts {
+    /// A line break follows.
+    body: Range<usize>,
+    id: Range<usize>,
 }
 
 impl Message {
     /// The message that applies `event` under `epoch`: version `2 * epoch + 1` (protocol §2).
     #[must_use]
     pub fn apply(event: &Event, chain_id: u64, epoch: u64) -> Self {
-        Self::compose(event, event.name.clone(), chain_id, epoch.saturating_mul(2).saturating_add(1))
+        Self::alone(event, event.name.clone(), chain_id, applied(epoch))
     }
 
     /// The message that takes `event` back, because its block left the chain at the rewind to `epoch`: version
     /// `2 * epoch`, above everything that was said of it before and below what may be said of it after (protocol §2).
     #[must_use]
     pub fn retract(event: &Event, chain_id: u64, epoch: u64) -> Self {
-        Self::compose(event, format!("{}Retracted", event.name).into(), chain_id, epoch.saturating_mul(2))
+        Self::alone(event, retraction(event), chain_id, retracted(epoch))
+    }
+
+    fn alone(event: &Event, event_type: Arc<str>, chain_id: u64, version: u64) -> Self {
+        let mut composer = Composer::new(chain_id, 1);
+        let draft = composer.compose(event, event_type, version);
+        draft.of(&Arc::new(composer.text), chain_id)
     }
 
     /// The id of everything that is said of one log (protocol §2): the same in every life of its block.
     #[must_use]
     pub fn id_of(chain_id: u64, block_hash: B256, log_index: u64) -> String {
         format!("{chain_id}:{block_hash}:{log_index}")
-    }
-
-    fn compose(event: &Event, event_type: Arc<str>, chain_id: u64, version: u64) -> Self {
-        let home = if planted(Mutant::IdWithoutBlock) { event.transaction_hash } else { event.block.hash };
-        let mut message = Self {
-            id: Self::id_of(chain_id, home, event.log_index),
-            version,
-            event_type,
-            chain_id,
-            contract_address: Checksummed::of(event.address),
-            body: String::with_capacity(USUAL_BODY_BYTES),
-        };
-        let mut body = std::mem::take(&mut message.body);
-        message.write_body(event, &mut body);
-        Self { body, ..message }
     }
 
     /// The message that a body came from, byte for byte: dead letters keep only the body.
@@ -87,14 +87,38 @@ impl Message {
     /// [`NotAMessage`] where the text is not a message's body.
     pub fn from_body(body: &str) -> Result<Self, NotAMessage> {
         let head: Head = serde_json::from_str(body).map_err(|error| NotAMessage(error.to_string()))?;
-        Ok(Self {
-            id: head.id,
+        let text = [body, "\n", &head.id].concat();
+        let draft = Draft {
+            parts: Parts { body: 0..body.len(), id: body.len() + 1..text.len() },
             version: head.version,
             event_type: head.event_type.into(),
-            chain_id: head.chain_id,
             contract_address: Checksummed::of(head.contract_address),
-            body: body.to_owned(),
-        })
+        };
+        Ok(draft.of(&Arc::new(text), head.chain_id))
+    }
+
+    /// The JSON object, ASCII, without line breaks.
+    #[must_use]
+    pub fn body(&self) -> &str {
+        self.text.get(self.parts.body.clone()).unwrap_or_default()
+    }
+
+    /// `{chain}:{block hash}:{log index}`, see [`id_of`](Self::id_of).
+    #[must_use]
+    pub fn id(&self) -> &str {
+        self.text.get(self.parts.id.clone()).unwrap_or_default()
+    }
+
+    /// The bodies from this message's to the `last` one's as they stand in their text, each with a line break behind it;
+    /// [`None`] where they are not of one text. Those between must [follow](Self::is_followed_by) one another.
+    pub(super) fn lines_to(&self, last: &Self) -> Option<&str> {
+        let is_one_text = Arc::ptr_eq(&self.text, &last.text);
+        is_one_text.then(|| self.text.get(self.parts.body.start..=last.parts.body.end)).flatten()
+    }
+
+    /// Whether the body of `next` is the next line of the same text.
+    pub(super) fn is_followed_by(&self, next: &Self) -> bool {
+        Arc::ptr_eq(&self.text, &next.text) && next.parts.body.start == self.parts.body.end + 1
     }
 
     /// What is kept in order on a FIFO queue: the events of one contract.
@@ -106,18 +130,97 @@ impl Message {
     /// Equal for two sendings of the same state of an event, different for any later state (failure model F63).
     #[must_use]
     pub fn deduplication_id(&self) -> String {
-        hex::encode(Sha256::digest(format!("{}|{}|{}", self.id, self.version, self.event_type)))
+        hex::encode(Sha256::digest(format!("{}|{}|{}", self.id(), self.version, self.event_type)))
     }
 
-    fn write_body(&self, event: &Event, out: &mut String) {
+    /// What tells it from others: all but where it stands.
+    fn content(&self) -> (&str, &str, u64, &str, u64, Checksummed) {
+        (self.body(), self.id(), self.version, &self.event_type, self.chain_id, self.contract_address)
+    }
+}
+
+impl PartialEq for Message {
+    fn eq(&self, other: &Self) -> bool {
+        self.content() == other.content()
+    }
+}
+
+impl Eq for Message {}
+
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Message")
+            .field("id", &self.id())
+            .field("version", &self.version)
+            .field("body", &self.body())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Writes messages into one text, a line each: of millions of messages none has an allocation of its own.
+#[derive(Debug)]
+pub struct Composer {
+    chain_id: u64,
+    text: String,
+    drafts: Vec<Draft>,
+}
+
+/// A message whose text is still being written.
+#[derive(Debug)]
+struct Draft {
+    parts: Parts,
+    version: u64,
+    event_type: Arc<str>,
+    contract_address: Checksummed,
+}
+
+impl Draft {
+    fn of(self, text: &Arc<String>, chain_id: u64) -> Message {
+        let Self { parts, version, event_type, contract_address } = self;
+        Message { text: text.clone(), parts, version, event_type, chain_id, contract_address }
+    }
+}
+
+impl Composer {
+    /// With room for so many messages of this chain, or for a usual call's.
+    #[must_use]
+    pub fn new(chain_id: u64, messages: usize) -> Self {
+        let messages = messages.min(USUAL_MESSAGES);
+        let text = String::with_capacity(messages.saturating_mul(USUAL_BODY_BYTES));
+        Self { chain_id, text, drafts: Vec::with_capacity(messages) }
+    }
+
+    /// Adds what [`Message::apply`] gives.
+    pub fn apply(&mut self, event: &Event, epoch: u64) {
+        let draft = self.compose(event, event.name.clone(), applied(epoch));
+        self.drafts.push(draft);
+    }
+
+    /// Adds what [`Message::retract`] gives.
+    pub fn retract(&mut self, event: &Event, epoch: u64) {
+        let draft = self.compose(event, retraction(event), retracted(epoch));
+        self.drafts.push(draft);
+    }
+
+    /// The messages, in the order in which they were added.
+    #[must_use]
+    pub fn finish(self) -> Vec<Message> {
+        let (text, chain_id) = (Arc::new(self.text), self.chain_id);
+        self.drafts.into_iter().map(|draft| draft.of(&text, chain_id)).collect()
+    }
+
+    fn compose(&mut self, event: &Event, event_type: Arc<str>, version: u64) -> Draft {
+        let contract_address = Checksummed::of_contract(event.address);
+        let out = &mut self.text;
+        let start = out.len();
         let mut body = Object::open(out);
-        body.text(key!("eventType"), &self.event_type);
-        body.plain(key!("contractAddress"), self.contract_address.as_str());
+        body.text(key!("eventType"), &event_type);
+        body.plain(key!("contractAddress"), contract_address.as_str());
         body.number(key!("chainId"), self.chain_id);
         body.word(key!("transactionHash"), event.transaction_hash);
         write_events(event, body.member(key!("events")));
-        body.plain(key!("id"), &self.id);
-        body.number(key!("version"), self.version);
+        let id = write_id(self.chain_id, event, body.member(key!("id")));
+        body.number(key!("version"), version);
         body.number(key!("schemaVersion"), SCHEMA_VERSION);
         body.number(key!("blockNumber"), event.block.number);
         body.word(key!("blockHash"), event.block.hash);
@@ -129,7 +232,22 @@ impl Message {
             write_token(token, body.member(key!("token")));
         }
         body.close();
+        let body = start..out.len();
+        out.push('\n');
+        Draft { parts: Parts { body, id }, version, event_type, contract_address }
     }
+}
+
+fn applied(epoch: u64) -> u64 {
+    epoch.saturating_mul(2).saturating_add(1)
+}
+
+fn retracted(epoch: u64) -> u64 {
+    epoch.saturating_mul(2)
+}
+
+fn retraction(event: &Event) -> Arc<str> {
+    format!("{}Retracted", event.name).into()
 }
 
 /// The members of a body that a message needs besides the body itself.
@@ -148,6 +266,21 @@ struct Head {
 #[error("not a message: {0}")]
 pub struct NotAMessage(String);
 
+/// Writes what [`Message::id_of`] gives, quoted; answers where it stands.
+fn write_id(chain_id: u64, event: &Event, out: &mut String) -> Range<usize> {
+    let home = if planted(Mutant::IdWithoutBlock) { event.transaction_hash } else { event.block.hash };
+    out.push('"');
+    let start = out.len();
+    out.push_str(itoa::Buffer::new().format(chain_id));
+    out.push(':');
+    out.push_str(hex::Buffer::<32, true>::new().format(&home));
+    out.push(':');
+    out.push_str(itoa::Buffer::new().format(event.log_index));
+    let id = start..out.len();
+    out.push('"');
+    id
+}
+
 fn write_events(event: &Event, out: &mut String) {
     let mut events = Object::open(out);
     let out = events.named(&event.name);
@@ -156,12 +289,22 @@ fn write_events(event: &Event, out: &mut String) {
             let mut args = Object::open(out);
             args.plain(key!("from"), Checksummed::of(*from).as_str());
             args.plain(key!("to"), Checksummed::of(*to).as_str());
-            args.plain(key!("value"), &value.to_string());
+            write_amount(*value, args.member(key!("value")));
             args.close();
         }
         Args::Json(args) => copy_ascii(out, args),
     }
     events.close();
+}
+
+/// A decimal string. What 128 bits hold is written without a text of its own: nearly every amount there is.
+fn write_amount(value: U256, out: &mut String) {
+    out.push('"');
+    match u128::try_from(value) {
+        Ok(value) => out.push_str(itoa::Buffer::new().format(value)),
+        Err(_) => out.push_str(&value.to_string()),
+    }
+    out.push('"');
 }
 
 fn write_token(token: &Token, out: &mut String) {
@@ -170,6 +313,24 @@ fn write_token(token: &Token, out: &mut String) {
     object.number(key!("decimals"), token.decimals.into());
     object.text(key!("name"), &token.name);
     object.close();
+}
+
+#[cfg(test)]
+impl Message {
+    /// Messages with these bodies, composed together, for tests of what carries them.
+    pub(super) fn of_bodies(bodies: &[&str]) -> Vec<Self> {
+        let mut composer = Composer::new(1, bodies.len());
+        for body in bodies {
+            let start = composer.text.len();
+            composer.text.push_str(body);
+            let body = start..composer.text.len();
+            composer.text.push('\n');
+            let (event_type, contract_address) = ("Transfer".into(), Checksummed::of(Address::ZERO));
+            let parts = Parts { id: body.clone(), body };
+            composer.drafts.push(Draft { parts, version: 1, event_type, contract_address });
+        }
+        composer.finish()
+    }
 }
 
 #[cfg(test)]
@@ -221,13 +382,13 @@ mod tests {
             r#""blockTimestamp":1680911891,"transactionIndex":12,"logIndex":17,"contract":"Transfers","#,
             r#""token":{"symbol":"USDC","decimals":6,"name":"USD Coin"}}"#,
         );
-        assert_eq!(message.body, expected);
+        assert_eq!(message.body(), expected);
     }
 
     #[test]
     fn a_token_that_the_list_does_not_know_has_no_member() {
         let message = Message::apply(&Event { token: None, ..transfer() }, 1, 1);
-        assert!(message.body.ends_with(r#""contract":"Transfers"}"#), "{}", message.body);
+        assert!(message.body().ends_with(r#""contract":"Transfers"}"#), "{}", message.body());
     }
 
     #[test]
@@ -237,15 +398,15 @@ mod tests {
         event.name = "Named".into();
         event.args = Args::Json(r#"{"name":"ギ𝄞"}"#.into());
         let message = Message::apply(&event, 1, 1);
-        assert!(message.body.is_ascii());
-        assert!(message.body.contains(r#""events":{"Named":{"name":"\u30ae\ud834\udd1e"}}"#), "{}", message.body);
-        assert!(message.body.contains(r#""contract":"\u00dcbertrag""#), "{}", message.body);
+        assert!(message.body().is_ascii());
+        assert!(message.body().contains(r#""events":{"Named":{"name":"\u30ae\ud834\udd1e"}}"#), "{}", message.body());
+        assert!(message.body().contains(r#""contract":"\u00dcbertrag""#), "{}", message.body());
     }
 
     #[test]
     fn a_message_comes_back_from_its_body() {
         let message = Message::apply(&transfer(), 8453, 77);
-        assert_eq!(Message::from_body(&message.body), Ok(message));
+        assert_eq!(Message::from_body(message.body()), Ok(message));
     }
 
     #[test]
@@ -259,7 +420,7 @@ mod tests {
         let first = Message::apply(&transfer(), 1, 5);
         let later = Message::apply(&transfer(), 1, 6);
         assert_eq!((first.version, later.version), (11, 13));
-        assert_eq!((&first.id, first.group()), (&later.id, later.group()));
+        assert_eq!((first.id(), first.group()), (later.id(), later.group()));
         assert_ne!(first.deduplication_id(), later.deduplication_id());
     }
 
@@ -269,5 +430,44 @@ mod tests {
         let message = Message::apply(&transfer(), 1, 1_758_645_000);
         assert_eq!(message.group(), "1:0xA0b86991c6218b36c1d19D4a2e9Eb0cE3606eB48");
         assert_eq!(message.deduplication_id(), "1a3b249fadaa4750e919760b4211251f0bfbdc7e7c710943e81680d8eeaa617a");
+    }
+
+    #[test]
+    fn messages_that_are_composed_together_are_what_they_are_alone() {
+        let events: Vec<Event> = [0, 1, u128::MAX / 2, u128::MAX]
+            .into_iter()
+            .map(U256::from)
+            .chain([U256::from(u128::MAX) + U256::from(1), U256::MAX])
+            .zip(0..)
+            .map(|(value, log_index)| {
+                let Args::Transfer { from, to, .. } = transfer().args else { unreachable!() };
+                Event { log_index, args: Args::Transfer { from, to, value }, ..transfer() }
+            })
+            .collect();
+        let mut composer = Composer::new(1, events.len());
+        events.iter().for_each(|event| composer.apply(event, 7));
+        events.iter().for_each(|event| composer.retract(event, 8));
+        let together = composer.finish();
+        let alone = events.iter().map(|event| Message::apply(event, 1, 7));
+        let alone: Vec<Message> = alone.chain(events.iter().map(|event| Message::retract(event, 1, 8))).collect();
+        assert_eq!(together, alone);
+        for (message, event) in together.iter().zip(events.iter().chain(&events)) {
+            let Args::Transfer { value, .. } = event.args else { unreachable!() };
+            assert_eq!(message.id(), Message::id_of(1, event.block.hash, event.log_index));
+            assert!(message.body().contains(&format!(r#","value":"{value}""#)), "{}", message.body());
+        }
+    }
+
+    #[test]
+    fn lines_of_one_text_are_read_as_they_stand_and_those_of_others_are_not() {
+        let mut composer = Composer::new(1, 3);
+        (0..3).for_each(|log_index| composer.apply(&Event { log_index, ..transfer() }, 1));
+        let messages = composer.finish();
+        let lines = format!("{}\n{}\n", messages[1].body(), messages[2].body());
+        assert_eq!(messages[1].lines_to(&messages[2]), Some(lines.as_str()));
+        assert!(messages[0].is_followed_by(&messages[1]) && !messages[0].is_followed_by(&messages[2]));
+        let back = Message::from_body(messages[1].body()).unwrap();
+        assert!(!messages[0].is_followed_by(&back) && messages[0].lines_to(&back).is_none());
+        assert_eq!(back.lines_to(&back).map(str::len), Some(back.body().len() + 1));
     }
 }

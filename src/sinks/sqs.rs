@@ -272,19 +272,19 @@ fn attributes(message: &Message) -> [(&'static str, Cow<'_, str>); 4] {
         ("eventType", Cow::Borrowed(&*message.event_type)),
         ("chainId", Cow::Owned(message.chain_id.to_string())),
         ("contractAddress", Cow::Borrowed(message.contract_address.as_str())),
-        ("id", Cow::Borrowed(&message.id)),
+        ("id", Cow::Borrowed(message.id())),
     ]
 }
 
 /// What counts for the queue's limit: the body, and name, type and value of each attribute.
 fn size(message: &Message) -> usize {
     let attributes = attributes(message);
-    message.body.len() + attributes.iter().map(|(name, value)| name.len() + STRING.len() + value.len()).sum::<usize>()
+    message.body().len() + attributes.iter().map(|(name, value)| name.len() + STRING.len() + value.len()).sum::<usize>()
 }
 
 fn entry(id: usize, message: &Message, fifo: bool) -> Result<SendMessageBatchRequestEntry, Fault> {
     let incomplete = |error: aws_sdk_sqs::error::BuildError| Fault::retry(error.to_string());
-    let mut entry = SendMessageBatchRequestEntry::builder().id(id.to_string()).message_body(&message.body);
+    let mut entry = SendMessageBatchRequestEntry::builder().id(id.to_string()).message_body(message.body());
     for (name, value) in attributes(message) {
         let value = MessageAttributeValue::builder().data_type(STRING).string_value(value).build();
         entry = entry.message_attributes(name, value.map_err(incomplete)?);

@@ -5,6 +5,7 @@
 //! line never spoils the one after it.
 
 use std::{
+    borrow::Cow,
     io::ErrorKind,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
@@ -19,8 +20,9 @@ use tokio::{
 
 use super::{Message, Outcome, Sink, SinkError};
 
-/// Bytes of whole lines gathered before they are written; bounds what a call holds besides its messages.
-const PIECE_BYTES: usize = 256 << 10;
+/// Bytes of whole lines that are written at once, a thousand messages or so; bounds what a call holds besides its messages, and
+/// how long others wait. Between two pieces the reader may have nothing to read, so there are few.
+const PIECE_BYTES: usize = 1 << 20;
 
 /// Why nothing can be written any more.
 const CLOSED: &str = "standard output is closed";
@@ -61,19 +63,34 @@ impl<W: AsyncWrite + Unpin + Send> StdoutSink<W> {
 
     /// Writes in pieces, between which a short call may write: a new block waits for a piece of history, not for all of it.
     async fn write(&self, messages: &[Message]) -> std::io::Result<()> {
-        let bytes: usize = messages.iter().map(|message| message.body.len() + 1).sum();
+        let bytes: usize = messages.iter().map(|message| message.body().len() + 1).sum();
         let _turn = if bytes > PIECE_BYTES { Some(self.long_call.lock().await) } else { None };
-        let mut piece = Vec::with_capacity(bytes.min(PIECE_BYTES));
-        for message in messages {
-            piece.extend_from_slice(message.body.as_bytes());
-            piece.push(b'\n');
-            if piece.len() >= PIECE_BYTES {
-                self.writer.lock().await.write(&piece).await?;
-                piece.clear();
-            }
+        let mut rest = messages;
+        while !rest.is_empty() {
+            let piece = next_piece(&mut rest);
+            self.writer.lock().await.write(piece.as_bytes()).await?;
         }
-        self.writer.lock().await.write(&piece).await
+        Ok(())
     }
+}
+
+/// Takes messages as whole lines until they are a piece. Messages that were composed together are lines already.
+fn next_piece<'a>(rest: &mut &'a [Message]) -> Cow<'a, str> {
+    let Some((first, mut others)) = rest.split_first() else { return Cow::default() };
+    let alone = || Cow::Owned(format!("{}\n", first.body()));
+    let (mut last, mut piece) = (first, first.lines_to(first).map_or_else(alone, Cow::Borrowed));
+    while piece.len() < PIECE_BYTES
+        && let Some((message, behind)) = others.split_first()
+    {
+        let joined = if last.is_followed_by(message) { first.lines_to(message) } else { None };
+        match (&piece, joined) {
+            (Cow::Borrowed(_), Some(joined)) => piece = Cow::Borrowed(joined),
+            _ => piece.to_mut().extend([message.body(), "\n"]),
+        }
+        (last, others) = (message, behind);
+    }
+    *rest = others;
+    piece
 }
 
 impl<W: AsyncWrite + Unpin> Lines<W> {
@@ -124,23 +141,14 @@ mod tests {
         task::{Context, Poll},
     };
 
-    use alloy::primitives::Address;
     use tokio::io::{AsyncReadExt, duplex};
 
     use super::*;
-    use crate::sinks::Checksummed;
 
     const PATIENCE: Duration = Duration::from_millis(200);
 
     fn message(body: &str) -> Message {
-        Message {
-            id: body.to_owned(),
-            version: 1,
-            event_type: "Transfer".into(),
-            chain_id: 1,
-            contract_address: Checksummed::of(Address::ZERO),
-            body: body.to_owned(),
-        }
+        Message::of_bodies(&[body]).remove(0)
     }
 
     /// Takes some bytes, then fails once, then works.
@@ -183,6 +191,32 @@ mod tests {
         assert_eq!(sink.writer.into_inner().out, b"{1}\n{2}\n");
     }
 
+    #[test]
+    fn pieces_are_all_lines_in_order_whichever_messages_stand_together() {
+        let body = |number: usize| format!("{number:05}{}", "x".repeat(PIECE_BYTES / 10));
+        let together = |numbers: std::ops::Range<usize>| {
+            let bodies: Vec<String> = numbers.map(body).collect();
+            Message::of_bodies(&bodies.iter().map(String::as_str).collect::<Vec<_>>())
+        };
+        let all = together(0..25);
+        let mixed = [together(0..4), together(4..5), together(5..17), together(17..25)].concat();
+        let without: Vec<Message> =
+            all.iter().enumerate().filter(|(at, _)| at % 7 != 3).map(|(_, m)| m.clone()).collect();
+        for (messages, are_borrowed) in [(all, true), (mixed, false), (without, false)] {
+            let expected = messages.iter().fold(String::new(), |text, message| text + message.body() + "\n");
+            let (mut rest, mut text, mut pieces) = (&messages[..], String::new(), 0);
+            while !rest.is_empty() {
+                let piece = next_piece(&mut rest);
+                assert!(piece.len() >= PIECE_BYTES || rest.is_empty(), "a piece of {} bytes", piece.len());
+                assert!(piece.len() < PIECE_BYTES + PIECE_BYTES / 9 && piece.ends_with('\n'));
+                assert!(!are_borrowed || matches!(piece, Cow::Borrowed(_)), "it was copied");
+                text.push_str(&piece);
+                pieces += 1;
+            }
+            assert_eq!((text, pieces), (expected, 3));
+        }
+    }
+
     #[tokio::test]
     async fn lines_of_concurrent_sends_never_mix() {
         let (out, mut reader) = duplex(7);
@@ -212,7 +246,10 @@ mod tests {
         let line = |letter: &str| message(&letter.repeat(PIECE_BYTES / 4));
         let long: Vec<_> = ["a", "b", "c"]
             .map(|letter| {
-                let (sink, lines) = (Arc::clone(&sink), vec![line(letter); 20]);
+                // Of one text, of which nothing is copied, or each of its own.
+                let body = letter.repeat(PIECE_BYTES / 4);
+                let together = Message::of_bodies(&[body.as_str(); 20]);
+                let (sink, lines) = (Arc::clone(&sink), if letter == "b" { vec![line(letter); 20] } else { together });
                 tokio::spawn(async move { sink.send(&lines).await })
             })
             .into();

@@ -200,22 +200,22 @@ impl Oracle {
 
     /// The sink has this message.
     pub fn acknowledged(&mut self, tree: &Tree, message: &Message) {
-        let Some(id) = id(&message.id) else {
-            return self.violation(format!("an id without block and log: {}", message.id));
+        let Some(id) = id(message.id()) else {
+            return self.violation(format!("an id without block and log: {}", message.id()));
         };
         let kept = self.kept.entry(id).or_default();
         if let Some((body, copies)) = kept.versions.get_mut(&message.version) {
             *copies += 1;
             self.duplicates += 1;
-            if *body != message.body {
-                let text = format!("two bodies of {} v{}: {body} {}", message.id, message.version, message.body);
+            if *body != message.body() {
+                let text = format!("two bodies of {} v{}: {body} {}", message.id(), message.version, message.body());
                 self.violation(text);
             }
             return;
         }
-        kept.versions.insert(message.version, (message.body.clone(), 1));
+        kept.versions.insert(message.version, (message.body().to_owned(), 1));
         if let Err(text) = self.is_right(tree, id, message) {
-            self.violation(format!("{text}: {} v{}", message.id, message.version));
+            self.violation(format!("{text}: {} v{}", message.id(), message.version));
         }
     }
 

@@ -32,7 +32,7 @@ impl Queue {
     fn refuses(&self, message: &Message) -> bool {
         let poison = self.world().swarm.poison;
         let name =
-            message.id.bytes().fold(self.world().swarm.seed, |hash, byte| crate::random::mix(hash ^ u64::from(byte)));
+            message.id().bytes().fold(self.world().swarm.seed, |hash, byte| crate::random::mix(hash ^ u64::from(byte)));
         Draw::of(&[name]).below(1_000) < poison
     }
 
@@ -102,7 +102,7 @@ impl Sink for Queue {
     }
 
     async fn send(&self, pending: &[Message]) -> Vec<Outcome> {
-        let key = pending.first().map_or(0, |message| message.id.len() as u64 + message.version);
+        let key = pending.first().map_or(0, |message| message.id().len() as u64 + message.version);
         let mut strike = self.gate.enter(Op::Send, key % 2 + pending.len() as u64 * 2).await;
         let outcomes = match strike.kind {
             Some(Kind::Late) => {

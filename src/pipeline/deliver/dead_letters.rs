@@ -24,13 +24,13 @@ const DATA_SHOWN: usize = 4_096;
 /// What a sink will never take.
 pub(super) fn refused(message: &Message, event: &Event, reason: String) -> DeadLetter {
     DeadLetter {
-        key: key(&message.id, &event.handler),
+        key: key(message.id(), &event.handler),
         kind: DeadKind::Refused,
         reason,
         handler: event.handler.to_string(),
         block_number: event.block.number,
         block_hash: event.block.hash,
-        body: message.body.clone(),
+        body: message.body().to_owned(),
         buried_at: u64::try_from(wall_clock().as_millis()).unwrap_or(u64::MAX),
     }
 }

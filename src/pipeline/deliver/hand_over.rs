@@ -13,7 +13,7 @@ use crate::{
     backoff::Backoff,
     domain::Event,
     mutants::{Mutant, planted},
-    sinks::{Message, Outcome, Sink},
+    sinks::{Composer, Message, Outcome, Sink},
     store::DeadLetter,
     telemetry::{Edge, metrics},
 };
@@ -28,9 +28,15 @@ const TOOK_NOTHING: StageError =
 /// What waits for one sink, in the order of the logs.
 struct Queue<'a> {
     sink: Arc<dyn Sink>,
-    messages: Vec<Message>,
+    messages: Composer,
     /// The event behind each message.
     events: Vec<&'a Event>,
+}
+
+impl Queue<'_> {
+    fn of(sink: &Arc<dyn Sink>, chain_id: u64, most: usize) -> Self {
+        Self { sink: sink.clone(), messages: Composer::new(chain_id, most), events: Vec::with_capacity(most) }
+    }
 }
 
 /// What is said of events.
@@ -43,10 +49,10 @@ pub(in crate::pipeline) enum Say {
 }
 
 impl Say {
-    fn message(self, event: &Event, chain_id: u64) -> Message {
+    fn of(self, event: &Event, messages: &mut Composer) {
         match self {
-            Self::Applied(epoch) => Message::apply(event, chain_id, epoch),
-            Self::Retracted(epoch) => Message::retract(event, chain_id, epoch),
+            Self::Applied(epoch) => messages.apply(event, epoch),
+            Self::Retracted(epoch) => messages.retract(event, epoch),
         }
     }
 }
@@ -61,13 +67,12 @@ pub(super) async fn send(ctx: &Context, say: Say, events: &[Event]) -> Result<()
                 event.handler
             ))
         })?;
-        let message = say.message(event, ctx.chain.id);
         // Two handlers may share a sink; the sink itself tells, not its name.
         let queue = match queues.iter_mut().find(|queue| Arc::ptr_eq(&queue.sink, sink)) {
             Some(queue) => queue,
-            None => queues.push_mut(Queue { sink: sink.clone(), messages: vec![], events: vec![] }),
+            None => queues.push_mut(Queue::of(sink, ctx.chain.id, events.len())),
         };
-        queue.messages.push(message);
+        say.of(event, &mut queue.messages);
         queue.events.push(event);
     }
     let handing_over = queues.into_iter().map(|queue| hand_over(ctx, queue));
@@ -76,7 +81,8 @@ pub(super) async fn send(ctx: &Context, say: Say, events: &[Event]) -> Result<()
 
 /// One sink's messages, until each is acknowledged or buried.
 async fn hand_over(ctx: &Context, queue: Queue<'_>) -> Result<(), StageError> {
-    let Queue { sink, messages: mut pending, mut events } = queue;
+    let Queue { sink, messages, mut events } = queue;
+    let mut pending = messages.finish();
     let turns = ctx.turns.at(&sink);
     let mut backoff = Backoff::new(SINK_PAUSE);
     let mut last_taken = Instant::now();
