@@ -11,6 +11,7 @@ mod json;
 pub mod message;
 pub mod sqs;
 mod sqs_faults;
+mod sqs_payload;
 pub mod stdout;
 
 pub use arguments::args_json;
@@ -42,9 +43,9 @@ pub trait Sink: Send + Sync {
     /// A short name for logs, metrics and `/health`, without secrets: `stdout`, `sqs:my-queue`.
     fn name(&self) -> &str;
 
-    /// Tries to hand over as much of `pending` as it can, in one or several requests, in order as far as the sink keeps
-    /// one; answers one outcome for each message of `pending`, in the same order. Never fails as a whole: a request that
-    /// failed gives [`Outcome::Retry`] to each message in it.
+    /// Tries to hand over a prefix of `pending`, in order, in one or several requests; answers one outcome for each
+    /// message of `pending`, in the same order. Never fails as a whole: a request that failed gives
+    /// [`Outcome::Retry`] to each message in it.
     ///
     /// # Cancel safety
     ///

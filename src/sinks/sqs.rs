@@ -8,8 +8,9 @@
 //! Large payloads are not put elsewhere (no claim check): what the queue cannot take is refused, and the pipeline keeps
 //! it among the dead letters.
 
-use std::{borrow::Cow, ops::ControlFlow, time::Duration};
+use std::{ops::ControlFlow, time::Duration};
 
+use alloy::primitives::bytes::Bytes;
 use async_trait::async_trait;
 use aws_config::BehaviorVersion;
 use aws_sdk_sqs::{
@@ -17,7 +18,7 @@ use aws_sdk_sqs::{
     config::{Credentials, Region, http::HttpResponse, retry::RetryConfig},
     error::{ProvideErrorMetadata, SdkError},
     operation::send_message_batch::SendMessageBatchOutput,
-    types::{MessageAttributeValue, QueueAttributeName, SendMessageBatchRequestEntry},
+    types::QueueAttributeName,
 };
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use secrecy::{ExposeSecret, SecretString};
@@ -31,6 +32,7 @@ use super::{
     Message, Outcome, Sink, SinkError,
     batches::Batches,
     sqs_faults::{Fault, Reaction},
+    sqs_payload::{payload, size},
 };
 
 /// Most entries in a batch (Amazon SQS quotas).
@@ -42,8 +44,6 @@ const LIMITS_FRESH: Duration = Duration::from_mins(1);
 /// A request gets a quarter of what a call may take, and none starts in the call's second half: so a call ends in time,
 /// with an outcome for every message, even if its last request does not come back.
 const REQUESTS_IN_CALL: u32 = 4;
-/// The type of every attribute (contract §8).
-const STRING: &str = "String";
 
 /// How to reach AWS. What is absent comes from where the SDK looks by itself: environment, profile, role.
 #[derive(Clone, Debug, Default)]
@@ -129,9 +129,12 @@ impl SqsSink {
     }
 
     async fn send_batch(&self, messages: &[&Message], fifo: bool) -> Result<Vec<Outcome>, Fault> {
-        let entries = messages.iter().enumerate().map(|(id, message)| entry(id, message, fifo));
-        let entries = entries.collect::<Result<Vec<_>, _>>()?;
-        let request = self.client.send_message_batch().queue_url(&self.queue_url).set_entries(Some(entries));
+        let payload = Bytes::from(payload(&self.queue_url, messages, fifo));
+        // The client signs what it is given here, sends it and reads the answer; a request of its own would say the same.
+        let request = self.client.send_message_batch().customize().mutate_request(move |request| {
+            request.headers_mut().insert("content-length", payload.len().to_string());
+            *request.body_mut() = payload.clone().into();
+        });
         Ok(outcomes(&self.within(request.send()).await?, messages.len()))
     }
 
@@ -264,35 +267,6 @@ async fn client(access: &AwsAccess) -> Client {
         loader = loader.credentials_provider(credentials);
     }
     Client::new(&loader.load().await)
-}
-
-/// Name and value of each attribute (contract §8).
-fn attributes(message: &Message) -> [(&'static str, Cow<'_, str>); 4] {
-    [
-        ("eventType", Cow::Borrowed(&*message.event_type)),
-        ("chainId", Cow::Owned(message.chain_id.to_string())),
-        ("contractAddress", Cow::Borrowed(message.contract_address.as_str())),
-        ("id", Cow::Borrowed(message.id())),
-    ]
-}
-
-/// What counts for the queue's limit: the body, and name, type and value of each attribute.
-fn size(message: &Message) -> usize {
-    let attributes = attributes(message);
-    message.body().len() + attributes.iter().map(|(name, value)| name.len() + STRING.len() + value.len()).sum::<usize>()
-}
-
-fn entry(id: usize, message: &Message, fifo: bool) -> Result<SendMessageBatchRequestEntry, Fault> {
-    let incomplete = |error: aws_sdk_sqs::error::BuildError| Fault::retry(error.to_string());
-    let mut entry = SendMessageBatchRequestEntry::builder().id(id.to_string()).message_body(message.body());
-    for (name, value) in attributes(message) {
-        let value = MessageAttributeValue::builder().data_type(STRING).string_value(value).build();
-        entry = entry.message_attributes(name, value.map_err(incomplete)?);
-    }
-    if fifo {
-        entry = entry.message_group_id(message.group()).message_deduplication_id(message.deduplication_id());
-    }
-    entry.build().map_err(incomplete)
 }
 
 /// The fate of each of the `sent` entries. An entry that the answer does not mention may or may not be there.
