@@ -45,6 +45,8 @@ struct Memory {
     kept: Mutex<Vec<Message>>,
     tried: Mutex<BTreeSet<String>>,
     picky: bool,
+    /// For so long it takes nothing.
+    slow: Duration,
 }
 
 #[async_trait]
@@ -54,6 +56,7 @@ impl Sink for Memory {
     }
 
     async fn send(&self, pending: &[Message]) -> Vec<Outcome> {
+        sleep(self.slow).await;
         let mut tried = self.tried.lock().unwrap();
         let outcome = |(index, message): (usize, &Message)| {
             if self.picky && index % 3 == 2 && tried.insert(message.id().to_owned()) {
@@ -228,6 +231,43 @@ async fn entries_that_fail_once_cost_neither_an_event_nor_a_duplicate() {
     bench.run_until(1, 75).await;
     bench.assert_exactly(1, 75);
     assert!(!bench.sink.tried.lock().unwrap().is_empty());
+}
+
+/// Twenty-one ranges of history, one request at a time, where answer and sink take as long as this.
+fn history(latency: Duration, slow: Duration) -> (Bench, Context) {
+    let bench = Bench { sink: Arc::new(Memory { slow, ..Memory::default() }), ..Bench::of(200 + FINALITY) };
+    bench.chain.change(|blocks| blocks.latency = latency);
+    let mut context = bench.context(settings().registry);
+    (context.chain.parallel, context.chain.batch_blocks) = (1, 10);
+    (bench, context)
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_next_range_of_history_is_asked_for_while_the_earlier_one_is_delivered() {
+    let second = Duration::from_secs(1);
+    let (bench, context) = history(second, second);
+    let begun = Instant::now();
+    let ended =
+        pipeline::run(Arc::new(context), StartBlock::At(1), Some(200 + FINALITY), CancellationToken::new()).await;
+    assert!(matches!(ended, Ended::Reached), "{ended:?}");
+    let took = begun.elapsed();
+    assert!((21 * second..28 * second).contains(&took), "the requests alone take 21 s, with the sink 42 s: {took:?}");
+    bench.assert_all(1, 200 + FINALITY);
+}
+
+#[tokio::test(start_paused = true)]
+async fn behind_a_sink_that_stands_still_no_more_than_two_ranges_wait_to_be_delivered() {
+    let (bench, context) = history(Duration::ZERO, Duration::from_secs(5));
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(pipeline::run(Arc::new(context), StartBlock::At(1), None, stop.clone()));
+    sleep(Duration::from_secs(9)).await;
+    let begun = bench.chain.change(|blocks| blocks.ranges);
+    let taken = bench.sink.ids().len() / 30;
+    assert_eq!((begun, taken), (3, 0), "one may be fetched, and two more wait");
+    sleep(Duration::from_secs(5)).await;
+    stop.cancel();
+    assert!(bench.chain.change(|blocks| blocks.ranges) > 3, "the next begin once they are taken");
+    assert!(matches!(running.await.unwrap(), Ended::Stopped));
 }
 
 #[tokio::test(start_paused = true)]

@@ -50,6 +50,10 @@ pub struct Blocks {
     pub throttled: u32,
     /// A range is answered as far as so many blocks; `None`: to its end.
     pub bears: Option<u64>,
+    /// An answer to a question for a range takes so long.
+    pub latency: Duration,
+    /// How many ranges were asked for.
+    pub ranges: usize,
 }
 
 impl Blocks {
@@ -189,6 +193,11 @@ impl ChainSource for SmallChain {
 
     async fn range_logs(&self, range: BlockRange, _: &LogFilter) -> Result<RangeLogs, RpcError> {
         happens(&self.at_range).await;
+        let latency = self.change(|blocks| {
+            blocks.ranges += 1;
+            blocks.latency
+        });
+        tokio::time::sleep(latency).await;
         self.change(|blocks| blocks.range(range))
     }
 
