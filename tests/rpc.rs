@@ -1,11 +1,11 @@
 //! What nodes say over HTTP when they do not serve, and what the client makes of it.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "what fails here fails the test")]
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    body::Bytes,
+    body::{Body, Bytes},
     http::{StatusCode, header::RETRY_AFTER},
     response::{IntoResponse as _, Response},
     routing::post,
@@ -15,11 +15,13 @@ use chaintap::{
     domain::BlockRange,
     rpc::{At, ChainSource as _, Endpoints, LogFilter, RpcError},
 };
+use futures_util::stream;
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, time::sleep};
 
 const CHAIN: u64 = 1;
 const RANGE: BlockRange = BlockRange { from: 1, to: 100 };
+const MAX_BYTES: usize = 1 << 20;
 
 /// A node that tells its chain id and answers everything else with `answer`, after `pause`.
 async fn node(pause: Duration, answer: impl Fn(&Value) -> Response + Send + Sync + 'static) -> Endpoints {
@@ -38,7 +40,7 @@ async fn node(pause: Duration, answer: impl Fn(&Value) -> Response + Send + Sync
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = SecretUrl::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
     tokio::spawn(async move { axum::serve(listener, Router::new().fallback(post(serve))).await });
-    let limits = Limits { rpc_timeout: Duration::from_secs(2), ..Limits::default() };
+    let limits = Limits { rpc_timeout: Duration::from_secs(2), rpc_max_bytes: MAX_BYTES, ..Limits::default() };
     Endpoints::new(CHAIN, vec![url], limits)
 }
 
@@ -91,6 +93,19 @@ async fn one_error_for_a_whole_batch_is_taken_by_its_words() {
 async fn a_request_that_is_too_large_by_its_status_asks_for_less() {
     let refused = refusal_of_a_range(|_| (StatusCode::PAYLOAD_TOO_LARGE, "[]").into_response()).await;
     assert!(matches!(refused, RpcError::TooLarge { .. }), "{refused:?}");
+}
+
+#[tokio::test]
+async fn an_answer_beyond_the_limit_of_size_asks_for_less_whether_or_not_it_says_how_large_it_is() {
+    let says_so = refusal_of_a_range(|_| vec![b' '; MAX_BYTES + 1].into_response()).await;
+    let in_chunks = refusal_of_a_range(|_| {
+        let chunks = (0..5).map(|_| Ok::<_, Infallible>(Bytes::from(vec![b' '; MAX_BYTES / 4])));
+        Body::from_stream(stream::iter(chunks)).into_response()
+    });
+    for refused in [says_so, in_chunks.await] {
+        let right = matches!(&refused, RpcError::TooLarge { message, .. } if message.contains("too big"));
+        assert!(right, "{refused:?}");
+    }
 }
 
 #[tokio::test]

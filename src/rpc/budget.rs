@@ -67,7 +67,7 @@ impl Budget {
     }
 
     /// Charges what a batch costs beyond its first request, which had a turn of its own.
-    fn charge_rest(&self, packet: &RequestPacket, now: Instant) {
+    pub(super) fn charge_rest(&self, packet: &RequestPacket, now: Instant) {
         let RequestPacket::Batch(requests) = packet else { return };
         let rest = requests.iter().skip(1);
         let units = rest.clone().map(|request| price(request.method())).sum();

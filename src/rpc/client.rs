@@ -18,6 +18,7 @@ use alloy::{
         ws::{WebSocketConfig, WsConnect},
     },
 };
+use futures_util::future::join_all;
 use serde_json::{Value, json, value::RawValue};
 use tokio::time::timeout;
 use tracing::{debug, warn};
@@ -27,13 +28,14 @@ use super::{
     bearing::Bearing,
     blooms::Blooms,
     budget::{Budget, Charged},
+    direct::{Direct, Told},
     error::{classify, has_no_http, tag_is_unknown},
     masked::Masked,
     receipts::{self, Proven, Unproven, WireReceipt},
     tap::{Tape, Taped},
     transport::Capped,
     unknown::UnknownMessages,
-    wire::{self, WireHeader, WireLog},
+    wire::{self, Gathering, WireHeader},
 };
 use crate::{
     config::{Limits, LogIndex, SecretUrl},
@@ -47,12 +49,15 @@ const SOCKET_RETRY: Duration = Duration::from_millis(200);
 const HEADERS_PER_BATCH: usize = 100;
 /// Numbers of logs at which nodes and providers were seen to cut answers off, or say that they do.
 const SILENT_CAPS: [usize; 7] = [1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000];
+const LOGS: &str = "eth_getLogs";
 const RECEIPTS: &str = "eth_getBlockReceipts";
 
 /// A connection to one node, over HTTP or, where it has none, over its WebSocket.
 pub(super) struct Node {
     pub(super) name: String,
     rpc: RpcClient,
+    /// The short way of requests for logs; none over a WebSocket, or where all that is said is recorded.
+    direct: Option<Direct>,
     timeout: Duration,
     log_index: LogIndex,
     blooms: Blooms,
@@ -68,6 +73,7 @@ impl Node {
         Self {
             name,
             rpc,
+            direct: None,
             timeout: limits.rpc_timeout,
             log_index: limits.log_index,
             blooms,
@@ -89,7 +95,8 @@ impl Node {
     /// A node behind an HTTP URL. Nothing is sent yet.
     pub(super) fn http(url: &SecretUrl, tape: Tape, limits: &Limits, budget: Arc<Budget>) -> Result<Self, RpcError> {
         let transport = Capped::new(url.clone(), limits.rpc_timeout, limits.rpc_max_bytes).map_err(RpcError::Fatal)?;
-        Ok(Self::over(Taped::new(Masked::new(transport, url), tape), limits, budget))
+        let direct = (!tape.is_recorded()).then(|| Direct::new(transport.clone(), url, Arc::clone(&budget)));
+        Ok(Self { direct, ..Self::over(Taped::new(Masked::new(transport, url), tape), limits, budget) })
     }
 
     /// A node that only has a WebSocket. Frames are allowed up to the size limit of answers: above alloy's default of
@@ -169,9 +176,9 @@ impl Node {
         filter: &LogFilter,
     ) -> Result<Vec<RawLog>, RpcError> {
         let params = json!([log_query(filter, &json!({ "blockHash": block.hash }))]);
-        let logs = self.numbered(self.one::<Vec<WireLog>>("eth_getLogs", params).await?)?;
-        let told = logs.len();
-        let logs = self.counted(wire::block_logs(logs, block, timestamp, filter))?;
+        let (logs, _) = self.logs_and_headers(&[(LOGS, params)], filter).await?;
+        let told = logs.told();
+        let logs = self.counted(logs.of_block(block, timestamp))?;
         self.count_duplicates(told - logs.len());
         Ok(logs)
     }
@@ -226,19 +233,18 @@ impl Node {
     pub(super) async fn range_logs(&self, range: BlockRange, filter: &LogFilter) -> Result<RangeLogs, RpcError> {
         let bounds = json!({ "fromBlock": U64::from(range.from), "toBlock": U64::from(range.to) });
         let (first_at, last_at) = (At::Number(range.from), At::Number(range.to));
-        let mut batch = self.rpc.new_batch();
-        let logs = add::<Box<RawValue>>(&mut batch, "eth_getLogs", &json!([log_query(filter, &bounds)]))?;
-        let first = add_header(&mut batch, first_at)?;
-        let last = add_header(&mut batch, last_at)?;
-        self.send("eth_getLogs", batch).await?;
-        let told = |error| self.classify(error);
-        let (logs, first, last) = (logs.await.map_err(told)?, first.await.map_err(told)?, last.await.map_err(told)?);
-        let (Some(first), Some(last)) = (first, last) else {
+        let logs = (LOGS, json!([log_query(filter, &bounds)]));
+        let calls = [logs, header_request(first_at), header_request(last_at)];
+        let (logs, headers) = self.logs_and_headers(&calls, filter).await?;
+        let mut headers = headers.into_iter().flatten();
+        let (Some(first), Some(last)) = (headers.next(), headers.next()) else {
             return Err(RpcError::Behind(format!("the node lacks an end of the range {range}")));
         };
         let (first, last) = (check_header(first, first_at)?, check_header(last, last_at)?);
-        let checked = self.of_range(&logs, range, filter)?;
-        drop(logs);
+        let told = logs.told();
+        let checked = self.counted(logs.of_range(range))?;
+        self.count_duplicates(told - checked.len());
+        self.note_round_number(told, range);
         let logs = self.with_timestamps(checked).await?;
         let strange = logs
             .iter()
@@ -249,23 +255,51 @@ impl Node {
         Ok(RangeLogs { logs, first, last })
     }
 
-    /// The logs of a range as the node states them, read and checked.
-    fn of_range(&self, json: &RawValue, range: BlockRange, filter: &LogFilter) -> Result<Vec<wire::Checked>, RpcError> {
-        let unread = |error| self.classify(TransportError::deser_err(error, json.get()));
-        let logs = self.numbered(serde_json::from_str(json.get()).map_err(unread)?)?;
-        let told = logs.len();
-        let checked = self.counted(wire::range_logs(logs, range, filter))?;
-        self.count_duplicates(told - checked.len());
-        self.note_round_number(told, range);
-        Ok(checked)
+    /// What the node answers to these calls in one request: logs to the first, headers to the others.
+    async fn logs_and_headers<'f>(
+        &self,
+        calls: &[(&'static str, Value)],
+        filter: &'f LogFilter,
+    ) -> Result<(Gathering<'f>, Vec<Option<WireHeader>>), RpcError> {
+        let logs = Gathering::new(filter, self.log_index);
+        let told = match &self.direct {
+            Some(direct) => self.directly(direct, calls, logs).await?,
+            None => Told { logs, results: self.results(calls).await? },
+        };
+        told.read(|error| self.classify(error))
     }
 
-    /// The logs, each with its place in its block.
-    fn numbered(&self, mut logs: Vec<WireLog>) -> Result<Vec<WireLog>, RpcError> {
-        if self.log_index == LogIndex::Transaction {
-            wire::number_by_transaction(&mut logs)?;
+    /// By the short way. As of any other batch, each of its calls has an outcome of its own, which the request's metric does
+    /// not tell.
+    async fn directly<'f>(
+        &self,
+        direct: &Direct,
+        calls: &[(&'static str, Value)],
+        logs: Gathering<'f>,
+    ) -> Result<Told<'f>, RpcError> {
+        let call = |(method, params): &(_, Value)| self.rpc.make_request::<&Value>(*method, params).serialize();
+        let calls = calls.iter().map(call).collect::<Result<Vec<_>, _>>();
+        let calls = calls.map_err(|error| classify(TransportError::ser_err(error)))?;
+        self.timed(LOGS, async {
+            let told = direct.ask(calls, logs).await.and_then(Told::unless_failed);
+            told.map_err(|error| self.classify(error))
+        })
+        .await
+    }
+
+    /// By alloy's client.
+    async fn results(
+        &self,
+        calls: &[(&'static str, Value)],
+    ) -> Result<Vec<Result<Box<RawValue>, TransportError>>, RpcError> {
+        if let [(method, params)] = calls {
+            return Ok(vec![Ok(self.one(method, params.clone()).await?)]);
         }
-        Ok(logs)
+        let mut batch = self.rpc.new_batch();
+        let waiters = calls.iter().map(|(method, params)| add::<Box<RawValue>>(&mut batch, method, params));
+        let waiters = waiters.collect::<Result<Vec<_>, _>>()?;
+        self.send(LOGS, batch).await?;
+        Ok(join_all(waiters).await)
     }
 
     /// The logs of several lists of addresses.

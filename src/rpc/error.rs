@@ -73,6 +73,11 @@ pub(super) fn classify(error: TransportError) -> RpcError {
     }
 }
 
+/// An answer that is JSON, and not what was asked for.
+pub(super) fn unreadable(error: serde_json::Error) -> RpcError {
+    classify(TransportError::deser_err(error, ""))
+}
+
 /// Whether a failure says that there is no JSON-RPC over HTTP at an address, and not that a node there is unwell: no
 /// connection, a page instead of an answer, or a status that servers of something else have for a POST.
 pub(super) fn has_no_http(error: &TransportError) -> bool {

@@ -19,7 +19,7 @@ use alloy::{
     pubsub::{ConnectionHandle, PubSubConnect},
     rpc::{
         client::RpcClient,
-        json_rpc::{PubSubItem, RequestPacket, ResponsePacket, ResponsePayload, SubId},
+        json_rpc::{Id, PubSubItem, RequestPacket, ResponsePacket, ResponsePayload, SubId},
     },
     sol_types::SolEvent,
     transports::{TransportError, TransportErrorKind, TransportFut, TransportResult},
@@ -28,10 +28,13 @@ use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tower_service::Service;
 
-use super::{At, Cap, LogFilter, RangeLogs, RpcError, client::Node, heads, masked::Keys, tap::Tape, transport, wire};
+use super::{
+    At, Cap, LogFilter, RangeLogs, RpcError, client::Node, direct, error::classify, heads, masked::Keys,
+    replies::Reader, tap::Tape, transport, wire,
+};
 use crate::{
     config::{
-        Limits,
+        Limits, LogIndex,
         fuzzing::{KEY, leaks},
     },
     domain::{BlockRange, BlockRef, Header, MAX_BLOCK_NUMBER, RawLog},
@@ -70,6 +73,12 @@ pub(crate) fn json_rpc(data: &[u8]) {
     while let Some(all) = rest {
         let at = all.windows(5).position(|window| window == b"\n---\n");
         let (body, more) = at.map_or((all, None), |at| (all.get(..at).unwrap_or_default(), all.get(at + 5..)));
+        let sizes: Vec<usize> = body.iter().take(8).map(|byte| usize::from(*byte)).collect();
+        match question.to_ascii_lowercase() {
+            b'b' => told_in_pieces(body, 1, &filter(*question), &sizes),
+            b'r' => told_in_pieces(body, 3, &filter(*question), &sizes),
+            _ => {}
+        }
         bodies.push_back(quoting(body));
         rest = more;
     }
@@ -117,11 +126,43 @@ async fn subscribed(socket: Socket) {
     assert!(seen > 0 || !alive.load(Ordering::SeqCst), "a sign of a head was swallowed");
 }
 
-async fn ask(node: &Node, question: u8, bytes: usize) {
-    let filter = LogFilter {
+/// An answer to this many calls, the first of them for logs, says the same whether it is read as a whole or as it arrives, in
+/// pieces of these sizes: the same logs and headers, or an error of the same kind.
+pub(super) fn told_in_pieces(body: &[u8], calls: u64, filter: &LogFilter, sizes: &[usize]) {
+    let is_batch = calls > 1;
+    let gathering = || wire::Gathering::new(filter, LogIndex::Block);
+    let mut reader = Reader::eager(gathering(), 1);
+    let mut rest = body;
+    let (mut taken, mut sizes) = (Ok(()), sizes.iter().cycle());
+    while taken.is_ok() && !rest.is_empty() {
+        let size = sizes.next().map_or(1, |size| (*size).clamp(1, rest.len()));
+        let (piece, behind) = rest.split_at(size);
+        taken = reader.take(piece);
+        rest = behind;
+    }
+    let in_pieces = taken.map_err(transport::not_json).and_then(|()| transport::read_logs(reader, is_batch));
+    let packet = transport::read(200, None, body, is_batch);
+    let whole = packet.map(|packet| transport::Replies { packet, place: None, logs: gathering() });
+    let ids: Vec<Id> = (0..calls).map(Id::Number).collect();
+    let said = |replies: Result<transport::Replies<'_>, TransportError>| {
+        let told = replies.and_then(|replies| direct::matched(&ids, replies)).map_err(classify)?;
+        let (logs, headers) = told.read(classify)?;
+        Ok((logs.of_range(BlockRange { from: 0, to: u64::MAX })?, format!("{headers:?}")))
+    };
+    let kind = |error: RpcError| error.kind();
+    assert_eq!(said(in_pieces).map_err(kind), said(whole).map_err(kind), "an answer says another thing in pieces");
+}
+
+/// What logs a question asks for.
+fn filter(question: u8) -> LogFilter {
+    LogFilter {
         addresses: if question.is_ascii_uppercase() { vec![CONTRACT] } else { Vec::new() },
         topics: vec![Transfer::SIGNATURE_HASH],
-    };
+    }
+}
+
+async fn ask(node: &Node, question: u8, bytes: usize) {
+    let filter = filter(question);
     let asked = match question.to_ascii_lowercase() {
         b'c' => node.chain_id().await.map(|_| ()),
         b'b' => block_logs(node, &filter, bytes).await,
@@ -176,7 +217,7 @@ fn of_range(answer: RangeLogs, filter: &LogFilter, bytes: usize) {
     let disagrees = |end: &Header| logs.iter().any(|log| log.block.number == end.number && log.block.hash != end.hash);
     assert!(!disagrees(&first) && !disagrees(&last), "logs of another block than the header at the range's end");
     wanted(&logs, filter, bytes);
-    let again = serde_json::from_value(said(&logs)).map(|logs| wire::range_logs(logs, RANGE, filter));
+    let again = serde_json::from_value(said(&logs)).map(|logs| wire::Gathering::of(logs, filter).of_range(RANGE));
     let same = matches!(again, Ok(Ok(same)) if same.iter().map(|(log, _)| log).eq(logs.iter()));
     assert!(same, "accepted logs are other ones when they are said again");
 }

@@ -41,9 +41,16 @@ impl Keys {
 
     fn hide_in_answer(&self, answer: &mut Result<ResponsePacket, TransportError>) {
         match answer {
-            Ok(ResponsePacket::Single(one)) => self.hide_in_one(one),
-            Ok(ResponsePacket::Batch(all)) => all.iter_mut().for_each(|one| self.hide_in_one(one)),
+            Ok(packet) => self.hide_in_packet(packet),
             Err(error) => self.hide_in(error),
+        }
+    }
+
+    /// Takes the keys out of the words of the errors among these replies.
+    pub(super) fn hide_in_packet(&self, packet: &mut ResponsePacket) {
+        match packet {
+            ResponsePacket::Single(one) => self.hide_in_one(one),
+            ResponsePacket::Batch(all) => all.iter_mut().for_each(|one| self.hide_in_one(one)),
         }
     }
 

@@ -18,7 +18,10 @@ use alloy::{
 };
 use serde::Deserialize;
 
-use super::{LogFilter, RpcError, wire, wire::WireLog};
+use super::{
+    LogFilter, RpcError, wire,
+    wire::{Asked, WireLog},
+};
 use crate::domain::{BlockRef, MAX_BLOCK_NUMBER, RawLog};
 
 /// EIP-4844's and EIP-7702's types end what Ethereum has: 0 legacy, 1 EIP-2930, 2 EIP-1559, 3 EIP-4844, 4 EIP-7702.
@@ -186,7 +189,8 @@ impl Proven {
         if told.iter().any(|log| log.log_index >= all) {
             return Err(unknown("eth_getLogs has a log that is in no receipt"));
         }
-        let wanted = logs.into_iter().filter(|log| log.is_wanted(filter)).collect();
+        let asked = Asked::by(filter);
+        let wanted = logs.into_iter().filter(|log| asked.for_log(log)).collect();
         let logs = wire::block_logs(wanted, block, timestamp, filter)?;
         let told: HashMap<u64, &RawLog> = told.iter().map(|log| (log.log_index, log)).collect();
         let right = logs.iter().filter(|log| told.get(&log.log_index).is_some_and(|told| is_same(log, told))).count();

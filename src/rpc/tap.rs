@@ -38,6 +38,11 @@ impl Tape {
         Self { endpoint: endpoint.into(), recorder: recorder.cloned() }
     }
 
+    /// Whether anything is kept.
+    pub(super) fn is_recorded(&self) -> bool {
+        self.recorder.is_some()
+    }
+
     /// Keeps what happened now.
     pub(super) fn note(&self, event: impl FnOnce() -> Event) {
         if let Some(recorder) = &self.recorder {

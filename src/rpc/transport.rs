@@ -2,9 +2,10 @@
 //!
 //! alloy's own HTTP transport reads an answer whatever its size and quotes URLs in its errors and spans; this one stops
 //! reading at a limit (F05, I7) and never names more of an endpoint than its caller does (I9). The JSON-RPC part (ids,
-//! batches, matching answers to requests) stays alloy's.
+//! batches, matching answers to requests) stays alloy's, but for answers with logs (`direct`).
 
 use std::{
+    fmt,
     task::{Context, Poll},
     time::Duration,
 };
@@ -17,7 +18,11 @@ use reqwest::header::{HeaderValue, RETRY_AFTER};
 use serde_json::Value;
 use tower_service::Service;
 
-use super::error::{NoAnswerInTime, NobodyThere};
+use super::{
+    error::{NoAnswerInTime, NobodyThere},
+    replies::{Reader, Rest},
+    wire::Gathering,
+};
 use crate::config::SecretUrl;
 
 /// How much of an error page is kept for the error's text, bytes.
@@ -26,6 +31,11 @@ const ERROR_TEXT: usize = 512;
 const ERROR_PAGE: usize = 64 << 10;
 /// A hundred blocks of a busy chain take less, bytes.
 const USUAL_BYTES: usize = 8 << 20;
+/// So much of an answer with logs is read at a stretch, bytes.
+const PIECE: usize = 64 << 10;
+/// An answer has at most so much besides its logs, bytes: two headers, of which each names its block's transactions. As a
+/// million small replies it would be many times as large in memory.
+const MOST_BESIDES: usize = 4 << 20;
 /// Longest wait that a provider may ask for; the number comes from outside and ends here.
 const MAX_WAIT: Duration = Duration::from_mins(1);
 
@@ -55,25 +65,93 @@ impl Capped {
     }
 
     async fn post(self, packet: RequestPacket) -> Result<ResponsePacket, TransportError> {
-        let is_batch = matches!(packet, RequestPacket::Batch(_));
-        let request = self.client.post(self.url.expose()).json(&packet);
-        let mut response = request.send().await.map_err(without_url)?;
-        let status = response.status();
-        // What the answer says of its size is believed up to a size that most have: they need no second buffer.
-        let said = response.content_length().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or_default();
-        let mut body = Vec::with_capacity(said.min(self.max_bytes).min(USUAL_BYTES));
+        let mut response = self.send(&packet).await?;
+        let body = self.whole(&mut response).await?;
+        read_page(&response, &body, is_batch(&packet))
+    }
+
+    /// Asks for logs, and reads what is answered as it arrives. An answer that says by its status that it is none is read as
+    /// a whole: its beginning is told.
+    pub(super) async fn ask_for_logs<'f>(
+        &self,
+        packet: &RequestPacket,
+        logs: Gathering<'f>,
+    ) -> Result<Replies<'f>, TransportError> {
+        let mut response = self.send(packet).await?;
+        if !response.status().is_success() {
+            let body = self.whole(&mut response).await?;
+            let packet = read_page(&response, &body, is_batch(packet))?;
+            return Ok(Replies { packet, place: None, logs });
+        }
+        let (mut reader, mut read) = (Reader::new(logs), 0);
         while let Some(chunk) = response.chunk().await.map_err(without_url)? {
-            if body.len() + chunk.len() > self.max_bytes {
-                return Err(TransportErrorKind::custom_str(&format!(
-                    "response is too big: more than {} bytes",
-                    self.max_bytes
-                )));
+            read += chunk.len();
+            bear(read, self.max_bytes)?;
+            for piece in chunk.chunks(PIECE) {
+                reader.take(piece).map_err(not_json)?;
+                bear(reader.besides(), self.max_bytes.min(MOST_BESIDES))?;
+                // Whatever waits on this thread does not wait for the whole answer.
+                tokio::task::yield_now().await;
             }
+        }
+        read_logs(reader, is_batch(packet))
+    }
+
+    /// Sends a request; what is answered is not larger than the limit, as far as it says.
+    async fn send(&self, packet: &RequestPacket) -> Result<reqwest::Response, TransportError> {
+        let response = self.client.post(self.url.expose()).json(packet).send().await.map_err(without_url)?;
+        bear(said_bytes(&response), self.max_bytes)?;
+        Ok(response)
+    }
+
+    async fn whole(&self, response: &mut reqwest::Response) -> Result<Vec<u8>, TransportError> {
+        // What the answer says of its size is believed up to a size that most have: they need no second buffer.
+        let mut body = Vec::with_capacity(said_bytes(response).min(USUAL_BYTES));
+        while let Some(chunk) = response.chunk().await.map_err(without_url)? {
+            bear(body.len() + chunk.len(), self.max_bytes)?;
             body.extend_from_slice(&chunk);
         }
-        let retry_after = response.headers().get(RETRY_AFTER).map(HeaderValue::as_bytes);
-        read(status.as_u16(), retry_after, &body, is_batch)
+        Ok(body)
     }
+}
+
+/// Nothing is larger than its limit.
+fn bear(bytes: usize, most: usize) -> Result<(), TransportError> {
+    if bytes > most {
+        return Err(TransportErrorKind::custom_str(&format!("response is too big: more than {most} bytes")));
+    }
+    Ok(())
+}
+
+/// What is answered to a request for logs.
+#[derive(Debug)]
+pub(super) struct Replies<'f> {
+    /// The replies; an empty list stands where logs were taken out.
+    pub(super) packet: ResponsePacket,
+    /// The place of the reply that logs were taken out of.
+    pub(super) place: Option<usize>,
+    /// The logs that were taken out.
+    pub(super) logs: Gathering<'f>,
+}
+
+/// The answer that was read to its end.
+pub(super) fn read_logs(reader: Reader<'_>, is_batch: bool) -> Result<Replies<'_>, TransportError> {
+    let Rest { text, place, logs } = reader.end().map_err(not_json)?;
+    Ok(Replies { packet: read(200, None, &text, is_batch)?, place, logs })
+}
+
+fn is_batch(packet: &RequestPacket) -> bool {
+    matches!(packet, RequestPacket::Batch(_))
+}
+
+/// How large the answer says that it is; 0 where it says nothing.
+fn said_bytes(response: &reqwest::Response) -> usize {
+    response.content_length().map_or(0, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX))
+}
+
+fn read_page(response: &reqwest::Response, body: &[u8], is_batch: bool) -> Result<ResponsePacket, TransportError> {
+    let retry_after = response.headers().get(RETRY_AFTER).map(HeaderValue::as_bytes);
+    read(response.status().as_u16(), retry_after, body, is_batch)
 }
 
 /// The JSON-RPC answer that an HTTP answer holds, or the error that it is.
@@ -92,8 +170,13 @@ pub(super) fn read(
         Ok(answer) if is_batch => refused(answer),
         Ok(answer) => Ok(answer),
         Err(_) if !(200..300).contains(&status) => Err(http_error(status, retry_after, body)),
-        Err(error) => Err(TransportErrorKind::custom(NobodyThere(format!("invalid JSON in the answer: {error}")))),
+        Err(error) => Err(not_json(error)),
     }
+}
+
+/// Who answers so is no node.
+pub(super) fn not_json(error: impl fmt::Display) -> TransportError {
+    TransportErrorKind::custom(NobodyThere(format!("invalid JSON in the answer: {error}")))
 }
 
 /// The answer to a batch, or the error of the batch as a whole: one object for all, or one without an id. alloy would

@@ -3,11 +3,20 @@
 //! Every field is hostile until checked: a block number may be missing, beyond 2^53, or another than was asked for.
 //! Unknown fields are ignored, for hard forks add some (F35).
 
-use alloy::primitives::{Address, B256, Bloom, Bytes, Log, U64};
-use serde::{Deserialize, Deserializer};
+use std::{borrow::Cow, fmt};
 
-use super::{LogFilter, RpcError};
-use crate::domain::{BlockRange, BlockRef, Header, MAX_BLOCK_NUMBER, RawLog};
+use alloy::primitives::{Address, B256, Bloom, Bytes, Log, U64};
+use serde::{
+    Deserialize, Deserializer,
+    de::{SeqAccess, Visitor},
+};
+use serde_json::value::RawValue;
+
+use super::{LogFilter, RpcError, error::unreadable};
+use crate::{
+    config::LogIndex,
+    domain::{BlockRange, BlockRef, Header, MAX_BLOCK_NUMBER, RawLog},
+};
 
 /// The highest number that every reader of JSON holds exactly; messages state places and times, too.
 const MAX_EXACT: u64 = MAX_BLOCK_NUMBER;
@@ -79,19 +88,6 @@ pub(super) struct WireLog {
 pub(super) type Checked = (RawLog, Option<u64>);
 
 impl WireLog {
-    /// Whether `filter` asks for it.
-    pub(super) fn is_wanted(&self, filter: &LogFilter) -> bool {
-        self.has_wanted_topic(filter) && self.has_wanted_address(filter)
-    }
-
-    fn has_wanted_topic(&self, filter: &LogFilter) -> bool {
-        self.topics.first().is_some_and(|topic| filter.topics.contains(topic))
-    }
-
-    fn has_wanted_address(&self, filter: &LogFilter) -> bool {
-        filter.addresses.is_empty() || filter.addresses.contains(&self.address)
-    }
-
     /// What the chain's consensus has of it: a receipt holds no more.
     pub(super) fn consensus(&self) -> Log {
         Log::new_unchecked(self.address, self.topics.clone(), self.data.clone())
@@ -106,8 +102,23 @@ impl WireLog {
             && self.block_number == Some(U64::from(block.number))
     }
 
-    /// The log, if it is one that `filter` asks for, in a block that exists.
-    fn check(self, filter: &LogFilter) -> Result<Checked, RpcError> {
+    /// Gives it a place in its block where the chain numbers logs within their transaction: the transaction's place times
+    /// 2^20, and the log's in it. So an id does not depend on which other logs were asked for.
+    ///
+    /// # Errors
+    ///
+    /// [`RpcError::Invalid`] where a transaction has 2^20 logs or more; a block's gas has no room for them.
+    fn number_by_transaction(&mut self) -> Result<(), RpcError> {
+        let (Some(transaction), Some(index)) = (self.transaction_index, self.log_index) else { return Ok(()) };
+        if index >= U64::from(1u64 << TRANSACTION_BITS) {
+            return Err(invalid("a log at a place in its transaction at or above 2^20"));
+        }
+        self.log_index = Some(transaction.saturating_mul(U64::from(1u64 << TRANSACTION_BITS)).saturating_add(index));
+        Ok(())
+    }
+
+    /// The log, if it is one that is asked for, in a block that exists.
+    fn check(self, asked: &Asked<'_>) -> Result<Checked, RpcError> {
         if self.removed {
             return Err(invalid("a log marked as removed in an answer of eth_getLogs"));
         }
@@ -122,10 +133,10 @@ impl WireLog {
         if transaction_index.max(log_index) > U64::from(MAX_EXACT) {
             return Err(invalid("a log at a place at or above 2^53"));
         }
-        if self.topics.len() > MAX_TOPICS || !self.has_wanted_topic(filter) {
+        if self.topics.len() > MAX_TOPICS || !asked.for_topic_of(&self) {
             return Err(invalid("a log with a topic that was not asked for"));
         }
-        if !self.has_wanted_address(filter) {
+        if !asked.for_address_of(&self) {
             return Err(invalid("a log of a contract that was not asked for"));
         }
         let timestamp = self.block_timestamp.map(|time| time.to::<u64>()).filter(|time| *time > 0);
@@ -146,6 +157,160 @@ impl WireLog {
     }
 }
 
+/// What logs are asked for; quick to tell of each of many.
+#[derive(Debug)]
+pub(super) struct Asked<'f> {
+    topics: &'f [B256],
+    /// In order; none means any.
+    addresses: Cow<'f, [Address]>,
+}
+
+impl<'f> Asked<'f> {
+    pub(super) fn by(filter: &'f LogFilter) -> Self {
+        let mut addresses = Cow::from(&filter.addresses);
+        if !addresses.is_sorted() {
+            addresses.to_mut().sort_unstable();
+        }
+        Self { topics: &filter.topics, addresses }
+    }
+
+    /// Whether this log is asked for.
+    pub(super) fn for_log(&self, log: &WireLog) -> bool {
+        self.for_topic_of(log) && self.for_address_of(log)
+    }
+
+    fn for_topic_of(&self, log: &WireLog) -> bool {
+        log.topics.first().is_some_and(|topic| self.topics.contains(topic))
+    }
+
+    fn for_address_of(&self, log: &WireLog) -> bool {
+        self.addresses.is_empty() || self.addresses.binary_search(&log.address).is_ok()
+    }
+}
+
+/// The logs of one answer, each checked as soon as it is read, so that the answer need not be kept as it was said.
+#[derive(Debug)]
+pub(super) struct Gathering<'f> {
+    asked: Asked<'f>,
+    log_index: LogIndex,
+    logs: Vec<Checked>,
+    /// Why the answer cannot be used. No log is kept then.
+    wrong: Option<RpcError>,
+}
+
+impl<'f> Gathering<'f> {
+    /// Nothing yet of what `filter` asks for, on a chain that numbers its logs like this.
+    pub(super) fn new(filter: &'f LogFilter, log_index: LogIndex) -> Self {
+        Self { asked: Asked::by(filter), log_index, logs: Vec::new(), wrong: None }
+    }
+
+    /// These logs, of a chain that numbers them within their blocks: of another one none is restored.
+    pub(super) fn of(logs: Vec<WireLog>, filter: &'f LogFilter) -> Self {
+        let mut gathering = Self { logs: Vec::with_capacity(logs.len()), ..Self::new(filter, LogIndex::Block) };
+        logs.into_iter().for_each(|log| gathering.add(log));
+        gathering
+    }
+
+    /// One more log.
+    pub(super) fn add(&mut self, mut log: WireLog) {
+        if self.is_refused() {
+            return;
+        }
+        let numbered = match self.log_index {
+            LogIndex::Block => Ok(()),
+            LogIndex::Transaction => log.number_by_transaction(),
+        };
+        match numbered.and_then(|()| log.check(&self.asked)) {
+            Ok(log) => self.logs.push(log),
+            Err(error) => self.refuse(error),
+        }
+    }
+
+    /// All logs of a list.
+    pub(super) fn read(&mut self, list: &RawValue) {
+        if let Err(error) = serde_json::Deserializer::from_str(list.get()).deserialize_seq(&mut *self) {
+            self.refuse(unreadable(error));
+        }
+    }
+
+    /// The answer is not one that can be used; the first reason counts.
+    pub(super) fn refuse(&mut self, error: RpcError) {
+        self.logs = Vec::new();
+        self.wrong.get_or_insert(error);
+    }
+
+    /// What was gathered was not the answer.
+    pub(super) fn forget(&mut self) {
+        (self.logs, self.wrong) = (Vec::new(), None);
+    }
+
+    /// Whether there is a reason already not to use the answer.
+    pub(super) fn is_refused(&self) -> bool {
+        self.wrong.is_some()
+    }
+
+    /// How many logs there are, also those that stand there twice.
+    pub(super) fn told(&self) -> usize {
+        self.logs.len()
+    }
+
+    /// The logs of one block, which was asked for by its hash.
+    pub(super) fn of_block(self, block: BlockRef, timestamp: u64) -> Result<Vec<RawLog>, RpcError> {
+        let logs = self.in_order()?;
+        if logs.iter().any(|(log, _)| log.block != block) {
+            return Err(invalid("a log of another block than the one asked for by hash"));
+        }
+        Ok(logs.into_iter().map(|(log, _)| RawLog { timestamp, ..log }).collect())
+    }
+
+    /// The logs of a range: inside it, and one hash for each height.
+    pub(super) fn of_range(self, range: BlockRange) -> Result<Vec<Checked>, RpcError> {
+        let logs = self.in_order()?;
+        if logs.iter().any(|(log, _)| !range.contains(log.block.number)) {
+            return Err(invalid("a log outside the range that was asked for"));
+        }
+        let two_versions = neighbours(&logs)
+            .any(|(one, next)| one.block.number == next.block.number && one.block.hash != next.block.hash);
+        if two_versions {
+            return Err(invalid("logs of two versions of one block"));
+        }
+        Ok(logs)
+    }
+
+    /// By block and log index, without exact duplicates (F16).
+    fn in_order(self) -> Result<Vec<Checked>, RpcError> {
+        let Self { mut logs, wrong, .. } = self;
+        if let Some(wrong) = wrong {
+            return Err(wrong);
+        }
+        logs.sort_by_key(|(log, _)| (log.block.number, log.log_index));
+        logs.dedup();
+        if neighbours(&logs).any(|(one, next)| one.block == next.block && one.log_index == next.log_index) {
+            return Err(invalid(CLASH));
+        }
+        Ok(logs)
+    }
+}
+
+impl<'de> Visitor<'de> for &mut Gathering<'_> {
+    type Value = ();
+
+    fn expecting(&self, text: &mut fmt::Formatter<'_>) -> fmt::Result {
+        text.write_str("a list of logs")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut logs: A) -> Result<(), A::Error> {
+        while let Some(log) = logs.next_element()? {
+            self.add(log);
+        }
+        Ok(())
+    }
+}
+
+fn neighbours(logs: &[Checked]) -> impl Iterator<Item = (&RawLog, &RawLog)> {
+    logs.iter().zip(logs.iter().skip(1)).map(|((one, _), (next, _))| (one, next))
+}
+
 /// The logs of one block, which was asked for by its hash.
 pub(super) fn block_logs(
     logs: Vec<WireLog>,
@@ -153,27 +318,7 @@ pub(super) fn block_logs(
     timestamp: u64,
     filter: &LogFilter,
 ) -> Result<Vec<RawLog>, RpcError> {
-    let checked = checked(logs, filter)?;
-    if checked.iter().any(|(log, _)| log.block != block) {
-        return Err(invalid("a log of another block than the one asked for by hash"));
-    }
-    Ok(checked.into_iter().map(|(log, _)| RawLog { timestamp, ..log }).collect())
-}
-
-/// The logs of a range: inside it, and one hash for each height.
-pub(super) fn range_logs(logs: Vec<WireLog>, range: BlockRange, filter: &LogFilter) -> Result<Vec<Checked>, RpcError> {
-    let checked = checked(logs, filter)?;
-    if checked.iter().any(|(log, _)| !range.contains(log.block.number)) {
-        return Err(invalid("a log outside the range that was asked for"));
-    }
-    let two_versions = checked
-        .iter()
-        .zip(checked.iter().skip(1))
-        .any(|((one, _), (next, _))| one.block.number == next.block.number && one.block.hash != next.block.hash);
-    if two_versions {
-        return Err(invalid("logs of two versions of one block"));
-    }
-    Ok(checked)
+    Gathering::of(logs, filter).of_block(block, timestamp)
 }
 
 /// The logs of several answers for the same blocks, each of other contracts, in their order; one answer alone is checked
@@ -189,38 +334,6 @@ pub(super) fn merged(mut logs: Vec<RawLog>) -> Result<Vec<RawLog>, RpcError> {
         return Err(invalid(CLASH));
     }
     Ok(logs)
-}
-
-/// Gives each log a place in its block where the chain numbers logs within their transaction: the transaction's place
-/// times 2^20, and the log's in it. So an id does not depend on which other logs were asked for.
-///
-/// # Errors
-///
-/// [`RpcError::Invalid`] where a transaction has 2^20 logs or more; a block's gas has no room for them.
-pub(super) fn number_by_transaction(logs: &mut [WireLog]) -> Result<(), RpcError> {
-    for log in logs {
-        let (Some(transaction), Some(index)) = (log.transaction_index, log.log_index) else { continue };
-        if index >= U64::from(1u64 << TRANSACTION_BITS) {
-            return Err(invalid("a log at a place in its transaction at or above 2^20"));
-        }
-        log.log_index = Some(transaction.saturating_mul(U64::from(1u64 << TRANSACTION_BITS)).saturating_add(index));
-    }
-    Ok(())
-}
-
-/// Checks each log; orders them by block and log index and drops exact duplicates (F16).
-fn checked(logs: Vec<WireLog>, filter: &LogFilter) -> Result<Vec<Checked>, RpcError> {
-    let mut checked = logs.into_iter().map(|log| log.check(filter)).collect::<Result<Vec<_>, _>>()?;
-    checked.sort_by_key(|(log, _)| (log.block.number, log.log_index));
-    checked.dedup();
-    let clash = checked
-        .iter()
-        .zip(checked.iter().skip(1))
-        .any(|((one, _), (next, _))| one.block == next.block && one.log_index == next.log_index);
-    if clash {
-        return Err(invalid(CLASH));
-    }
-    Ok(checked)
 }
 
 fn invalid(what: &str) -> RpcError {
@@ -293,14 +406,17 @@ mod tests {
         let of = |transaction: &str, index: &str| log(&json!({"transactionIndex": transaction, "logIndex": index}));
         let two = || vec![of("0x1", "0x0"), of("0x0", "0x0"), of("0x1", "0x1")];
         assert!(of_block(two()).is_err_and(|error| error.to_string().contains("config/chains.toml")));
-        let mut logs = two();
-        number_by_transaction(&mut logs).unwrap();
-        let places: Vec<u64> = of_block(logs).unwrap().iter().map(|log| log.log_index).collect();
+        let numbered = |logs: Vec<WireLog>| {
+            let filter = filter();
+            let mut gathering = Gathering::new(&filter, LogIndex::Transaction);
+            logs.into_iter().for_each(|log| gathering.add(log));
+            gathering.of_block(BlockRef { number: 5, hash: HASH }, 99)
+        };
+        let places: Vec<u64> = numbered(two()).unwrap().iter().map(|log| log.log_index).collect();
         assert_eq!(places, [0, 1 << 20, (1 << 20) + 1]);
-        assert!(number_by_transaction(&mut [of("0x0", "0x100000")]).is_err());
-        let mut last = vec![of("0xffffffffffffffff", "0x1")];
-        number_by_transaction(&mut last).unwrap();
-        assert!(of_block(last).is_err(), "beyond 2^53");
+        let refused = |log, words: &str| numbered(vec![log]).is_err_and(|error| error.to_string().contains(words));
+        assert!(refused(of("0x0", "0x100000"), "2^20"));
+        assert!(refused(of("0xffffffffffffffff", "0x1"), "2^53"));
     }
 
     #[test]
@@ -319,11 +435,29 @@ mod tests {
     }
 
     #[test]
+    fn contracts_are_found_in_a_list_of_any_order_and_what_is_wrong_at_first_is_told() {
+        let (one, two, three) = (Address::repeat_byte(1), Address::repeat_byte(2), Address::repeat_byte(3));
+        let filter = LogFilter { addresses: vec![three, one], topics: vec![TOPIC] };
+        let of = |address: Address| log(&json!({"address": address}));
+        let asked = Asked::by(&filter);
+        assert_eq!([one, two, three].map(|address| asked.for_log(&of(address))), [true, false, true]);
+        let mut gathering = Gathering::new(&filter, LogIndex::Block);
+        gathering.add(of(one));
+        gathering.add(of(two));
+        gathering.read(&serde_json::value::to_raw_value(&json!([{}])).unwrap());
+        gathering.add(of(three));
+        assert_eq!((gathering.is_refused(), gathering.told()), (true, 0));
+        let error = gathering.of_block(BlockRef { number: 5, hash: HASH }, 99).unwrap_err();
+        assert!(error.to_string().contains("a contract that was not asked for"), "{error}");
+    }
+
+    #[test]
     fn a_range_answer_has_one_version_of_each_block_and_nothing_outside() {
         let range = BlockRange { from: 5, to: 6 };
         let two = vec![log(&json!({})), log(&json!({"blockHash": B256::ZERO, "logIndex": "0x1"}))];
-        assert!(range_logs(two, range, &filter()).is_err());
-        assert!(range_logs(vec![log(&json!({"blockNumber": "0x7"}))], range, &filter()).is_err());
-        assert_eq!(range_logs(vec![log(&json!({"blockNumber": "0x6"}))], range, &filter()).unwrap().len(), 1);
+        let of_range = |logs| Gathering::of(logs, &filter()).of_range(range);
+        assert!(of_range(two).is_err());
+        assert!(of_range(vec![log(&json!({"blockNumber": "0x7"}))]).is_err());
+        assert_eq!(of_range(vec![log(&json!({"blockNumber": "0x6"}))]).unwrap().len(), 1);
     }
 }
