@@ -120,7 +120,7 @@ pub enum StageError {
 /// What became of a range.
 #[derive(Debug)]
 enum Processed {
-    /// Delivered and committed; the block, where it may still leave the chain.
+    /// Delivered and committed; the block, where it may still leave the chain, and how far that brought the whole.
     Committed(Option<BlockRef>, Reached),
     /// Delivered by someone else.
     AlreadyDone,
@@ -239,10 +239,10 @@ async fn in_pieces(
     loop {
         yield_now().await;
         let piece: Vec<RawLog> = left.by_ref().take(ctx.limits.chunk_logs.max(1)).collect();
-        let logs = piece.len();
-        let wanted = wanted(ctx, filter, piece);
-        events += timed("deliver", deliver::part(ctx, claim, &wanted)).await?;
-        job.slot.delivered(logs);
+        let count = piece.len();
+        let found = wanted(ctx, filter, piece);
+        events += timed("deliver", deliver::part(ctx, claim, &found)).await?;
+        job.slot.delivered(count);
         if left.len() == 0 {
             return Ok(events);
         }

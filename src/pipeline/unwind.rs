@@ -148,10 +148,10 @@ impl Footing {
     }
 }
 
-/// Whether every block is delivered up to the tip, or every one from above the sealed height, which is all that matters here:
-/// the entries of these blocks are one run, for INTENT and `COMMIT_FINAL` compared each with its neighbours; SEAL compared those
-/// below with the chain, no new ones are begun there, and what history delivers there has none. So history that is not
-/// complete yet costs no look for each head.
+/// Whether the delivered blocks above what is sealed have no gap. Then their entries are one run, each compared with its
+/// neighbours by INTENT or `COMMIT_FINAL`, and whatever chain has the highest has them all. Entries at or below the sealed height
+/// were compared by SEAL; none is begun there, and history leaves none. So history that is not complete costs no look for each
+/// head.
 fn has_no_gap(Snapshot { progress, done }: &Snapshot) -> bool {
     let number = |number: i64| u64::try_from(number).ok();
     let above = progress.sealed.max(progress.watermark) + 1;

@@ -11,6 +11,7 @@ use super::{
     bury_undecodable,
     hand_over::{Say, send},
     lacking,
+    turns::Haste,
 };
 use crate::{
     domain::{BlockRef, Digest, Event},
@@ -65,7 +66,7 @@ pub(in crate::pipeline) async fn amended(
         let events: Vec<Event> =
             ours.iter().map(|ours| (*journaled.get(&ours.delivery()).unwrap_or(&ours)).clone()).collect();
         for part in store::parts(&events) {
-            send(ctx, Say::Applied(epoch), part).await?;
+            send(ctx, Haste::Urgent, Say::Applied(epoch), part).await?;
         }
         return Ok(amended);
     }

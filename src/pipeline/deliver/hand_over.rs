@@ -2,12 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 use tracing::warn;
 
 use super::{
     super::{Context, StageError},
     dead_letters::{bury, refused},
+    turns::{Haste, SINK_PAUSE},
 };
 use crate::{
     backoff::Backoff,
@@ -18,8 +19,6 @@ use crate::{
     telemetry::{Edge, metrics},
 };
 
-/// Longest pause between two tries of a sink.
-pub(super) const SINK_PAUSE: Duration = Duration::from_secs(10);
 /// A sink that took nothing for so long gives the block back: the fault may be this replica's alone (contract §5).
 const PATIENCE: Duration = Duration::from_mins(5);
 const TOOK_NOTHING: StageError =
@@ -58,7 +57,7 @@ impl Say {
 }
 
 /// Hands events to their sinks; the sinks work side by side, each in the order of the logs.
-pub(super) async fn send(ctx: &Context, say: Say, events: &[Event]) -> Result<(), StageError> {
+pub(super) async fn send(ctx: &Context, haste: Haste, say: Say, events: &[Event]) -> Result<(), StageError> {
     let mut queues: Vec<Queue<'_>> = Vec::new();
     for event in events {
         let sink = ctx.sinks.get(&*event.handler).ok_or_else(|| {
@@ -75,12 +74,12 @@ pub(super) async fn send(ctx: &Context, say: Say, events: &[Event]) -> Result<()
         say.of(event, &mut queue.messages);
         queue.events.push(event);
     }
-    let handing_over = queues.into_iter().map(|queue| hand_over(ctx, queue));
+    let handing_over = queues.into_iter().map(|queue| hand_over(ctx, haste, queue));
     futures_util::future::try_join_all(handing_over).await.map(|_| ())
 }
 
 /// One sink's messages, until each is acknowledged or buried.
-async fn hand_over(ctx: &Context, queue: Queue<'_>) -> Result<(), StageError> {
+async fn hand_over(ctx: &Context, haste: Haste, queue: Queue<'_>) -> Result<(), StageError> {
     let Queue { sink, messages, mut events } = queue;
     let mut pending = messages.finish();
     let turns = ctx.turns.at(&sink);
@@ -88,7 +87,7 @@ async fn hand_over(ctx: &Context, queue: Queue<'_>) -> Result<(), StageError> {
     let mut last_taken = Instant::now();
     while !pending.is_empty() {
         ctx.vitals.queued(sink.name(), pending.len());
-        let turn = timeout_at(last_taken + PATIENCE, turns.turn()).await.map_err(|_| TOOK_NOTHING)?;
+        let turn = turns.turn_within(PATIENCE, last_taken, haste).await.ok_or(TOOK_NOTHING)?;
         let begun = Instant::now();
         let sent = timeout(ctx.limits.sink_timeout, sink.send(&pending)).await;
         metrics::sink_send_seconds(sink.name(), begun.elapsed().as_secs_f64());
@@ -132,6 +131,7 @@ async fn hand_over(ctx: &Context, queue: Queue<'_>) -> Result<(), StageError> {
                 if tried.acknowledged > 0 && !throttled {
                     backoff.reset();
                 }
+                // Its own wait, so that others go first; what holds for all of them is the turn.
                 backoff.wait(None).await;
             }
         }
@@ -171,10 +171,9 @@ impl Tried {
         tried
     }
 
-    /// Whether the sink is there and takes messages, as far as this call tells: one that takes some of it is slow, not
-    /// away, unless it asks for less.
+    /// Whether the sink takes messages, as far as this call tells: one that takes some of it is slow, not away.
     fn takes(&self) -> bool {
-        self.retry.as_ref().is_none_or(|(_, throttled)| self.acknowledged > 0 && !throttled)
+        self.acknowledged > 0 || self.retry.is_none()
     }
 }
 

@@ -23,6 +23,7 @@ pub(super) use amend::{Amended, amended, still_of};
 pub(super) use dead_letters::{acknowledged, found};
 use dead_letters::{bury_undecodable, forget, wall_clock};
 use hand_over::{Say, send};
+use turns::Haste;
 pub use turns::Turns;
 
 /// Proof that every event of a block or range was acknowledged; only this file makes one.
@@ -56,12 +57,12 @@ pub(super) async fn journaled(
     let mut next = Some(parts.next().unwrap_or_default());
     while let Some(part) = next {
         if planted(Mutant::SendBeforeIntent) {
-            send(ctx, Say::Applied(claim.grant.epoch), part).await?;
+            send(ctx, Haste::Urgent, Say::Applied(claim.grant.epoch), part).await?;
         }
         if entry.append(part).await? == Appended::Differs {
             return merged(ctx, claim, header, wanted).await;
         }
-        send(ctx, Say::Applied(claim.grant.epoch), part).await?;
+        send(ctx, Haste::Urgent, Say::Applied(claim.grant.epoch), part).await?;
         next = parts.next();
     }
     Ok(entry.delivered(wanted))
@@ -79,11 +80,11 @@ pub(super) async fn merged(
     Ok(entry.delivered(wanted))
 }
 
-/// Sends a part of a final range.
+/// Sends some of the events of a final range, in their order.
 pub(super) async fn part(ctx: &Context, claim: &Claim, wanted: &Wanted) -> Result<u64, StageError> {
     bury_undecodable(ctx, &wanted.undecodable).await?;
     for chunk in wanted.events.chunks(ctx.limits.chunk_logs.max(1)) {
-        send(ctx, Say::Applied(claim.grant.epoch), chunk).await?;
+        send(ctx, Haste::History, Say::Applied(claim.grant.epoch), chunk).await?;
     }
     Ok(wanted.events.len() as u64)
 }
@@ -99,7 +100,7 @@ pub(super) async fn retracted(ctx: &Context, orphan: Orphan, events: &[Event]) -
         Cow::Borrowed(events)
     };
     for part in store::parts(&events) {
-        send(ctx, Say::Retracted(epoch), part).await?;
+        send(ctx, Haste::Urgent, Say::Retracted(epoch), part).await?;
     }
     Ok(())
 }
@@ -219,7 +220,7 @@ impl Entry<'_> {
             next = parts.next();
         }
         for part in store::parts(&held).chain(store::parts(&missing)) {
-            send(ctx, Say::Applied(self.claim.grant.epoch), part).await?;
+            send(ctx, Haste::Urgent, Say::Applied(self.claim.grant.epoch), part).await?;
         }
         Ok(())
     }

@@ -1,21 +1,35 @@
 //! Whose turn it is to call a sink.
 //!
 //! Ranges hand over side by side, and a sink that is away or throttles is so for all of them: the pause after a failure is
-//! everybody's, and after it one call goes first; the others follow once it succeeded. So a sink in trouble is called as
-//! often by twenty ranges as by one. What is wrong with one range's messages alone is that range's own wait, not this.
+//! everybody's, and after it one call goes first; the others follow once it took something. So a sink in trouble is called
+//! as often by twenty ranges as by one. Of ranges of history the one that waits longest goes first; what is near the head, or is
+//! taken back, is not in that line, and competes with one of them at most. Where some of a call was taken the sink is slow, not
+//! away: then only who made the call waits, before its next one.
 
 use std::{
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use tokio::{
     sync::Notify,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout_at},
 };
 
-use super::hand_over::SINK_PAUSE;
 use crate::{backoff::Backoff, sinks::Sink};
+
+/// Longest pause between two tries of a sink.
+pub(super) const SINK_PAUSE: Duration = Duration::from_secs(10);
+
+/// How much it matters to be early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::pipeline) enum Haste {
+    /// Near the head, or taken back: everything else may wait for it.
+    Urgent,
+    /// Of history: in line.
+    History,
+}
 
 /// The turns at every sink of a process.
 #[derive(Default)]
@@ -41,6 +55,8 @@ impl Turns {
 /// Lets calls of one sink through: all of them, none during a pause, one after it.
 pub(super) struct Turnstile {
     state: Mutex<State>,
+    /// Where history waits: fair, so that no range waits for ever.
+    line: tokio::sync::Mutex<()>,
     /// Told whenever those who wait have to look again.
     moved: Notify,
 }
@@ -50,6 +66,8 @@ struct State {
     backoff: Backoff,
     /// Pauses so far. What a call comes to that began before the newest one says nothing new.
     pauses: u64,
+    /// When the sink last took something of anybody.
+    last_taken: Instant,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -63,8 +81,23 @@ enum Passage {
 
 impl Turnstile {
     fn new() -> Self {
-        let state = State { passage: Passage::Free, backoff: Backoff::new(SINK_PAUSE), pauses: 0 };
-        Self { state: Mutex::new(state), moved: Notify::new() }
+        let (passage, backoff) = (Passage::Free, Backoff::new(SINK_PAUSE));
+        let state = State { passage, backoff, pauses: 0, last_taken: Instant::now() };
+        Self { state: Mutex::new(state), line: tokio::sync::Mutex::default(), moved: Notify::new() }
+    }
+
+    /// Waits for a turn as long as the sink takes something of anybody: [`None`] once it took nothing for `patience`, counted
+    /// from `since` at the earliest.
+    pub(super) async fn turn_within(&self, patience: Duration, since: Instant, haste: Haste) -> Option<Turn<'_>> {
+        let mut turn = pin!(self.turn(haste));
+        loop {
+            let until = since.max(self.state().last_taken) + patience;
+            match timeout_at(until, turn.as_mut()).await {
+                Ok(turn) => return Some(turn),
+                Err(_) if self.state().last_taken + patience > Instant::now() => {}
+                Err(_) => return None,
+            }
+        }
     }
 
     /// Waits for a turn.
@@ -72,7 +105,11 @@ impl Turnstile {
     /// # Cancel safety
     ///
     /// Dropping it, or the turn that it gave, loses nobody else's turn.
-    pub(super) async fn turn(&self) -> Turn<'_> {
+    async fn turn(&self, haste: Haste) -> Turn<'_> {
+        if let Ok(turn) = self.pass() {
+            return turn;
+        }
+        let _place = if haste == Haste::History { Some(self.line.lock().await) } else { None };
         loop {
             let mut moved = pin!(self.moved.notified());
             // Before the look, so that nothing that moves behind it is missed.
@@ -122,13 +159,14 @@ pub(super) struct Turn<'a> {
 impl Turn<'_> {
     /// The sink takes messages: everybody may call it.
     pub(super) fn succeeded(self) {
+        self.turnstile.state().last_taken = Instant::now();
         self.settle(|state| {
             state.backoff.reset();
             state.passage = Passage::Free;
         });
     }
 
-    /// The sink takes nothing, or asks for less: nobody calls it for a while. One outage fails every call in flight, and
+    /// The sink took nothing: nobody calls it for a while. One outage fails every call in flight, and
     /// the pause does not grow with each of them.
     pub(super) fn failed(self) {
         self.settle(|state| {
@@ -162,10 +200,7 @@ impl Drop for Turn<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        sync::atomic::{AtomicUsize, Ordering},
-        time::Duration,
-    };
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use tokio::time::{sleep, timeout};
 
@@ -181,7 +216,7 @@ mod tests {
             let (turnstile, calls, taken) = (turnstile.clone(), calls.clone(), taken.clone());
             tokio::spawn(async move {
                 loop {
-                    let turn = turnstile.turn().await;
+                    let turn = turnstile.turn(Haste::History).await;
                     calls.fetch_add(1, Ordering::Relaxed);
                     sleep(CALL).await;
                     if Instant::now() >= works_from {
@@ -216,13 +251,17 @@ mod tests {
 
     /// Whether somebody who asks now has a turn without a wait.
     async fn is_free(turnstile: &Turnstile) -> bool {
-        timeout(Duration::from_millis(1), turnstile.turn()).await.is_ok()
+        timeout(Duration::from_millis(1), turnstile.turn(Haste::Urgent)).await.is_ok()
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_began_before_a_pause_neither_ends_it_nor_makes_it_longer() {
         let turnstile = Turnstile::new();
-        let (one, two, three) = (turnstile.turn().await, turnstile.turn().await, turnstile.turn().await);
+        let (one, two, three) = (
+            turnstile.turn(Haste::Urgent).await,
+            turnstile.turn(Haste::Urgent).await,
+            turnstile.turn(Haste::Urgent).await,
+        );
         one.failed();
         let Passage::From(until) = turnstile.state().passage else { panic!("it does not pause") };
         two.succeeded();
@@ -234,10 +273,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_goes_first_and_is_cut_short_leaves_it_to_the_next() {
         let turnstile = Turnstile::new();
-        turnstile.turn().await.failed();
-        let first = turnstile.turn().await;
+        turnstile.turn(Haste::Urgent).await.failed();
+        let first = turnstile.turn(Haste::Urgent).await;
         assert!(!is_free(&turnstile).await, "it is tried already");
-        let mut waiting = pin!(turnstile.turn());
+        let mut waiting = pin!(turnstile.turn(Haste::Urgent));
         assert!(timeout(Duration::from_mins(1), waiting.as_mut()).await.is_err());
         drop(first);
         let next = timeout(Duration::from_millis(1), waiting).await.unwrap();
@@ -250,12 +289,60 @@ mod tests {
     async fn a_success_makes_the_next_pause_a_short_one() {
         let turnstile = Turnstile::new();
         for _ in 0..10 {
-            turnstile.turn().await.failed();
+            turnstile.turn(Haste::Urgent).await.failed();
         }
-        turnstile.turn().await.succeeded();
-        turnstile.turn().await.failed();
+        turnstile.turn(Haste::Urgent).await.succeeded();
+        turnstile.turn(Haste::Urgent).await.failed();
         let begun = Instant::now();
-        turnstile.turn().await.succeeded();
+        turnstile.turn(Haste::Urgent).await.succeeded();
         assert!(begun.elapsed() <= Duration::from_millis(210), "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn history_waits_in_line_and_what_is_urgent_for_one_of_it_at_most() {
+        let turnstile = Arc::new(Turnstile::new());
+        turnstile.turn(Haste::Urgent).await.failed();
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let call = |name: usize, haste| {
+            let (turnstile, order) = (turnstile.clone(), order.clone());
+            tokio::spawn(async move {
+                let turn = turnstile.turn(haste).await;
+                order.lock().unwrap().push(name);
+                sleep(CALL).await;
+                turn.failed();
+            })
+        };
+        for name in 0..20 {
+            call(name, Haste::History);
+            tokio::task::yield_now().await;
+        }
+        let (urgent, begun) = (call(99, Haste::Urgent), Instant::now());
+        urgent.await.unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+        sleep(Duration::from_mins(10)).await;
+        let mut order = order.lock().unwrap().clone();
+        assert!(order.iter().position(|name| *name == 99) <= Some(1), "{order:?}");
+        order.retain(|name| *name != 99);
+        assert_eq!(order, (0..20).collect::<Vec<_>>());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_gives_up_while_others_are_taken() {
+        let (turnstile, patience) = (Arc::new(Turnstile::new()), Duration::from_mins(5));
+        let first = turnstile.turn(Haste::Urgent).await;
+        first.failed();
+        let busy = turnstile.turn(Haste::Urgent).await;
+        let begun = Instant::now();
+        let taking = turnstile.clone();
+        tokio::spawn(async move {
+            for _ in 0..4 {
+                sleep(Duration::from_mins(4)).await;
+                taking.state().last_taken = Instant::now();
+            }
+        });
+        assert!(turnstile.turn_within(patience, begun, Haste::History).await.is_none());
+        assert_eq!(begun.elapsed().as_secs() / 60, 4 * 4 + 5);
+        drop(busy);
+        assert!(turnstile.turn_within(patience, begun, Haste::History).await.is_some());
     }
 }
