@@ -56,7 +56,8 @@
 //!
 //! Settings are layered here rather than by the `config` crate, because every mistake is reported with file, line and
 //! mend, and that crate keeps no places. The HTTP transport below alloy's JSON-RPC client is our own, because alloy's
-//! reads an answer whatever its size and quotes URLs in its errors. Beside the verbs [`pipeline`] has the loop
+//! reads an answer whatever its size and quotes URLs in its errors; and answers with logs do not go through that client, which
+//! would hold megabytes as they were said, but are read while they arrive. Beside the verbs [`pipeline`] has the loop
 //! (`tracks`: it decides when, they decide what) and what looks a second time at delivered blocks; its page names them.
 
 pub mod domain;
