@@ -64,9 +64,11 @@ impl Pauses {
         }
     }
 
-    /// Leaves a range to who holds it.
+    /// Leaves a range to who holds it. No node was asked for it, so the next one need not wait: else a replica that finds the
+    /// lowest ranges taken would come behind the one that took them for as long as that goes on.
     pub(super) fn hold(&mut self, range: BlockRange, until: Instant) {
         self.held.push((range, until));
+        self.next_start = Instant::now();
     }
 
     /// The ranges that someone else holds.
