@@ -158,10 +158,10 @@ impl Node {
             );
             return;
         }
-        let blocks = match (filter.get("blockHash"), filter.get("blockHash").and_then(|hash| self.height(hash))) {
-            (None, _) => number(&filter["fromBlock"])..number(&filter["toBlock"]) + 1,
-            (_, Some(number)) => number..number + 1,
-            _ => return out.extend_from_slice(br#""error":{"code":-32000,"message":"unknown block"}"#),
+        let blocks = match filter.get("blockHash").map(|hash| self.height(hash)) {
+            None => number(&filter["fromBlock"])..number(&filter["toBlock"]) + 1,
+            Some(Some(number)) => number..number + 1,
+            Some(None) => return out.extend_from_slice(br#""error":{"code":-32000,"message":"unknown block"}"#),
         };
         self.served.by_address.fetch_add(usize::from(!contracts.is_empty()), Relaxed);
         out.extend_from_slice(br#""result":["#);

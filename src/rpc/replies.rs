@@ -232,11 +232,13 @@ enum Next {
 impl Envelope {
     /// Keeps the text, but what stands behind the beginning of the list.
     fn keep<'p>(&mut self, piece: &'p [u8]) -> Option<&'p [u8]> {
-        let begin = piece.iter().position(|byte| {
+        for (place, byte) in piece.iter().enumerate() {
             self.text.push(*byte);
-            self.is_at_list(*byte)
-        });
-        piece.get(begin? + 1..)
+            if self.is_at_list(*byte) {
+                return piece.get(place + 1..);
+            }
+        }
+        None
     }
 
     /// The list is over.
