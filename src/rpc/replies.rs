@@ -114,43 +114,50 @@ impl<'f> Reader<'f> {
 
     /// Reads what is there of the list, but for a log that is cut off.
     fn read_list(&mut self) -> Result<(), String> {
-        let unread = std::mem::take(&mut self.unread);
-        let mut rest = unread.as_slice();
-        while self.stands != Stands::Around {
-            rest = without_space(rest);
-            match (self.stands, rest.split_first()) {
-                (_, None) => break,
-                (Stands::AtBegin | Stands::BehindLog, Some((b']', behind))) => {
-                    self.stands = Stands::Around;
-                    self.envelope.close();
-                    rest = behind;
-                }
-                (Stands::BehindLog, Some((b',', behind))) => {
-                    self.stands = Stands::AtLog;
-                    rest = behind;
-                }
-                (Stands::BehindLog, Some(_)) => return Err("no comma between two elements of a list".to_owned()),
-                (_, Some(_)) => match self.log(rest)? {
-                    None => break,
-                    Some(behind) => {
-                        self.stands = Stands::BehindLog;
-                        rest = behind;
-                    }
-                },
-            }
-        }
+        let mut unread = std::mem::take(&mut self.unread);
+        let text = whole_characters(&unread)?;
+        let read = text.len() - self.logs(text)?.len();
+        unread.drain(..read);
         if self.stands == Stands::Around {
-            self.around(rest);
+            self.around(&unread);
         } else {
             // A log of megabytes is not tried for each piece of it.
-            self.enough = self.at_least.max(rest.len() * 2);
-            self.unread = rest.to_vec();
+            self.enough = self.at_least.max(unread.len() * 2);
+            self.unread = unread;
         }
         Ok(())
     }
 
+    /// Reads logs to the list's end or to one that is cut off; what stands behind.
+    fn logs<'b>(&mut self, mut text: &'b str) -> Result<&'b str, String> {
+        loop {
+            text = text.trim_start_matches([' ', '\t', '\n', '\r']);
+            let (is_over, is_next) = (text.strip_prefix(']'), text.strip_prefix(','));
+            text = match (self.stands, is_over, is_next) {
+                _ if text.is_empty() => return Ok(text),
+                (Stands::AtBegin | Stands::BehindLog, Some(behind), _) => {
+                    self.stands = Stands::Around;
+                    self.envelope.close();
+                    return Ok(behind);
+                }
+                (Stands::BehindLog, _, Some(behind)) => {
+                    self.stands = Stands::AtLog;
+                    behind
+                }
+                (Stands::BehindLog, ..) => return Err("no comma between two elements of a list".to_owned()),
+                _ => match self.log(text)? {
+                    None => return Ok(text),
+                    Some(behind) => {
+                        self.stands = Stands::BehindLog;
+                        behind
+                    }
+                },
+            }
+        }
+    }
+
     /// Reads one log; what stands behind it, or none where it is not there as a whole.
-    fn log<'b>(&mut self, text: &'b [u8]) -> Result<Option<&'b [u8]>, String> {
+    fn log<'b>(&mut self, text: &'b str) -> Result<Option<&'b str>, String> {
         if !self.gathering.is_refused() {
             match first::<WireLog>(text) {
                 Ok(None) => return Ok(None),
@@ -167,34 +174,33 @@ impl<'f> Reader<'f> {
     }
 }
 
-/// The first value of a text and what stands behind it; none where more must come to say what it is.
-fn first<'b, V: Deserialize<'b>>(text: &'b [u8]) -> serde_json::Result<Option<(V, &'b [u8])>> {
-    let mut values = serde_json::Deserializer::from_slice(text).into_iter::<V>();
-    let value = match values.next() {
-        Some(Ok(value)) => value,
-        Some(Err(error)) if error.is_data() || !(error.is_eof() || may_be_cut_off(text)) => return Err(error),
-        _ => return Ok(None),
+/// The text, without a character at its end that is cut off. Told once for all texts in it: from bytes serde would look at
+/// each of them again.
+fn whole_characters(bytes: &[u8]) -> Result<&str, String> {
+    let told = match str::from_utf8(bytes) {
+        Err(error) if error.error_len().is_none() => bytes.get(..error.valid_up_to()).map_or(Ok(""), str::from_utf8),
+        told => told,
     };
-    let (value_text, behind) = text.split_at(values.byte_offset());
-    if behind.is_empty() {
-        // A number may go on.
-        return Ok(None);
+    told.map_err(|error| error.to_string())
+}
+
+/// The first value of a text and what stands behind it; none where more must come to say what it is.
+fn first<'b, V: Deserialize<'b>>(text: &'b str) -> serde_json::Result<Option<(V, &'b str)>> {
+    let mut values = serde_json::Deserializer::from_str(text).into_iter::<V>();
+    match values.next() {
+        Some(Ok(value)) => {
+            let behind = text.get(values.byte_offset()..).unwrap_or_default();
+            // A number may go on.
+            Ok(Some((value, behind)).filter(|_| !behind.is_empty()))
+        }
+        Some(Err(error)) if error.is_data() || !(error.is_eof() || may_be_cut_off(text)) => Err(error),
+        _ => Ok(None),
     }
-    // What is passed over is not looked at otherwise.
-    if !value_text.is_ascii() {
-        str::from_utf8(value_text).map_err(serde::de::Error::custom)?;
-    }
-    Ok(Some((value, behind)))
 }
 
 /// Whether a text may end within a number: of one that is passed over, serde does not say that it is cut off.
-fn may_be_cut_off(text: &[u8]) -> bool {
-    text.last().is_some_and(|byte| matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E'))
-}
-
-fn without_space(text: &[u8]) -> &[u8] {
-    let begin = text.iter().position(|byte| !matches!(byte, b' ' | b'\t' | b'\n' | b'\r'));
-    begin.and_then(|begin| text.get(begin..)).unwrap_or_default()
+fn may_be_cut_off(text: &str) -> bool {
+    text.ends_with(|end: char| matches!(end, '0'..='9' | '-' | '+' | '.' | 'e' | 'E'))
 }
 
 /// An answer without its list of logs. Of its structure no more is followed than it takes to find that list; where it is
@@ -317,7 +323,7 @@ mod tests {
     fn log(index: usize, data: &str) -> Value {
         json!({ "address": format!("0x{}", "11".repeat(20)), "topics": [TOPIC], "data": data, "blockNumber": "0x5",
             "blockHash": HASH, "transactionHash": HASH, "transactionIndex": "0x0", "logIndex": format!("{index:#x}"),
-            "unknown": { "result": [1, "}]", null] } })
+            "unknown": { "result": [1, "}]€", null] } })
     }
 
     fn header() -> Value {
@@ -331,10 +337,10 @@ mod tests {
     }
 
     /// Reads an answer in pieces of this size.
-    fn read(answer: &str, size: usize) -> Result<(usize, Vec<u8>), String> {
+    fn read(answer: impl AsRef<[u8]>, size: usize) -> Result<(usize, Vec<u8>), String> {
         let filter = filter();
         let mut reader = Reader::eager(Gathering::new(&filter, LogIndex::Block), 1);
-        for piece in answer.as_bytes().chunks(size) {
+        for piece in answer.as_ref().chunks(size) {
             reader.take(piece)?;
         }
         let rest = reader.end()?;
@@ -359,7 +365,7 @@ mod tests {
         let answer = batch(&json!([log(0, "0x"), log(1, "0x")]));
         let list = answer.find('[').unwrap()..answer.rfind("]},{\"result\"").unwrap();
         for end in 0..answer.len() {
-            let left = read(&answer[..end], 5).map(|(_, text)| text);
+            let left = read(&answer.as_bytes()[..end], 5).map(|(_, text)| text);
             let is_answer = left.as_ref().is_ok_and(|text| serde_json::from_slice::<Value>(text).is_ok());
             assert!(!is_answer, "cut off at {end}");
             assert!(left.is_err() || !(list.start + 40..list.end).contains(&end), "within the list, at {end}");

@@ -1,48 +1,64 @@
-//! Addresses as EIP-55 writes them, remembered: their capitals come from a hash, which costs more than anything else in a
-//! message, and the same tokens, exchanges and routers are in most transfers of a chain.
+//! Addresses as EIP-55 writes them. Their capitals come from a hash, which costs more than anything else in a message: so
+//! those that come again are remembered, for the same tokens, exchanges and routers are in most transfers of a chain, and of
+//! those that are new some are hashed at a time.
 
-use std::{fmt, hash::BuildHasherDefault, sync::LazyLock};
+use std::{cell::RefCell, fmt, iter::once};
 
-use alloy::primitives::Address;
-use fixed_cache::Cache;
+use alloy::{hex, primitives::Address};
+use arrayvec::{ArrayString, ArrayVec};
 
-/// Senders and receivers that are remembered, in a hundred kilobytes, which stay in a processor's cache: those that come again
-/// do so within a block or two. One that shares its place with a newer one is worked out anew.
+use super::keccak::{AT_ONCE, Hash, Text, hash_each};
+
+/// Senders and receivers that a thread remembers, in 70 kB, which stay in a processor's cache: those that come again do so
+/// within a block or two. One that shares its place with a newer one is worked out anew.
 const PARTIES: usize = 1 << 10;
-/// Contracts that are remembered, apart from the others: they are few and come again with every block, and new senders and
-/// receivers, of which there is no end, would push them out.
+/// Contracts that a thread remembers, in 560 kB, apart from the others: they are few and come again with every block, and new
+/// senders and receivers, of which there is no end, would push them out.
 const CONTRACTS: usize = 1 << 13;
 
-type Known = LazyLock<Cache<Address, [u8; 42]>>;
+thread_local! {
+    // Each thread's own: shared ones would travel from one processor's cache to the other's all the time.
+    static KNOWN_PARTIES: RefCell<Known> = RefCell::new(Known::with_places(PARTIES));
+    static KNOWN_CONTRACTS: RefCell<Known> = RefCell::new(Known::with_places(CONTRACTS));
+}
 
-static KNOWN_PARTIES: Known = LazyLock::new(|| Cache::new(PARTIES, BuildHasherDefault::default()));
-static KNOWN_CONTRACTS: Known = LazyLock::new(|| Cache::new(CONTRACTS, BuildHasherDefault::default()));
-
-/// An address with the checksum of EIP-55, without the chain (EIP-1191 is not widely read).
+/// An address with the checksum of EIP-55, without the chain (EIP-1191 is not widely read): `0x` and 40 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Checksummed([u8; 42]);
+pub struct Checksummed(ArrayString<42>);
 
 impl Checksummed {
     /// The text of an address.
     #[must_use]
     pub fn of(address: Address) -> Self {
-        Self::remembered(&KNOWN_PARTIES, address)
+        Self::of_parties(once(address)).remove(0)
     }
 
-    /// The text of an address that emits events.
-    #[must_use]
-    pub(super) fn of_contract(address: Address) -> Self {
-        Self::remembered(&KNOWN_CONTRACTS, address)
+    /// The texts of senders and receivers.
+    pub(super) fn of_parties(addresses: impl Iterator<Item = Address>) -> Vec<Self> {
+        KNOWN_PARTIES.with_borrow_mut(|known| known.texts(addresses))
     }
 
-    fn remembered(known: &Known, address: Address) -> Self {
-        Self(known.get_or_insert_with(address, |address| address.to_checksum_buffer(None).into_inner()))
+    /// The texts of addresses that emit events.
+    pub(super) fn of_contracts(addresses: impl Iterator<Item = Address>) -> Vec<Self> {
+        KNOWN_CONTRACTS.with_borrow_mut(|known| known.texts(addresses))
+    }
+
+    /// Letters are capitals where the digit of the hash at their place is 8 or more.
+    fn with_capitals(mut text: Text, hash: &Hash) -> Self {
+        let capital = |letter: u8, is_high: bool| letter ^ (0x20 * u8::from(letter.is_ascii_lowercase() & is_high));
+        for ([high, low], byte) in text.as_chunks_mut().0.iter_mut().zip(hash) {
+            *high = capital(*high, byte & 0x80 != 0);
+            *low = capital(*low, byte & 0x08 != 0);
+        }
+        let mut written = ArrayString::from("0x").unwrap_or_default();
+        written.push_str(str::from_utf8(&text).unwrap_or_default());
+        Self(written)
     }
 
     /// `0x` and 40 hexadecimal digits.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        str::from_utf8(&self.0).unwrap_or_default()
+        &self.0
     }
 }
 
@@ -58,19 +74,89 @@ impl fmt::Debug for Checksummed {
     }
 }
 
+/// What is remembered: of all addresses that share a place the last one.
+struct Known {
+    /// A power of two of them, at most 2^16.
+    places: Box<[(Address, Checksummed)]>,
+}
+
+impl Known {
+    fn with_places(count: usize) -> Self {
+        // Digits alone have no capitals, whatever the hash.
+        let zero = (Address::ZERO, Checksummed::with_capitals([b'0'; 40], &Hash::default()));
+        Self { places: vec![zero; count].into() }
+    }
+
+    #[expect(clippy::indexing_slicing, reason = "the mask is the highest place")]
+    fn place_of(&mut self, address: Address) -> &mut (Address, Checksummed) {
+        let end = address.last_chunk().map_or(0, |end| u64::from_le_bytes(*end));
+        // Some addresses were chosen for their zeros: the product has of every bit in its highest ones (Fibonacci hashing).
+        let [.., low, high] = end.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes();
+        let mask = self.places.len() - 1;
+        &mut self.places[usize::from(u16::from_le_bytes([low, high])) & mask]
+    }
+
+    /// The text of each.
+    fn texts(&mut self, addresses: impl Iterator<Item = Address>) -> Vec<Checksummed> {
+        let mut texts = Vec::with_capacity(addresses.size_hint().0);
+        let mut unknown: ArrayVec<_, AT_ONCE> = ArrayVec::new();
+        for address in addresses {
+            let (known, text) = *self.place_of(address);
+            texts.push(text);
+            if known != address {
+                unknown.push((address, texts.len() - 1));
+            }
+            if unknown.is_full() {
+                self.work_out(&mut unknown, &mut texts);
+            }
+        }
+        self.work_out(&mut unknown, &mut texts);
+        texts
+    }
+
+    /// Hashes these addresses, remembers their texts, and writes them at their places among the `texts`.
+    fn work_out(&mut self, unknown: &mut ArrayVec<(Address, usize), AT_ONCE>, texts: &mut [Checksummed]) {
+        let lower: ArrayVec<Text, AT_ONCE> = unknown.iter().map(|(address, _)| lower_case(address)).collect();
+        let hashes = hash_each(&lower);
+        for (((address, at), lower), hash) in unknown.drain(..).zip(lower).zip(hashes) {
+            let text = Checksummed::with_capitals(lower, &hash);
+            *self.place_of(address) = (address, text);
+            texts.get_mut(at).into_iter().for_each(|place| *place = text);
+        }
+    }
+}
+
+fn lower_case(address: &Address) -> Text {
+    let mut text = [b'0'; 40];
+    // Fails only where the text has another length than twice the address's.
+    let _always = hex::encode_to_slice(address, &mut text);
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn more_addresses_than_are_remembered_are_all_written_right() {
-        for round in 0..2 {
-            for number in 0..2 * CONTRACTS.max(PARTIES) {
-                let address = Address::left_padding_from(&number.to_be_bytes());
-                let right = address.to_checksum(None);
-                assert_eq!(Checksummed::of(address).as_str(), right, "round {round}");
-                assert_eq!(Checksummed::of_contract(address).as_str(), right, "round {round}");
-            }
+        let addresses = || (0..2 * CONTRACTS).map(|number| Address::left_padding_from(&number.to_be_bytes()));
+        let right: Vec<String> = addresses().map(|address| address.to_checksum(None)).collect();
+        for _ in 0..2 {
+            let of_parties = Checksummed::of_parties(addresses());
+            assert!(of_parties.iter().map(Checksummed::as_str).eq(right.iter().map(String::as_str)));
+            assert!(of_parties == Checksummed::of_contracts(addresses()), "they are remembered apart");
+            assert!(addresses().map(Checksummed::of).eq(of_parties));
+        }
+    }
+
+    #[test]
+    fn few_addresses_of_which_some_come_again_are_written_right() {
+        for count in 0..3 * AT_ONCE {
+            let address = |number: usize| Address::repeat_byte((count * 7 + number % 5).to_le_bytes()[0]);
+            let texts = Checksummed::of_parties((0..count).map(address));
+            assert!(
+                texts.iter().map(Checksummed::as_str).eq((0..count).map(|number| address(number).to_checksum(None)))
+            );
         }
     }
 }

@@ -29,6 +29,8 @@ pub const SCHEMA_VERSION: u64 = 1;
 const USUAL_BODY_BYTES: usize = 1_024;
 /// Messages of a usual call.
 const USUAL_MESSAGES: usize = 1_000;
+/// Messages whose addresses are looked at together.
+const TOGETHER: usize = 64;
 
 /// One message, ready for any sink: body and attributes, built once. Its body is a line of a text that it shares with the
 /// messages that were composed with it, so a copy of it copies no text.
@@ -58,20 +60,20 @@ impl Message {
     /// The message that applies `event` under `epoch`: version `2 * epoch + 1` (protocol §2).
     #[must_use]
     pub fn apply(event: &Event, chain_id: u64, epoch: u64) -> Self {
-        Self::alone(event, event.name.clone(), chain_id, applied(epoch))
+        Self::alone(Saying::applied(event, epoch), chain_id)
     }
 
     /// The message that takes `event` back, because its block left the chain at the rewind to `epoch`: version
     /// `2 * epoch`, above everything that was said of it before and below what may be said of it after (protocol §2).
     #[must_use]
     pub fn retract(event: &Event, chain_id: u64, epoch: u64) -> Self {
-        Self::alone(event, retraction(event), chain_id, retracted(epoch))
+        Self::alone(Saying::retracted(event, epoch), chain_id)
     }
 
-    fn alone(event: &Event, event_type: Arc<str>, chain_id: u64, version: u64) -> Self {
+    fn alone(saying: Saying<'_>, chain_id: u64) -> Self {
         let mut composer = Composer::new(chain_id, 1);
-        let draft = composer.compose(event, event_type, version);
-        draft.of(&Arc::new(composer.text), chain_id)
+        composer.add(saying);
+        composer.finish().remove(0)
     }
 
     /// The id of everything that is said of one log (protocol §2): the same in every life of its block.
@@ -159,10 +161,39 @@ impl fmt::Debug for Message {
 
 /// Writes messages into one text, a line each: of millions of messages none has an allocation of its own.
 #[derive(Debug)]
-pub struct Composer {
+pub struct Composer<'e> {
     chain_id: u64,
+    /// What is not written yet.
+    sayings: Vec<Saying<'e>>,
     text: String,
     drafts: Vec<Draft>,
+}
+
+/// What a message is to say.
+#[derive(Debug)]
+struct Saying<'e> {
+    event: &'e Event,
+    event_type: Arc<str>,
+    version: u64,
+}
+
+impl<'e> Saying<'e> {
+    fn applied(event: &'e Event, epoch: u64) -> Self {
+        Self { event, event_type: event.name.clone(), version: epoch.saturating_mul(2).saturating_add(1) }
+    }
+
+    fn retracted(event: &'e Event, epoch: u64) -> Self {
+        let event_type = format!("{}Retracted", event.name).into();
+        Self { event, event_type, version: epoch.saturating_mul(2) }
+    }
+
+    /// Sender and receiver; zero, which costs nothing, where there are none.
+    fn parties(&self) -> [Address; 2] {
+        match self.event.args {
+            Args::Transfer { from, to, .. } => [from, to],
+            Args::Json(_) => [Address::ZERO; 2],
+        }
+    }
 }
 
 /// A message whose text is still being written.
@@ -181,73 +212,82 @@ impl Draft {
     }
 }
 
-impl Composer {
+impl<'e> Composer<'e> {
     /// With room for so many messages of this chain, or for a usual call's.
     #[must_use]
     pub fn new(chain_id: u64, messages: usize) -> Self {
         let messages = messages.min(USUAL_MESSAGES);
         let text = String::with_capacity(messages.saturating_mul(USUAL_BODY_BYTES));
-        Self { chain_id, text, drafts: Vec::with_capacity(messages) }
+        let sayings = Vec::with_capacity(messages.min(TOGETHER));
+        Self { chain_id, sayings, text, drafts: Vec::with_capacity(messages) }
     }
 
     /// Adds what [`Message::apply`] gives.
-    pub fn apply(&mut self, event: &Event, epoch: u64) {
-        let draft = self.compose(event, event.name.clone(), applied(epoch));
-        self.drafts.push(draft);
+    pub fn apply(&mut self, event: &'e Event, epoch: u64) {
+        self.add(Saying::applied(event, epoch));
     }
 
     /// Adds what [`Message::retract`] gives.
-    pub fn retract(&mut self, event: &Event, epoch: u64) {
-        let draft = self.compose(event, retraction(event), retracted(epoch));
-        self.drafts.push(draft);
+    pub fn retract(&mut self, event: &'e Event, epoch: u64) {
+        self.add(Saying::retracted(event, epoch));
     }
 
     /// The messages, in the order in which they were added.
     #[must_use]
-    pub fn finish(self) -> Vec<Message> {
+    pub fn finish(mut self) -> Vec<Message> {
+        self.write();
         let (text, chain_id) = (Arc::new(self.text), self.chain_id);
         self.drafts.into_iter().map(|draft| draft.of(&text, chain_id)).collect()
     }
 
-    fn compose(&mut self, event: &Event, event_type: Arc<str>, version: u64) -> Draft {
-        let contract_address = Checksummed::of_contract(event.address);
-        let out = &mut self.text;
-        let start = out.len();
-        let mut body = Object::open(out);
-        body.text(key!("eventType"), &event_type);
-        body.plain(key!("contractAddress"), contract_address.as_str());
-        body.number(key!("chainId"), self.chain_id);
-        body.word(key!("transactionHash"), event.transaction_hash);
-        write_events(event, body.member(key!("events")));
-        let id = write_id(self.chain_id, event, body.member(key!("id")));
-        body.number(key!("version"), version);
-        body.number(key!("schemaVersion"), SCHEMA_VERSION);
-        body.number(key!("blockNumber"), event.block.number);
-        body.word(key!("blockHash"), event.block.hash);
-        body.number(key!("blockTimestamp"), event.timestamp);
-        body.number(key!("transactionIndex"), event.transaction_index);
-        body.number(key!("logIndex"), event.log_index);
-        body.text(key!("contract"), &event.contract);
-        if let Some(token) = &event.token {
-            write_token(token, body.member(key!("token")));
+    fn add(&mut self, saying: Saying<'e>) {
+        self.sayings.push(saying);
+        if self.sayings.len() == TOGETHER {
+            self.write();
         }
-        body.close();
-        let body = start..out.len();
-        out.push('\n');
-        Draft { parts: Parts { body, id }, version, event_type, contract_address }
+    }
+
+    /// Writes what was added. The checksums of its addresses are worked out together.
+    fn write(&mut self) {
+        let contracts = Checksummed::of_contracts(self.sayings.iter().map(|saying| saying.event.address));
+        let parties = Checksummed::of_parties(self.sayings.iter().flat_map(Saying::parties));
+        for ((saying, contract), parties) in self.sayings.drain(..).zip(contracts).zip(parties.as_chunks().0) {
+            self.drafts.push(compose(&mut self.text, saying, self.chain_id, contract, parties));
+        }
     }
 }
 
-fn applied(epoch: u64) -> u64 {
-    epoch.saturating_mul(2).saturating_add(1)
-}
-
-fn retracted(epoch: u64) -> u64 {
-    epoch.saturating_mul(2)
-}
-
-fn retraction(event: &Event) -> Arc<str> {
-    format!("{}Retracted", event.name).into()
+fn compose(
+    out: &mut String,
+    saying: Saying<'_>,
+    chain_id: u64,
+    contract_address: Checksummed,
+    parties: &[Checksummed; 2],
+) -> Draft {
+    let Saying { event, event_type, version } = saying;
+    let start = out.len();
+    let mut body = Object::open(out);
+    body.text(key!("eventType"), &event_type);
+    body.plain(key!("contractAddress"), contract_address.as_str());
+    body.number(key!("chainId"), chain_id);
+    body.word(key!("transactionHash"), event.transaction_hash);
+    write_events(event, parties, body.member(key!("events")));
+    let id = write_id(chain_id, event, body.member(key!("id")));
+    body.number(key!("version"), version);
+    body.number(key!("schemaVersion"), SCHEMA_VERSION);
+    body.number(key!("blockNumber"), event.block.number);
+    body.word(key!("blockHash"), event.block.hash);
+    body.number(key!("blockTimestamp"), event.timestamp);
+    body.number(key!("transactionIndex"), event.transaction_index);
+    body.number(key!("logIndex"), event.log_index);
+    body.text(key!("contract"), &event.contract);
+    if let Some(token) = &event.token {
+        write_token(token, body.member(key!("token")));
+    }
+    body.close();
+    let body = start..out.len();
+    out.push('\n');
+    Draft { parts: Parts { body, id }, version, event_type, contract_address }
 }
 
 /// The members of a body that a message needs besides the body itself.
@@ -281,14 +321,14 @@ fn write_id(chain_id: u64, event: &Event, out: &mut String) -> Range<usize> {
     id
 }
 
-fn write_events(event: &Event, out: &mut String) {
+fn write_events(event: &Event, [from, to]: &[Checksummed; 2], out: &mut String) {
     let mut events = Object::open(out);
     let out = events.named(&event.name);
     match &event.args {
-        Args::Transfer { from, to, value } => {
+        Args::Transfer { value, .. } => {
             let mut args = Object::open(out);
-            args.plain(key!("from"), Checksummed::of(*from).as_str());
-            args.plain(key!("to"), Checksummed::of(*to).as_str());
+            args.plain(key!("from"), from.as_str());
+            args.plain(key!("to"), to.as_str());
             write_amount(*value, args.member(key!("value")));
             args.close();
         }
@@ -434,14 +474,15 @@ mod tests {
 
     #[test]
     fn messages_that_are_composed_together_are_what_they_are_alone() {
-        let events: Vec<Event> = [0, 1, u128::MAX / 2, u128::MAX]
-            .into_iter()
-            .map(U256::from)
-            .chain([U256::from(u128::MAX) + U256::from(1), U256::MAX])
-            .zip(0..)
-            .map(|(value, log_index)| {
-                let Args::Transfer { from, to, .. } = transfer().args else { unreachable!() };
-                Event { log_index, args: Args::Transfer { from, to, value }, ..transfer() }
+        let most = U256::from(u128::MAX);
+        let values = [U256::ZERO, U256::ONE, most / U256::from(2), most, most + U256::ONE, U256::MAX];
+        let events: Vec<Event> = (0..TOGETHER * 2 + 5)
+            .zip(values.into_iter().cycle())
+            .map(|(number, value)| {
+                let party = |number: usize| Address::left_padding_from(&(number % 90 * 7).to_be_bytes());
+                let transfer_args = Args::Transfer { from: party(number), to: party(number * 3), value };
+                let args = if number % 10 == 3 { Args::Json("{}".into()) } else { transfer_args };
+                Event { log_index: number as u64, address: party(number % 4), args, ..transfer() }
             })
             .collect();
         let mut composer = Composer::new(1, events.len());
@@ -452,16 +493,18 @@ mod tests {
         let alone: Vec<Message> = alone.chain(events.iter().map(|event| Message::retract(event, 1, 8))).collect();
         assert_eq!(together, alone);
         for (message, event) in together.iter().zip(events.iter().chain(&events)) {
-            let Args::Transfer { value, .. } = event.args else { unreachable!() };
             assert_eq!(message.id(), Message::id_of(1, event.block.hash, event.log_index));
-            assert!(message.body().contains(&format!(r#","value":"{value}""#)), "{}", message.body());
+            let Args::Transfer { from, to, value } = event.args else { continue };
+            let args = format!(r#"{{"from":"{from}","to":"{to}","value":"{value}"}}"#);
+            assert!(message.body().contains(&args), "{}", message.body());
         }
     }
 
     #[test]
     fn lines_of_one_text_are_read_as_they_stand_and_those_of_others_are_not() {
-        let mut composer = Composer::new(1, 3);
-        (0..3).for_each(|log_index| composer.apply(&Event { log_index, ..transfer() }, 1));
+        let events = [0, 1, 2].map(|log_index| Event { log_index, ..transfer() });
+        let mut composer = Composer::new(1, events.len());
+        events.iter().for_each(|event| composer.apply(event, 1));
         let messages = composer.finish();
         let lines = format!("{}\n{}\n", messages[1].body(), messages[2].body());
         assert_eq!(messages[1].lines_to(&messages[2]), Some(lines.as_str()));

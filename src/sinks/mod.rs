@@ -8,6 +8,7 @@ mod arguments;
 mod batches;
 mod checksum;
 mod json;
+mod keccak;
 pub mod message;
 pub mod sqs;
 mod sqs_faults;

@@ -27,7 +27,7 @@ const TOOK_NOTHING: StageError =
 /// What waits for one sink, in the order of the logs.
 struct Queue<'a> {
     sink: Arc<dyn Sink>,
-    messages: Composer,
+    messages: Composer<'a>,
     /// The event behind each message.
     events: Vec<&'a Event>,
 }
@@ -48,7 +48,7 @@ pub(in crate::pipeline) enum Say {
 }
 
 impl Say {
-    fn of(self, event: &Event, messages: &mut Composer) {
+    fn of<'e>(self, event: &'e Event, messages: &mut Composer<'e>) {
         match self {
             Self::Applied(epoch) => messages.apply(event, epoch),
             Self::Retracted(epoch) => messages.retract(event, epoch),
