@@ -18,7 +18,7 @@ use crate::{
     backoff::Backoff,
     config::{Provider, RecordSettings, Settings, SinkTarget, StoreSettings, TokenSettings},
     failure::Failure,
-    pipeline::{self, Audit, Context, Ended, Filters, Learned, Tokens, Turns},
+    pipeline::{self, Audit, Context, Ended, Filters, Learned, Threads, Tokens, Turns},
     recording::Recorder,
     rpc::{self, Bounds, ChainSource, Endpoints, LogFilter},
     sinks::{
@@ -160,7 +160,10 @@ async fn wire(
     learned.recall().await;
     keepers.spawn(keeping("the memory of the endpoints", learned.clone().keep()));
     let audit = Audit::new(settings.audit);
-    let context = Context { filters, audit, vitals: vitals.clone(), ..context(settings, (store, source), sinks) };
+    let threads = Threads::with_some_for_history();
+    let threads = threads.map_err(|error| Failure::Internal(format!("cannot start threads: {error}")))?;
+    let vitals = vitals.clone();
+    let context = Context { threads, filters, audit, vitals, ..context(settings, (store, source), sinks) };
     Ok(Wired { context, directory, learned, recorder })
 }
 
@@ -224,6 +227,7 @@ pub fn context(
         store,
         sinks,
         turns: Turns::default(),
+        threads: Threads::default(),
         filters: Filters::off(),
         audit: Audit::new(false),
         vitals: Arc::default(),

@@ -21,7 +21,7 @@ use async_trait::async_trait;
 use chaintap::{
     config::{ChainProfile, Limits, Registry, Settings, Sources, StartBlock, Verify, load_offline},
     domain::{Args, BlockRange, BlockRef, DeliveryMode, Digest, Event},
-    pipeline::{self, Audit, Context, Ended, Filters, Turns},
+    pipeline::{self, Audit, Context, Ended, Filters, Threads, Turns},
     rpc::LogFilter,
     sinks::{Message, Outcome, Sink, SinkError},
     store::{ClaimReply, Intent, IntentReply, Progress, Start, StateStore, embedded::Embedded},
@@ -143,6 +143,7 @@ impl Bench {
             store: Arc::new(self.store.clone()),
             sinks: BTreeMap::from([("handleTransferEvent".to_owned(), self.sink.clone() as Arc<dyn Sink>)]),
             turns: Turns::default(),
+            threads: Threads::default(),
             filters: Filters::off(),
             audit: Audit::new(true),
             vitals: Arc::default(),

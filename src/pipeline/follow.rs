@@ -41,6 +41,8 @@ const POLL: (Duration, Duration) = (Duration::from_millis(200), Duration::from_s
 const LATE: Duration = Duration::from_secs(1);
 /// The `safe` and `finalized` tags move slowly; where nobody waits for them they are read this often.
 const TAGS: Duration = Duration::from_secs(2);
+/// The first head waits for them so long: with them the first plan knows what is final.
+const FIRST_TAGS: Duration = Duration::from_secs(1);
 /// After this many rounds in vain an operator should know why nothing is final.
 const TAG_ROUNDS: u32 = 3;
 /// Longest pause before the head is read again while no node answers.
@@ -106,7 +108,7 @@ async fn read_heads(ctx: &Context, publish: &watch::Sender<Option<View>>, signs:
     loop {
         let before = publish.borrow().as_ref().map(|view| view.head.number);
         let asked = Instant::now();
-        let latest = timed("follow", newest(ctx, before)).await;
+        let (latest, first_tags) = join!(timed("follow", newest(ctx, before)), first_tags(ctx, before));
         tell_endpoints(ctx, &mut told, asked);
         match latest {
             Ok(head) => {
@@ -115,7 +117,7 @@ async fn read_heads(ctx: &Context, publish: &watch::Sender<Option<View>>, signs:
                 }
                 backoff.reset();
                 let is_new = update(ctx, publish, |known| {
-                    let tags = known.map(|view| view.heights).unwrap_or_default();
+                    let tags = known.map_or(first_tags, |view| view.heights);
                     Some(View { head, heights: Heights { head: head.number, ..tags } })
                 });
                 if is_new {
@@ -205,20 +207,34 @@ fn unproven(endpoints: &[EndpointState]) -> Option<String> {
     ))
 }
 
+/// The tags, where no head was read before.
+async fn first_tags(ctx: &Context, before: Option<u64>) -> Heights {
+    if before.is_some() {
+        return Heights::default();
+    }
+    let tags = async { join!(tag(ctx, At::Safe), tag(ctx, At::Finalized)) };
+    let (safe, finalized) = timeout(FIRST_TAGS, tags).await.unwrap_or_default();
+    Heights { safe, finalized, ..Heights::default() }
+}
+
 /// Reads both tags again and again, from the first head on. A tag that could not be read stays as it was, and one that
 /// was seen does not go back: nodes behind one address differ.
 async fn read_tags(ctx: &Context, publish: &watch::Sender<Option<View>>, signs: &Signs) {
     let mut rounds = 0u32;
     signs.head.notified().await;
+    let is_unread = || publish.borrow().as_ref().is_some_and(|view| view.heights.finalized == Tag::Unread);
+    // They may have come with the first head.
+    let mut is_due = is_unread();
     loop {
-        let (safe, finalized) = join!(tag(ctx, At::Safe), tag(ctx, At::Finalized));
-        update(ctx, publish, |known| {
-            let View { head, heights } = known?.clone();
-            let (safe, finalized) = (heights.safe.max(safe), heights.finalized.max(finalized));
-            Some(View { head, heights: Heights { safe, finalized, ..heights } })
-        });
-        let is_unread = publish.borrow().as_ref().is_some_and(|view| view.heights.finalized == Tag::Unread);
-        rounds = if is_unread { rounds.saturating_add(1) } else { 0 };
+        if replace(&mut is_due, true) {
+            let (safe, finalized) = join!(tag(ctx, At::Safe), tag(ctx, At::Finalized));
+            update(ctx, publish, |known| {
+                let View { head, heights } = known?.clone();
+                let (safe, finalized) = (heights.safe.max(safe), heights.finalized.max(finalized));
+                Some(View { head, heights: Heights { safe, finalized, ..heights } })
+            });
+        }
+        rounds = if is_unread() { rounds.saturating_add(1) } else { 0 };
         if rounds == TAG_ROUNDS {
             warn!("no node tells which block is finalized, nor that there is none: nothing counts as final meanwhile");
         }
@@ -302,7 +318,7 @@ mod tests {
         config::{Limits, Sources, load_offline},
         devchain::{Options, serve},
         domain::{BlockRange, BlockRef, RawLog},
-        pipeline::{Audit, Filters, Turns},
+        pipeline::{Audit, Filters, Threads, Turns},
         rpc::{ChainSource, EndpointState, Endpoints, LogFilter, RangeLogs, Witness},
         store::embedded::Embedded,
         telemetry::Vitals,
@@ -393,6 +409,7 @@ mod tests {
             store: Arc::new(Embedded::in_memory(settings.chain.id, "development").unwrap()),
             sinks: BTreeMap::new(),
             turns: Turns::default(),
+            threads: Threads::default(),
             filters: Filters::off(),
             audit: Audit::new(false),
             vitals: Arc::new(Vitals::default()),

@@ -9,7 +9,7 @@
 //! `seal` closes what became final. Each verb is a file or a folder; beside them stand
 //!
 //! * `start`, a run from its beginning to its end, `tracks`, the loop, which decides when, `picture`, the state that it
-//!   plans from, `pauses`, what waits, and `slots`, how much of history is under way at once;
+//!   plans from, `pauses`, what waits, `slots`, how much of history is under way at once, and `threads`, by which;
 //! * `rescan` and `audit`, a second look at what was delivered: for what joined the filter, and at what another provider
 //!   has; `inspect`, the same for an operator, without any effect;
 //! * `extent`, how much data of a log is decoded at all, and `fuzzing`, what a hostile contract can emit.
@@ -50,6 +50,7 @@ mod plan;
 mod rescan;
 mod slots;
 mod start;
+mod threads;
 mod tracks;
 mod unwind;
 
@@ -67,6 +68,7 @@ use picture::Picture;
 use plan::{Situation, plan};
 use slots::{Slot, Slots};
 pub use start::{Ended, run};
+pub use threads::Threads;
 use unwind::{Doubt, Look};
 
 /// What the stages work with: the edges, and what is true for this run.
@@ -87,6 +89,8 @@ pub struct Context {
     pub sinks: BTreeMap<String, Arc<dyn Sink>>,
     /// Whose turn it is to call a sink.
     pub turns: Turns,
+    /// What works on ranges.
+    pub threads: Threads,
     /// What events are filtered with.
     pub filters: Filters,
     /// Whether what is sealed is held against another provider.

@@ -234,7 +234,8 @@ impl Tracks {
         let work = Work::Range(track, range);
         self.in_flight.push(work);
         let job = Job { track, range, slot: self.slots.take(track) };
-        self.tasks.spawn(async move { (work, process(&ctx, job, &view).await.map(Finished::Range)) });
+        let processed = async move { (work, process(&ctx, job, &view).await.map(Finished::Range)) };
+        self.ctx.threads.spawn(track, &mut self.tasks, processed);
     }
 
     fn begin_seal(&mut self, view: View, snapshot: &Snapshot) {

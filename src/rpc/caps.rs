@@ -194,10 +194,10 @@ impl Caps {
         self.learned.parallel = Some((self.parallel() / 2).max(1));
     }
 
-    /// Whether a range of so many blocks was answered before: then another one is no try.
+    /// Whether a range of half as many blocks was answered before: then this one is hardly a try.
     #[must_use]
     pub fn is_tried(&self, blocks: u64) -> bool {
-        blocks <= self.learned.largest
+        blocks <= self.learned.largest.saturating_mul(2)
     }
 
     /// A range of so many blocks was answered.

@@ -371,7 +371,7 @@ mod tests {
             assert!(left.is_err() || !(list.start + 40..list.end).contains(&end), "within the list, at {end}");
         }
         for wrong in ["[1 2]", "[1,]", "[,1]", "[}", "[\"\u{7}\"]", "[1\u{c},2]", "[nul]"] {
-            assert!(read(&format!(r#"{{"id":0,"result":{wrong}}}"#), 1).is_err(), "{wrong}");
+            assert!(read(format!(r#"{{"id":0,"result":{wrong}}}"#), 1).is_err(), "{wrong}");
         }
     }
 

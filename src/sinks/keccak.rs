@@ -232,7 +232,7 @@ mod tests {
     #[test]
     fn so_many_texts_have_the_hashes_that_alloy_gives_them() {
         for count in 0..=AT_ONCE {
-            let texts = ArrayVec::from_iter(texts(count.to_le_bytes()[0]).into_iter().take(count));
+            let texts: ArrayVec<_, _> = texts(count.to_le_bytes()[0]).into_iter().take(count).collect();
             assert!(hash_each(&texts).into_iter().eq(texts.iter().map(|text| keccak256(text).0)), "{count}");
         }
     }

@@ -53,6 +53,12 @@ pub trait Sink: Send + Sync {
     /// A dropped call may have handed over any of the messages; sending them again is harmless.
     async fn send(&self, pending: &[Message]) -> Vec<Outcome>;
 
+    /// Whether its calls wait for one another. History calls such a sink one by one: a new block finds one call before it, not
+    /// those of all ranges.
+    fn is_one_at_a_time(&self) -> bool {
+        false
+    }
+
     /// Whether the sink can be reached and would take messages.
     ///
     /// # Errors

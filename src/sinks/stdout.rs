@@ -32,8 +32,6 @@ const CLOSED: &str = "standard output is closed";
 pub struct StdoutSink<W> {
     /// Held for whole lines, so that those of concurrent calls never mix.
     writer: Mutex<Lines<W>>,
-    /// Held for a call of more than one piece: such calls end one by one, and all make progress beside a slow reader.
-    long_call: Mutex<()>,
     closed: AtomicBool,
     patience: Duration,
 }
@@ -58,13 +56,11 @@ impl<W: AsyncWrite + Unpin + Send> StdoutSink<W> {
     #[must_use]
     pub fn writing_to(out: W, patience: Duration) -> Self {
         let writer = Mutex::new(Lines { out, torn: false });
-        Self { writer, long_call: Mutex::default(), closed: AtomicBool::new(false), patience }
+        Self { writer, closed: AtomicBool::new(false), patience }
     }
 
-    /// Writes in pieces, between which a short call may write: a new block waits for a piece of history, not for all of it.
+    /// Writes in pieces, between which another call may write.
     async fn write(&self, messages: &[Message]) -> std::io::Result<()> {
-        let bytes: usize = messages.iter().map(|message| message.body().len() + 1).sum();
-        let _turn = if bytes > PIECE_BYTES { Some(self.long_call.lock().await) } else { None };
         let mut rest = messages;
         while !rest.is_empty() {
             let piece = next_piece(&mut rest);
@@ -109,6 +105,10 @@ impl<W: AsyncWrite + Unpin> Lines<W> {
 impl<W: AsyncWrite + Unpin + Send> Sink for StdoutSink<W> {
     fn name(&self) -> &'static str {
         "stdout"
+    }
+
+    fn is_one_at_a_time(&self) -> bool {
+        true
     }
 
     /// All of `pending`, or none of it.
@@ -240,22 +240,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn long_calls_end_one_by_one_and_a_short_one_waits_for_a_piece_of_them() {
+    async fn another_call_waits_for_a_piece_of_a_long_one() {
         let (out, mut reader) = duplex(4 << 10);
         let sink = Arc::new(StdoutSink::writing_to(out, Duration::from_mins(1)));
-        let line = |letter: &str| message(&letter.repeat(PIECE_BYTES / 4));
-        let long: Vec<_> = ["a", "b", "c"]
-            .map(|letter| {
-                // Of one text, of which nothing is copied, or each of its own.
-                let body = letter.repeat(PIECE_BYTES / 4);
-                let together = Message::of_bodies(&[body.as_str(); 20]);
-                let (sink, lines) = (Arc::clone(&sink), if letter == "b" { vec![line(letter); 20] } else { together });
-                tokio::spawn(async move { sink.send(&lines).await })
-            })
-            .into();
-        let mut text = vec![0; PIECE_BYTES / 4];
-        // One of them has begun.
-        reader.read_exact(&mut text).await.unwrap();
+        let body = "x".repeat(PIECE_BYTES / 4);
+        let long = tokio::spawn({
+            let (sink, lines) = (Arc::clone(&sink), Message::of_bodies(&[body.as_str(); 20]));
+            async move { sink.send(&lines).await }
+        });
+        // It has begun.
+        reader.read_exact(&mut vec![0; PIECE_BYTES / 4]).await.unwrap();
         let short = tokio::spawn({
             let sink = Arc::clone(&sink);
             async move { sink.send(&[message("short")]).await }
@@ -264,14 +258,10 @@ mod tests {
         drop(sink);
         let mut rest = String::new();
         reader.read_to_string(&mut rest).await.unwrap();
-        let lines: Vec<char> = rest.lines().filter_map(|line| line.chars().next()).collect();
-        let at = lines.iter().position(|first| *first == 's').unwrap();
-        assert!(at <= 9, "before it came {at} lines; a piece is four or five");
-        let mut order: Vec<char> = lines.into_iter().filter(|first| *first != 's').collect();
-        assert_eq!(order.len(), 59, "the first line was read before");
-        order.dedup();
-        assert_eq!(order.len(), 3, "{order:?}");
-        for call in long.into_iter().chain([short]) {
+        let before = rest.lines().position(|line| line == "short").unwrap();
+        assert!(before <= 5, "before it came {before} lines; a piece is four or five");
+        assert_eq!(rest.lines().count(), 21, "with the end of the first line");
+        for call in [long, short] {
             assert!(call.await.unwrap().iter().all(|outcome| *outcome == Outcome::Acknowledged));
         }
     }

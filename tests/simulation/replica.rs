@@ -9,7 +9,7 @@ use alloy::primitives::Address;
 use async_trait::async_trait;
 use chaintap::{
     config::{ChainProfile, Limits, Settings, Sources, StartBlock, Verify, load_offline},
-    pipeline::{self, Audit, Context, Ended, Filters, Tokens, Turns},
+    pipeline::{self, Audit, Context, Ended, Filters, Threads, Tokens, Turns},
     rpc::LogFilter,
     sinks::Sink,
     telemetry::Vitals,
@@ -104,6 +104,7 @@ fn context(gate: &Arc<Gate>, store: Witnessed) -> (Arc<Context>, StartBlock, imp
             Arc::new(Queue { gate: gate.clone() }) as Arc<dyn Sink>,
         )]),
         turns: Turns::default(),
+        threads: Threads::default(),
         filters: Filters::new(tokens, reload.clone()),
         audit: Audit::new(swarm.audits),
         vitals: vitals.clone(),

@@ -4,7 +4,8 @@
 //! everybody's, and after it one call goes first; the others follow once it took something. So a sink in trouble is called
 //! as often by twenty ranges as by one. Of ranges of history the one that waits longest goes first; what is near the head, or is
 //! taken back, is not in that line, and competes with one of them at most. Where some of a call was taken the sink is slow, not
-//! away: then only who made the call waits, before its next one.
+//! away: then only who made the call waits, before its next one. At a sink whose calls wait for one another history is always in
+//! line, and keeps its place until the call is over.
 
 use std::{
     pin::pin,
@@ -46,7 +47,7 @@ impl Turns {
         let mut sinks = self.sinks.lock().unwrap_or_else(PoisonError::into_inner);
         let known = match sinks.iter_mut().find(|(known, _)| Arc::ptr_eq(known, sink)) {
             Some(known) => known,
-            None => sinks.push_mut((sink.clone(), Arc::new(Turnstile::new()))),
+            None => sinks.push_mut((sink.clone(), Arc::new(Turnstile::new(sink.is_one_at_a_time())))),
         };
         known.1.clone()
     }
@@ -57,6 +58,8 @@ pub(super) struct Turnstile {
     state: Mutex<State>,
     /// Where history waits: fair, so that no range waits for ever.
     line: tokio::sync::Mutex<()>,
+    /// Whether history is in line also while the sink takes messages.
+    is_one_at_a_time: bool,
     /// Told whenever those who wait have to look again.
     moved: Notify,
 }
@@ -80,10 +83,10 @@ enum Passage {
 }
 
 impl Turnstile {
-    fn new() -> Self {
+    fn new(is_one_at_a_time: bool) -> Self {
         let (passage, backoff) = (Passage::Free, Backoff::new(SINK_PAUSE));
         let state = State { passage, backoff, pauses: 0, last_taken: Instant::now() };
-        Self { state: Mutex::new(state), line: tokio::sync::Mutex::default(), moved: Notify::new() }
+        Self { state: Mutex::new(state), line: tokio::sync::Mutex::default(), is_one_at_a_time, moved: Notify::new() }
     }
 
     /// Waits for a turn as long as the sink takes something of anybody: [`None`] once it took nothing for `patience`, counted
@@ -106,16 +109,20 @@ impl Turnstile {
     ///
     /// Dropping it, or the turn that it gave, loses nobody else's turn.
     async fn turn(&self, haste: Haste) -> Turn<'_> {
-        if let Ok(turn) = self.pass() {
+        let keeps_place = self.is_one_at_a_time && haste == Haste::History;
+        if !keeps_place && let Ok(turn) = self.pass() {
             return turn;
         }
-        let _place = if haste == Haste::History { Some(self.line.lock().await) } else { None };
+        let place = if haste == Haste::History { Some(self.line.lock().await) } else { None };
         loop {
             let mut moved = pin!(self.moved.notified());
             // Before the look, so that nothing that moves behind it is missed.
             moved.as_mut().enable();
             let from = match self.pass() {
-                Ok(turn) => return turn,
+                Ok(mut turn) => {
+                    turn.place = place.filter(|_| keeps_place);
+                    return turn;
+                }
                 Err(from) => from,
             };
             match from {
@@ -140,7 +147,7 @@ impl Turnstile {
             Passage::From(from) => return Err(Some(from)),
             Passage::Tried => return Err(None),
         };
-        Ok(Turn { turnstile: self, pauses: state.pauses, goes_first })
+        Ok(Turn { turnstile: self, place: None, pauses: state.pauses, goes_first })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -151,6 +158,8 @@ impl Turnstile {
 /// The right to call the sink once.
 pub(super) struct Turn<'a> {
     turnstile: &'a Turnstile,
+    /// That in the line of a sink whose calls wait for one another.
+    place: Option<tokio::sync::MutexGuard<'a, ()>>,
     /// Pauses before it.
     pauses: u64,
     goes_first: bool,
@@ -210,7 +219,7 @@ mod tests {
 
     /// Ranges that call until they are taken, side by side; answers how many calls there were in `time`.
     async fn calls(ranges: usize, time: Duration, works_from: Instant) -> (usize, usize) {
-        let turnstile = Arc::new(Turnstile::new());
+        let turnstile = Arc::new(Turnstile::new(false));
         let (calls, taken) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         for _ in 0..ranges {
             let (turnstile, calls, taken) = (turnstile.clone(), calls.clone(), taken.clone());
@@ -256,7 +265,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_began_before_a_pause_neither_ends_it_nor_makes_it_longer() {
-        let turnstile = Turnstile::new();
+        let turnstile = Turnstile::new(false);
         let (one, two, three) = (
             turnstile.turn(Haste::Urgent).await,
             turnstile.turn(Haste::Urgent).await,
@@ -272,7 +281,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_goes_first_and_is_cut_short_leaves_it_to_the_next() {
-        let turnstile = Turnstile::new();
+        let turnstile = Turnstile::new(false);
         turnstile.turn(Haste::Urgent).await.failed();
         let first = turnstile.turn(Haste::Urgent).await;
         assert!(!is_free(&turnstile).await, "it is tried already");
@@ -287,7 +296,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_success_makes_the_next_pause_a_short_one() {
-        let turnstile = Turnstile::new();
+        let turnstile = Turnstile::new(false);
         for _ in 0..10 {
             turnstile.turn(Haste::Urgent).await.failed();
         }
@@ -300,7 +309,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn history_waits_in_line_and_what_is_urgent_for_one_of_it_at_most() {
-        let turnstile = Arc::new(Turnstile::new());
+        let turnstile = Arc::new(Turnstile::new(false));
         turnstile.turn(Haste::Urgent).await.failed();
         let order = Arc::new(Mutex::new(Vec::new()));
         let call = |name: usize, haste| {
@@ -327,8 +336,33 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn where_calls_wait_for_one_another_history_calls_one_by_one_and_what_is_urgent_at_once() {
+        let turnstile = Arc::new(Turnstile::new(true));
+        let at_once = Arc::new((AtomicUsize::new(0), AtomicUsize::new(0)));
+        let ranges: Vec<_> = (0..20)
+            .map(|range| {
+                let (turnstile, at_once) = (turnstile.clone(), at_once.clone());
+                tokio::spawn(async move {
+                    let turn = turnstile.turn(Haste::History).await;
+                    let (now, most) = &*at_once;
+                    most.fetch_max(now.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+                    sleep(CALL).await;
+                    now.fetch_sub(1, Ordering::Relaxed);
+                    if range % 5 == 0 { turn.failed() } else { turn.succeeded() }
+                })
+            })
+            .collect();
+        sleep(CALL / 2).await;
+        assert!(is_free(&turnstile).await);
+        for range in ranges {
+            range.await.unwrap();
+        }
+        assert_eq!(at_once.1.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn nobody_gives_up_while_others_are_taken() {
-        let (turnstile, patience) = (Arc::new(Turnstile::new()), Duration::from_mins(5));
+        let (turnstile, patience) = (Arc::new(Turnstile::new(false)), Duration::from_mins(5));
         let first = turnstile.turn(Haste::Urgent).await;
         first.failed();
         let busy = turnstile.turn(Haste::Urgent).await;

@@ -261,7 +261,7 @@ mod tests {
     use crate::{
         config::{Limits, Registry, Sources, load_offline},
         domain::{DeliveryMode, Header, Heights, Token},
-        pipeline::{Audit, Filters, Turns},
+        pipeline::{Audit, Filters, Threads, Turns},
         rpc::{Endpoints, LogFilter},
         store::{Start, StateStore as _, embedded::Embedded},
         telemetry::Vitals,
@@ -300,6 +300,7 @@ mod tests {
             store: Arc::new(store.clone()),
             sinks: BTreeMap::new(),
             turns: Turns::default(),
+            threads: Threads::default(),
             filters: Filters::new(lists, reload.clone()),
             audit: Audit::new(false),
             vitals: Arc::new(Vitals::default()),
