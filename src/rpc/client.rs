@@ -331,9 +331,8 @@ impl Node {
     }
 
     /// Many nodes leave `blockTimestamp` out of logs; then the headers tell.
-    async fn with_timestamps(&self, logs: Vec<wire::Checked>) -> Result<Vec<RawLog>, RpcError> {
-        let unknown: BTreeSet<B256> =
-            logs.iter().filter(|(_, time)| time.is_none()).map(|(log, _)| log.block.hash).collect();
+    async fn with_timestamps(&self, mut logs: Vec<RawLog>) -> Result<Vec<RawLog>, RpcError> {
+        let unknown: BTreeSet<B256> = logs.iter().filter(|log| log.timestamp == 0).map(|log| log.block.hash).collect();
         let mut times = HashMap::with_capacity(unknown.len());
         for hashes in unknown.into_iter().collect::<Vec<_>>().chunks(HEADERS_PER_BATCH) {
             let mut batch = self.rpc.new_batch();
@@ -347,13 +346,10 @@ impl Node {
                 times.insert(*hash, check_header(wire, At::Hash(*hash))?.timestamp);
             }
         }
-        Ok(logs
-            .into_iter()
-            .map(|(log, time)| RawLog {
-                timestamp: time.or_else(|| times.get(&log.block.hash).copied()).unwrap_or_default(),
-                ..log
-            })
-            .collect())
+        for log in logs.iter_mut().filter(|log| log.timestamp == 0) {
+            log.timestamp = times.get(&log.block.hash).copied().unwrap_or_default();
+        }
+        Ok(logs)
     }
 
     /// The result of one call.

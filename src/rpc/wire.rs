@@ -84,9 +84,6 @@ pub(super) struct WireLog {
     removed: bool,
 }
 
-/// A checked log, whose block's time the node may not have stated.
-pub(super) type Checked = (RawLog, Option<u64>);
-
 impl WireLog {
     /// What the chain's consensus has of it: a receipt holds no more.
     pub(super) fn consensus(&self) -> Log {
@@ -117,8 +114,8 @@ impl WireLog {
         Ok(())
     }
 
-    /// The log, if it is one that is asked for, in a block that exists.
-    fn check(self, asked: &Asked<'_>) -> Result<Checked, RpcError> {
+    /// The log, if it is one that is asked for, in a block that exists. Its time is 0 where the node does not state its block's.
+    fn check(self, asked: &Asked<'_>) -> Result<RawLog, RpcError> {
         if self.removed {
             return Err(invalid("a log marked as removed in an answer of eth_getLogs"));
         }
@@ -139,21 +136,20 @@ impl WireLog {
         if !asked.for_address_of(&self) {
             return Err(invalid("a log of a contract that was not asked for"));
         }
-        let timestamp = self.block_timestamp.map(|time| time.to::<u64>()).filter(|time| *time > 0);
-        if timestamp.is_some_and(|time| time > MAX_EXACT) {
+        let timestamp = self.block_timestamp.unwrap_or_default().to::<u64>();
+        if timestamp > MAX_EXACT {
             return Err(invalid("a log's block time at or above 2^53"));
         }
-        let log = RawLog {
+        Ok(RawLog {
             address: self.address,
             topics: self.topics,
             data: self.data,
             block: BlockRef { number: number.to(), hash },
-            timestamp: timestamp.unwrap_or_default(),
+            timestamp,
             transaction_hash,
             transaction_index: transaction_index.to(),
             log_index: log_index.to(),
-        };
-        Ok((log, timestamp))
+        })
     }
 }
 
@@ -193,7 +189,7 @@ impl<'f> Asked<'f> {
 pub(super) struct Gathering<'f> {
     asked: Asked<'f>,
     log_index: LogIndex,
-    logs: Vec<Checked>,
+    logs: Vec<RawLog>,
     /// Why the answer cannot be used. No log is kept then.
     wrong: Option<RpcError>,
 }
@@ -256,17 +252,18 @@ impl<'f> Gathering<'f> {
 
     /// The logs of one block, which was asked for by its hash.
     pub(super) fn of_block(self, block: BlockRef, timestamp: u64) -> Result<Vec<RawLog>, RpcError> {
-        let logs = self.in_order()?;
-        if logs.iter().any(|(log, _)| log.block != block) {
+        let mut logs = self.in_order()?;
+        if logs.iter().any(|log| log.block != block) {
             return Err(invalid("a log of another block than the one asked for by hash"));
         }
-        Ok(logs.into_iter().map(|(log, _)| RawLog { timestamp, ..log }).collect())
+        logs.iter_mut().for_each(|log| log.timestamp = timestamp);
+        Ok(logs)
     }
 
-    /// The logs of a range: inside it, and one hash for each height.
-    pub(super) fn of_range(self, range: BlockRange) -> Result<Vec<Checked>, RpcError> {
+    /// The logs of a range: inside it, and one hash for each height. The time of some may be 0, which means that it is not stated.
+    pub(super) fn of_range(self, range: BlockRange) -> Result<Vec<RawLog>, RpcError> {
         let logs = self.in_order()?;
-        if logs.iter().any(|(log, _)| !range.contains(log.block.number)) {
+        if logs.iter().any(|log| !range.contains(log.block.number)) {
             return Err(invalid("a log outside the range that was asked for"));
         }
         let two_versions = neighbours(&logs)
@@ -278,12 +275,12 @@ impl<'f> Gathering<'f> {
     }
 
     /// By block and log index, without exact duplicates (F16).
-    fn in_order(self) -> Result<Vec<Checked>, RpcError> {
+    fn in_order(self) -> Result<Vec<RawLog>, RpcError> {
         let Self { mut logs, wrong, .. } = self;
         if let Some(wrong) = wrong {
             return Err(wrong);
         }
-        logs.sort_by_key(|(log, _)| (log.block.number, log.log_index));
+        logs.sort_by_key(|log| (log.block.number, log.log_index));
         logs.dedup();
         if neighbours(&logs).any(|(one, next)| one.block == next.block && one.log_index == next.log_index) {
             return Err(invalid(CLASH));
@@ -307,8 +304,8 @@ impl<'de> Visitor<'de> for &mut Gathering<'_> {
     }
 }
 
-fn neighbours(logs: &[Checked]) -> impl Iterator<Item = (&RawLog, &RawLog)> {
-    logs.iter().zip(logs.iter().skip(1)).map(|((one, _), (next, _))| (one, next))
+fn neighbours(logs: &[RawLog]) -> impl Iterator<Item = (&RawLog, &RawLog)> {
+    logs.iter().zip(logs.iter().skip(1))
 }
 
 /// The logs of one block, which was asked for by its hash.
@@ -325,12 +322,11 @@ pub(super) fn block_logs(
 /// where it is read.
 pub(super) fn merged(mut logs: Vec<RawLog>) -> Result<Vec<RawLog>, RpcError> {
     logs.sort_by_key(|log| (log.block.number, log.log_index));
-    let mut neighbours =
-        logs.iter().zip(logs.iter().skip(1)).filter(|(one, next)| one.block.number == next.block.number);
-    if neighbours.clone().any(|(one, next)| one.block != next.block) {
+    let same_height = || neighbours(&logs).filter(|(one, next)| one.block.number == next.block.number);
+    if same_height().any(|(one, next)| one.block != next.block) {
         return Err(invalid("logs of two versions of one block"));
     }
-    if neighbours.any(|(one, next)| one.log_index == next.log_index) {
+    if same_height().any(|(one, next)| one.log_index == next.log_index) {
         return Err(invalid(CLASH));
     }
     Ok(logs)
