@@ -86,7 +86,7 @@ async fn work(
     vitals: &Arc<Vitals>,
     options: RunOptions,
     stop: CancellationToken,
-    keepers: &mut JoinSet<&'static str>,
+    keepers: &mut Keepers,
 ) -> Result<(), Failure> {
     let wired = tokio::select! {
         biased;
@@ -96,6 +96,9 @@ async fn work(
     listen(settings, wired, options, stop, keepers).await
 }
 
+/// Tasks that have to run as long as the process does; each ends with its name.
+type Keepers = JoinSet<&'static str>;
+
 /// A task that has to run as long as the process does: when it ends, it says which one it was.
 async fn keeping(name: &'static str, task: impl Future<Output = ()>) -> &'static str {
     task.await;
@@ -103,7 +106,7 @@ async fn keeping(name: &'static str, task: impl Future<Output = ()>) -> &'static
 }
 
 /// Waits for one of the tasks to end, which none should. A process without one of them would look well and not be.
-async fn death(tasks: &mut JoinSet<&'static str>) -> Failure {
+async fn death(tasks: &mut Keepers) -> Failure {
     match tasks.join_next().await {
         Some(Ok(name)) => Failure::Internal(format!("{name} ended by itself")),
         Some(Err(error)) => Failure::Internal(format!("a task of the process failed: {error}")),
@@ -133,11 +136,7 @@ struct Wired {
 }
 
 /// Everything that the pipeline works with, once it can be reached.
-async fn wire(
-    settings: &Settings,
-    vitals: &Arc<Vitals>,
-    keepers: &mut JoinSet<&'static str>,
-) -> Result<Wired, Failure> {
+async fn wire(settings: &Settings, vitals: &Arc<Vitals>, keepers: &mut Keepers) -> Result<Wired, Failure> {
     let store = patiently(vitals, Edge::Store, || open_store(settings)).await?;
     info!(durability = store.durability(), "state store");
     if let Some(weakness) = store.weakness() {
@@ -159,11 +158,9 @@ async fn wire(
     let learned = Learned::new(source.clone(), store.clone());
     learned.recall().await;
     keepers.spawn(keeping("the memory of the endpoints", learned.clone().keep()));
-    let audit = Audit::new(settings.audit);
-    let threads = Threads::with_some_for_history();
-    let threads = threads.map_err(|error| Failure::Internal(format!("cannot start threads: {error}")))?;
-    let vitals = vitals.clone();
-    let context = Context { threads, filters, audit, vitals, ..context(settings, (store, source), sinks) };
+    let threads = Threads::with_some_for_history().map_err(|error| Failure::Internal(error.to_string()))?;
+    let edges = context(settings, (store, source), sinks);
+    let context = Context { threads, filters, audit: Audit::new(settings.audit), vitals: vitals.clone(), ..edges };
     Ok(Wired { context, directory, learned, recorder })
 }
 
@@ -172,7 +169,7 @@ async fn listen(
     wired: Wired,
     options: RunOptions,
     stop: CancellationToken,
-    keepers: &mut JoinSet<&'static str>,
+    keepers: &mut Keepers,
 ) -> Result<(), Failure> {
     let Wired { context, directory, learned, recorder } = wired;
     wait_for_tokens(&context, &stop).await;
@@ -359,7 +356,7 @@ fn filters(
     directory: Option<Arc<dyn TokenDirectory>>,
     settings: &Settings,
     vitals: &Arc<Vitals>,
-    keepers: &mut JoinSet<&'static str>,
+    keepers: &mut Keepers,
 ) -> Filters {
     let Some(directory) = directory else {
         info!("token filtering is off: no MONGODB_URI and no TOKENS_FILE");

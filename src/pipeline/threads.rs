@@ -29,10 +29,12 @@ impl Threads {
     ///
     /// The system's, where it gives no more threads.
     pub fn with_some_for_history() -> io::Result<Self> {
+        let mut builder = Builder::new_multi_thread();
         // What is dropped by them may need drivers, too.
-        let history =
-            Builder::new_multi_thread().enable_all().thread_name("history").on_thread_start(make_way).build()?;
-        Ok(Self { history: Some(history) })
+        let history = builder.enable_all().thread_name("history").on_thread_start(make_way).build();
+        let told =
+            |error: io::Error| io::Error::new(error.kind(), format!("cannot start threads for history: {error}"));
+        Ok(Self { history: Some(history.map_err(told)?) })
     }
 
     /// Begins work of a track.

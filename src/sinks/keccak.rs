@@ -28,7 +28,7 @@ pub(super) fn hash_each(texts: &ArrayVec<Text, AT_ONCE>) -> ArrayVec<Hash, AT_ON
 
 #[cfg(target_arch = "x86_64")]
 mod lanes {
-    use std::array::from_fn;
+    use std::{array::from_fn, mem::replace};
 
     use arrayvec::ArrayVec;
     use pulp::{
@@ -191,18 +191,18 @@ mod lanes {
                 }
             }
             // ρ and π, a walk through all places but the first; a loop would keep the state out of the registers.
+            let mut carried = state[1];
             macro_rules! walk {
                 ($($place:literal by $bits:literal),*) => {
-                    let mut last = state[1];
-                    $(let next = state[$place]; state[$place] = simd.rotate_left(last, $bits); last = next;)*
-                    let _ = last;
+                    $(carried = replace(&mut state[$place], simd.rotate_left(carried, $bits));)*
                 };
             }
             walk!(
                 10 by 1, 7 by 3, 11 by 6, 17 by 10, 18 by 15, 3 by 21, 5 by 28, 16 by 36, 8 by 45, 21 by 55, 24 by 2,
                 4 by 14, 15 by 27, 23 by 41, 19 by 56, 13 by 8, 12 by 25, 2 by 43, 20 by 62, 14 by 18, 22 by 39, 9 by 61,
-                6 by 20, 1 by 44
+                6 by 20
             );
+            state[1] = simd.rotate_left(carried, 44);
             // χ
             for y in 0..5 {
                 let row: [S::Words; 5] = from_fn(|x| state[5 * y + x]);
