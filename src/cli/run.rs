@@ -7,7 +7,7 @@ use std::{
 };
 
 use clap::Args;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -15,7 +15,7 @@ use super::{Failure, Overrides};
 use crate::{
     app::{self, RunOptions},
     config::{self, LogFormat, Purpose, Settings, Sources},
-    devchain, shutdown,
+    devchain, pipeline, shutdown,
     telemetry::{
         logging::{self, LogGuard},
         sentry::{self, SentryGuard},
@@ -89,8 +89,7 @@ pub(super) fn logs(filter: &str, format: Option<LogFormat>) -> Result<LogGuard, 
 
 /// A runtime for everything that talks to a server.
 pub(super) fn runtime() -> Result<Runtime, Failure> {
-    let built = Builder::new_multi_thread().enable_all().thread_name("chaintap").build();
-    built.map_err(|error| Failure::Internal(format!("cannot start the runtime: {error}")))
+    pipeline::runtime().map_err(|error| Failure::Internal(format!("cannot start the runtime: {error}")))
 }
 
 /// The demo, running.

@@ -104,11 +104,13 @@ fn silence(block_time: Duration) -> Duration {
 async fn read_heads(ctx: &Context, publish: &watch::Sender<Option<View>>, signs: &Signs) {
     let mut backoff = Backoff::new(OUTAGE);
     let mut is_outage = false;
+    let mut is_first = true;
     let mut told = HashMap::new();
     loop {
         let before = publish.borrow().as_ref().map(|view| view.head.number);
         let asked = Instant::now();
-        let (latest, first_tags) = join!(timed("follow", newest(ctx, before)), first_tags(ctx, before));
+        let (latest, first_tags) =
+            join!(timed("follow", newest(ctx, before)), first_tags(ctx, replace(&mut is_first, false)));
         tell_endpoints(ctx, &mut told, asked);
         match latest {
             Ok(head) => {
@@ -207,9 +209,9 @@ fn unproven(endpoints: &[EndpointState]) -> Option<String> {
     ))
 }
 
-/// The tags, where no head was read before.
-async fn first_tags(ctx: &Context, before: Option<u64>) -> Heights {
-    if before.is_some() {
+/// The tags, in the first round; where that fails, they are read behind the head.
+async fn first_tags(ctx: &Context, is_first: bool) -> Heights {
+    if !is_first {
         return Heights::default();
     }
     let tags = async { join!(tag(ctx, At::Safe), tag(ctx, At::Finalized)) };
@@ -222,9 +224,9 @@ async fn first_tags(ctx: &Context, before: Option<u64>) -> Heights {
 async fn read_tags(ctx: &Context, publish: &watch::Sender<Option<View>>, signs: &Signs) {
     let mut rounds = 0u32;
     signs.head.notified().await;
-    let is_unread = || publish.borrow().as_ref().is_some_and(|view| view.heights.finalized == Tag::Unread);
+    let heights = || publish.borrow().as_ref().map(|view| view.heights).unwrap_or_default();
     // They may have come with the first head.
-    let mut is_due = is_unread();
+    let mut is_due = heights().safe == Tag::Unread || heights().finalized == Tag::Unread;
     loop {
         if replace(&mut is_due, true) {
             let (safe, finalized) = join!(tag(ctx, At::Safe), tag(ctx, At::Finalized));
@@ -234,7 +236,7 @@ async fn read_tags(ctx: &Context, publish: &watch::Sender<Option<View>>, signs: 
                 Some(View { head, heights: Heights { safe, finalized, ..heights } })
             });
         }
-        rounds = if is_unread() { rounds.saturating_add(1) } else { 0 };
+        rounds = if heights().finalized == Tag::Unread { rounds.saturating_add(1) } else { 0 };
         if rounds == TAG_ROUNDS {
             warn!("no node tells which block is finalized, nor that there is none: nothing counts as final meanwhile");
         }

@@ -68,7 +68,7 @@ use picture::Picture;
 use plan::{Situation, plan};
 use slots::{Slot, Slots};
 pub use start::{Ended, run};
-pub use threads::Threads;
+pub use threads::{Threads, runtime};
 use unwind::{Doubt, Look};
 
 /// What the stages work with: the edges, and what is true for this run.

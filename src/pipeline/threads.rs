@@ -3,9 +3,10 @@
 //! History takes all the processor time there is. A new block goes through eight steps, and before each it would wait for a
 //! thread that is busy with a piece of history, and then for a processor. So ranges of history have threads of their own, of the
 //! lowest priority: the system takes the processor from them as soon as anything else has work. What such a range opens or waits
-//! for, connections and timers, stays with the runtime that it was begun on: what both tracks share is not in slow hands.
+//! for, connections, timers and what blocks, stays with the runtime that it was begun on: what both tracks share is not in slow
+//! hands, but for what is dropped with a range that was given up, and for locks, which are held for moments.
 
-use std::io;
+use std::{io, thread::sleep, time::Duration};
 
 use tokio::{
     runtime::{Builder, Handle, Runtime},
@@ -14,6 +15,30 @@ use tokio::{
 use tokio_util::context::TokioContext;
 
 use crate::domain::Track;
+
+/// Threads for what blocks: files, names of hosts, standard output.
+const BLOCKING: usize = 16;
+/// Longer than it takes to begin all of them.
+const BEGINNING: Duration = Duration::from_millis(5);
+/// As long as anything runs.
+const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
+
+/// A runtime for everything but history. Its threads for what blocks are all begun here: one that is begun later has the
+/// priority of whoever needed it first, which may be history, and keeps it, for only the privileged may raise it again.
+///
+/// # Errors
+///
+/// The system's, where it gives no threads.
+pub fn runtime() -> io::Result<Runtime> {
+    let mut builder = Builder::new_multi_thread();
+    let blocking = builder.max_blocking_threads(BLOCKING).thread_keep_alive(FOR_EVER);
+    let runtime = blocking.enable_all().thread_name("chaintap").build()?;
+    for _ in 0..BLOCKING {
+        #[expect(clippy::disallowed_methods, reason = "it is a thread for what blocks")]
+        runtime.spawn_blocking(|| sleep(BEGINNING));
+    }
+    Ok(runtime)
+}
 
 /// The threads that ranges are worked on by.
 #[derive(Debug, Default)]
@@ -35,6 +60,11 @@ impl Threads {
         let told =
             |error: io::Error| io::Error::new(error.kind(), format!("cannot start threads for history: {error}"));
         Ok(Self { history: Some(history.map_err(told)?) })
+    }
+
+    /// Whether history has some of its own.
+    pub(super) fn are_apart(&self) -> bool {
+        self.history.is_some()
     }
 
     /// Begins work of a track.
@@ -71,10 +101,6 @@ fn make_way() {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use tokio::time::sleep;
-
     use super::*;
 
     /// The name and the niceness of the thread that it runs on, and of one that blocks for it.
@@ -85,24 +111,24 @@ mod tests {
             let name = format!("{name} {}", rustix::process::nice(0).unwrap());
             name
         };
-        // Both are of the runtime that it was begun on.
-        sleep(Duration::from_millis(1)).await;
+        // The timer is that of the runtime that it was begun on.
+        tokio::time::sleep(Duration::from_millis(1)).await;
         [here(), tokio::task::spawn_blocking(here).await.unwrap()]
     }
 
+    fn at(threads: Threads, track: Track) -> [String; 2] {
+        runtime().unwrap().block_on(async move {
+            let mut tasks = JoinSet::new();
+            threads.spawn(track, &mut tasks, whereabouts());
+            tasks.join_next().await.unwrap().unwrap()
+        })
+    }
+
     #[test]
-    fn history_is_worked_on_by_threads_that_make_way_and_waits_on_those_it_was_begun_on() {
-        let runtime = Builder::new_multi_thread().worker_threads(2).thread_name("other").enable_all().build().unwrap();
-        let at = |threads: Threads, track| {
-            runtime.block_on(async move {
-                let mut tasks = JoinSet::new();
-                threads.spawn(track, &mut tasks, whereabouts());
-                tasks.join_next().await.unwrap().unwrap()
-            })
-        };
+    fn history_is_worked_on_by_threads_that_make_way_and_what_blocks_by_others() {
         let own = || Threads::with_some_for_history().unwrap();
         let other = at(Threads::default(), Track::Historical);
-        assert!(other[0].starts_with("other") && other[0] == other[1], "{other:?}");
+        assert!(other[0].starts_with("chaintap") && other[0] == other[1], "{other:?}");
         assert_eq!(at(own(), Track::Realtime), other);
         let history = at(own(), Track::Historical);
         assert!(history[0].starts_with("history") && history[1] == other[1], "{history:?}");
@@ -112,12 +138,11 @@ mod tests {
 
     #[test]
     fn the_last_of_the_work_may_end_the_threads() {
-        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        runtime.block_on(async {
+        runtime().unwrap().block_on(async {
             let threads = std::sync::Arc::new(Threads::with_some_for_history().unwrap());
             let (mut tasks, held) = (JoinSet::new(), threads.clone());
             threads.spawn(Track::Historical, &mut tasks, async move {
-                sleep(Duration::from_millis(20)).await;
+                tokio::time::sleep(Duration::from_millis(20)).await;
                 drop(held);
             });
             drop(threads);

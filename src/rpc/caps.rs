@@ -194,10 +194,12 @@ impl Caps {
         self.learned.parallel = Some((self.parallel() / 2).max(1));
     }
 
-    /// Whether a range of half as many blocks was answered before: then this one is hardly a try.
+    /// Whether a range of so many blocks was answered before: then another one is no try. Where nothing was ever refused for
+    /// its size, twice as many are hardly one.
     #[must_use]
     pub fn is_tried(&self, blocks: u64) -> bool {
-        blocks <= self.learned.largest.saturating_mul(2)
+        let times = if self.learned.structural.is_none() { 2 } else { 1 };
+        blocks <= self.learned.largest.saturating_mul(times)
     }
 
     /// A range of so many blocks was answered.

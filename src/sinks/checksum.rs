@@ -115,13 +115,14 @@ impl Known {
     }
 
     /// Hashes these addresses, remembers their texts, and writes them at their places among the `texts`.
+    #[expect(clippy::indexing_slicing, reason = "places of texts that are there; another address's text may not stay")]
     fn work_out(&mut self, unknown: &mut ArrayVec<(Address, usize), AT_ONCE>, texts: &mut [Checksummed]) {
         let lower: ArrayVec<Text, AT_ONCE> = unknown.iter().map(|(address, _)| lower_case(address)).collect();
         let hashes = hash_each(&lower);
         for (((address, at), lower), hash) in unknown.drain(..).zip(lower).zip(hashes) {
             let text = Checksummed::with_capitals(lower, &hash);
             *self.place_of(address) = (address, text);
-            texts.get_mut(at).into_iter().for_each(|place| *place = text);
+            texts[at] = text;
         }
     }
 }

@@ -42,7 +42,7 @@ mod lanes {
     const STATE: usize = 25;
     /// The padding of Keccak begins with this behind the text, in the state's sixth word: SHA-3 has another (FIPS 202 §6.1).
     const PADDING_BEGINS: u64 = 0x01;
-    /// And it ends with the highest bit of the last word that takes text, the 17th of 256 bits' capacity.
+    /// And it ends with the highest bit of the last word that takes text, the 17th: the rate is 1,088 bits.
     const PADDING_ENDS: u64 = 1 << 63;
     /// The round constants of step ι (FIPS 202 §3.2.5).
     const ROUNDS: [u64; 24] = [

@@ -187,7 +187,7 @@ impl<'e> Saying<'e> {
         Self { event, event_type, version: epoch.saturating_mul(2) }
     }
 
-    /// Sender and receiver; zero, which costs nothing, where there are none.
+    /// Sender and receiver; zero, which costs next to nothing, where there are none.
     fn parties(&self) -> [Address; 2] {
         match self.event.args {
             Args::Transfer { from, to, .. } => [from, to],

@@ -1,8 +1,12 @@
 //! Handing messages over to the sinks, until each is acknowledged or buried.
 
-use std::{sync::Arc, time::Duration};
+use std::{panic::resume_unwind, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, timeout};
+use tokio::{
+    task::JoinError,
+    time::{Instant, timeout},
+};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
 use super::{
@@ -81,7 +85,7 @@ pub(super) async fn send(ctx: &Context, haste: Haste, say: Say, events: &[Event]
 /// One sink's messages, until each is acknowledged or buried.
 async fn hand_over(ctx: &Context, haste: Haste, queue: Queue<'_>) -> Result<(), StageError> {
     let Queue { sink, messages, mut events } = queue;
-    let mut pending = messages.finish();
+    let mut pending: Arc<[Message]> = messages.finish().into();
     let turns = ctx.turns.at(&sink);
     let mut backoff = Backoff::new(SINK_PAUSE);
     let mut last_taken = Instant::now();
@@ -89,7 +93,7 @@ async fn hand_over(ctx: &Context, haste: Haste, queue: Queue<'_>) -> Result<(), 
         ctx.vitals.queued(sink.name(), pending.len());
         let turn = turns.turn_within(PATIENCE, last_taken, haste).await.ok_or(TOOK_NOTHING)?;
         let begun = Instant::now();
-        let sent = timeout(ctx.limits.sink_timeout, sink.send(&pending)).await;
+        let sent = timeout(ctx.limits.sink_timeout, call(ctx, haste, &sink, &pending)).await;
         metrics::sink_send_seconds(sink.name(), begun.elapsed().as_secs_f64());
         let outcomes = sent.unwrap_or_else(|_| vec![timed_out(ctx.limits.sink_timeout); pending.len()]);
         let outcomes =
@@ -111,8 +115,8 @@ async fn hand_over(ctx: &Context, haste: Haste, queue: Queue<'_>) -> Result<(), 
             return Err(TOOK_NOTHING);
         }
         let kept = |index: usize| tried.keep.binary_search(&index).is_ok();
-        pending = keep_by_index(pending, kept);
-        events = keep_by_index(events, kept);
+        pending = keep_by_index(&pending, kept);
+        events = keep_by_index(&events, kept);
         match tried.retry {
             None => {
                 ctx.vitals.edge(Edge::Sink(sink.name().into()), Ok(()));
@@ -138,6 +142,24 @@ async fn hand_over(ctx: &Context, haste: Haste, queue: Queue<'_>) -> Result<(), 
     }
     ctx.vitals.queued(sink.name(), 0);
     Ok(())
+}
+
+/// One call of a sink. That of history is made by the threads of everything else: it takes them a moment at a time, and is no
+/// way across threads for each request in it.
+async fn call(ctx: &Context, haste: Haste, sink: &Arc<dyn Sink>, pending: &Arc<[Message]>) -> Vec<Outcome> {
+    if haste == Haste::Urgent || !ctx.threads.are_apart() {
+        return sink.send(pending).await;
+    }
+    let (sink, messages) = (sink.clone(), pending.clone());
+    match AbortOnDropHandle::new(tokio::spawn(async move { sink.send(&messages).await }))
+        .await
+        .map_err(JoinError::try_into_panic)
+    {
+        Ok(outcomes) => outcomes,
+        Err(Ok(panic)) => resume_unwind(panic),
+        // The runtime ends.
+        Err(Err(_)) => std::future::pending().await,
+    }
 }
 
 /// What one call of a sink came to.
@@ -181,8 +203,8 @@ fn timed_out(limit: Duration) -> Outcome {
     Outcome::Retry { reason: format!("no answer within {limit:?}"), throttled: false }
 }
 
-fn keep_by_index<T>(items: Vec<T>, kept: impl Fn(usize) -> bool) -> Vec<T> {
-    items.into_iter().enumerate().filter(|(index, _)| kept(*index)).map(|(_, item)| item).collect()
+fn keep_by_index<T: Clone, C: FromIterator<T>>(items: &[T], kept: impl Fn(usize) -> bool) -> C {
+    items.iter().enumerate().filter(|(index, _)| kept(*index)).map(|(_, item)| item.clone()).collect()
 }
 
 #[cfg(test)]
