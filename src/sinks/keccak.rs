@@ -2,7 +2,7 @@
 //!
 //! A hash of one text uses one lane of a processor that has four (AVX2) or eight (AVX-512): working on as many texts at once
 //! takes about as long as on one. The permutation is written once, for either width; where there is neither, alloy hashes one
-//! text after the other. What that is worth: `cargo bench --bench stages checksum`.
+//! text after the other. What that is worth: `encode` of `cargo bench --bench stages`, together and each alone.
 
 use alloy::primitives::keccak256;
 use arrayvec::ArrayVec;
