@@ -175,7 +175,7 @@ mod lanes {
         }
     }
 
-    /// Keccak-f[1600] (FIPS 202 §3.3).
+    /// The permutation of 1,600 bits (FIPS 202 §3.3).
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "it uses what only the caller may")]
     #[expect(clippy::indexing_slicing, reason = "places in an array of 25 that are below 25")]
