@@ -5,6 +5,9 @@
 //! lowest priority: the system takes the processor from them as soon as anything else has work. What such a range opens or waits
 //! for, connections, timers and what blocks, stays with the runtime that it was begun on: what both tracks share is not in slow
 //! hands, but for what is dropped with a range that was given up, and for locks, which are held for moments.
+//!
+//! A single block of history is worked on by all: it is soon done, and its answers are waited for no longer than a node usually
+//! takes. A thread that got no processor meanwhile would tell of a node that failed.
 
 use std::{io, thread::sleep, time::Duration};
 
@@ -14,7 +17,7 @@ use tokio::{
 };
 use tokio_util::context::TokioContext;
 
-use crate::domain::Track;
+use crate::domain::{BlockRange, Track};
 
 /// Threads for what blocks: files, names of hosts, standard output.
 const BLOCKING: usize = 16;
@@ -67,15 +70,15 @@ impl Threads {
         self.history.is_some()
     }
 
-    /// Begins work of a track.
+    /// Begins work on a range of a track.
     pub(super) fn spawn<T: Send + 'static>(
         &self,
-        track: Track,
+        (track, range): (Track, BlockRange),
         tasks: &mut JoinSet<T>,
         work: impl Future<Output = T> + Send + 'static,
     ) {
         match &self.history {
-            Some(history) if track == Track::Historical => {
+            Some(history) if track == Track::Historical && range.blocks() > 1 => {
                 tasks.spawn_on(TokioContext::new(work, Handle::current()), history.handle())
             }
             _ => tasks.spawn(work),
@@ -116,10 +119,10 @@ mod tests {
         [here(), tokio::task::spawn_blocking(here).await.unwrap()]
     }
 
-    fn at(threads: Threads, track: Track) -> [String; 2] {
+    fn at(threads: Threads, track: Track, blocks: u64) -> [String; 2] {
         runtime().unwrap().block_on(async move {
             let mut tasks = JoinSet::new();
-            threads.spawn(track, &mut tasks, whereabouts());
+            threads.spawn((track, BlockRange { from: 1, to: blocks }), &mut tasks, whereabouts());
             tasks.join_next().await.unwrap().unwrap()
         })
     }
@@ -127,10 +130,11 @@ mod tests {
     #[test]
     fn history_is_worked_on_by_threads_that_make_way_and_what_blocks_by_others() {
         let own = || Threads::with_some_for_history().unwrap();
-        let other = at(Threads::default(), Track::Historical);
+        let other = at(Threads::default(), Track::Historical, 2);
         assert!(other[0].starts_with("chaintap") && other[0] == other[1], "{other:?}");
-        assert_eq!(at(own(), Track::Realtime), other);
-        let history = at(own(), Track::Historical);
+        assert_eq!(at(own(), Track::Realtime, 2), other);
+        assert_eq!(at(own(), Track::Historical, 1), other, "soon done");
+        let history = at(own(), Track::Historical, 2);
         assert!(history[0].starts_with("history") && history[1] == other[1], "{history:?}");
         #[cfg(target_os = "linux")]
         assert!(history[0].ends_with(" 19") && !other[0].ends_with(" 19"), "{history:?} {other:?}");
@@ -141,7 +145,7 @@ mod tests {
         runtime().unwrap().block_on(async {
             let threads = std::sync::Arc::new(Threads::with_some_for_history().unwrap());
             let (mut tasks, held) = (JoinSet::new(), threads.clone());
-            threads.spawn(Track::Historical, &mut tasks, async move {
+            threads.spawn((Track::Historical, BlockRange { from: 1, to: 2 }), &mut tasks, async move {
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 drop(held);
             });

@@ -235,7 +235,7 @@ impl Tracks {
         self.in_flight.push(work);
         let job = Job { track, range, slot: self.slots.take(track) };
         let processed = async move { (work, process(&ctx, job, &view).await.map(Finished::Range)) };
-        self.ctx.threads.spawn(track, &mut self.tasks, processed);
+        self.ctx.threads.spawn((track, range), &mut self.tasks, processed);
     }
 
     fn begin_seal(&mut self, view: View, snapshot: &Snapshot) {
