@@ -4,7 +4,7 @@
 //! queue that misbehaves, that exactly the messages that failed are sent again.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "what fails here fails the test")]
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io::Read as _, sync::Arc, time::Duration};
 
 use alloy::primitives::{Address, B256, U256, address, keccak256};
 use chaintap::{
@@ -13,7 +13,6 @@ use chaintap::{
 };
 use serde_json::Value;
 use support::sqs::{Misbehaviour, Received, SqsServer};
-use tokio::io::AsyncReadExt;
 
 mod support;
 
@@ -246,13 +245,14 @@ async fn the_contract_holds_on_the_stub() {
 
 #[tokio::test]
 async fn standard_output_gives_every_acknowledged_message_as_a_line_in_order() {
-    let (out, mut reader) = tokio::io::duplex(16);
-    let messages = transfers(25);
-    let sent = messages.clone();
-    let sending = tokio::spawn(async move { StdoutSink::writing_to(out, PATIENCE).send(&sent).await });
-    let mut text = String::new();
-    reader.read_to_string(&mut text).await.unwrap();
-    assert!(all_acknowledged(&sending.await.unwrap()));
+    let (mut reader, out) = std::io::pipe().unwrap();
+    let messages = transfers(250);
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut text = String::new();
+        reader.read_to_string(&mut text).map(|_| text)
+    });
+    assert!(all_acknowledged(&StdoutSink::writing_to(out, PATIENCE).send(&messages).await));
+    let text = reading.await.unwrap().unwrap();
     assert_eq!(text.lines().collect::<Vec<_>>(), bodies(&messages));
     text.lines().for_each(assert_follows_schema);
 }

@@ -5,23 +5,21 @@
 //! line never spoils the one after it.
 
 use std::{
-    borrow::Cow,
-    io::ErrorKind,
-    sync::atomic::{AtomicBool, Ordering},
+    io::{ErrorKind, Stdout, Write},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use async_trait::async_trait;
-use tokio::{
-    io::{AsyncWrite, AsyncWriteExt, Stdout},
-    sync::Mutex,
-    time::timeout,
-};
+use tokio::{sync::Mutex, task::spawn_blocking, time::timeout};
 
 use super::{Message, Outcome, Sink, SinkError};
 
-/// Bytes of whole lines that are written at once, a thousand messages or so; bounds what a call holds besides its messages, and
-/// how long others wait. Between two pieces the reader may have nothing to read, so there are few.
+/// Bytes of whole lines that are written at once, a thousand messages or so; bounds how long others wait. Between two pieces
+/// the reader may have nothing to read, so there are few.
 const PIECE_BYTES: usize = 1 << 20;
 
 /// Why nothing can be written any more.
@@ -31,7 +29,7 @@ const CLOSED: &str = "standard output is closed";
 #[derive(Debug)]
 pub struct StdoutSink<W> {
     /// Held for whole lines, so that those of concurrent calls never mix.
-    writer: Mutex<Lines<W>>,
+    writer: Arc<Mutex<Lines<W>>>,
     closed: AtomicBool,
     patience: Duration,
 }
@@ -47,62 +45,80 @@ impl StdoutSink<Stdout> {
     /// The sink on this process's standard output. A call gives up after `patience`.
     #[must_use]
     pub fn new(patience: Duration) -> Self {
-        Self::writing_to(tokio::io::stdout(), patience)
+        Self::writing_to(std::io::stdout(), patience)
     }
 }
 
-impl<W: AsyncWrite + Unpin + Send> StdoutSink<W> {
-    /// The sink on any writer. A call gives up after `patience`.
+impl<W: Write + Send + 'static> StdoutSink<W> {
+    /// The sink on any writer, which may block. A call gives up after `patience`; what it was writing then is still written
+    /// once the reader goes on, before anything else.
     #[must_use]
     pub fn writing_to(out: W, patience: Duration) -> Self {
-        let writer = Mutex::new(Lines { out, torn: false });
+        let writer = Arc::new(Mutex::new(Lines { out, torn: false }));
         Self { writer, closed: AtomicBool::new(false), patience }
     }
 
-    /// Writes in pieces, between which another call may write.
+    /// Writes in pieces, between which another call may write. Each goes to a thread for what blocks, and that is all the
+    /// way there is for it: neither is it copied, nor does another task stand between.
     async fn write(&self, messages: &[Message]) -> std::io::Result<()> {
         let mut rest = messages;
-        while !rest.is_empty() {
-            let piece = next_piece(&mut rest);
-            self.writer.lock().await.write(piece.as_bytes()).await?;
+        while let Some(piece) = next_piece(&mut rest) {
+            let mut lines = self.writer.clone().lock_owned().await;
+            spawn_blocking(move || lines.write(piece.text())).await??;
         }
         Ok(())
     }
 }
 
-/// Takes messages as whole lines until they are a piece. Messages that were composed together are lines already.
-fn next_piece<'a>(rest: &mut &'a [Message]) -> Cow<'a, str> {
-    let Some((first, mut others)) = rest.split_first() else { return Cow::default() };
-    let alone = || Cow::Owned(format!("{}\n", first.body()));
-    let (mut last, mut piece) = (first, first.lines_to(first).map_or_else(alone, Cow::Borrowed));
-    while piece.len() < PIECE_BYTES
-        && let Some((message, behind)) = others.split_first()
-    {
-        let joined = if last.is_followed_by(message) { first.lines_to(message) } else { None };
-        match (&piece, joined) {
-            (Cow::Borrowed(_), Some(joined)) => piece = Cow::Borrowed(joined),
-            _ => piece.to_mut().extend([message.body(), "\n"]),
-        }
-        (last, others) = (message, behind);
-    }
-    *rest = others;
-    piece
+/// Whole lines.
+enum Piece {
+    /// Of one text, from the one message's to the other's.
+    Composed(Box<(Message, Message)>),
+    Copied(String),
 }
 
-impl<W: AsyncWrite + Unpin> Lines<W> {
-    async fn write(&mut self, lines: &[u8]) -> std::io::Result<()> {
-        if std::mem::replace(&mut self.torn, true) {
-            self.out.write_all(b"\n").await?;
+impl Piece {
+    fn text(&self) -> &str {
+        match self {
+            Self::Composed(ends) => ends.0.lines_to(&ends.1).unwrap_or_default(),
+            Self::Copied(text) => text,
         }
-        self.out.write_all(lines).await?;
-        self.out.flush().await?;
+    }
+}
+
+/// Takes messages as whole lines until they are a piece. Messages that were composed together are lines already.
+fn next_piece(rest: &mut &[Message]) -> Option<Piece> {
+    let (first, mut others) = rest.split_first()?;
+    let (mut last, mut bytes, mut are_together) = (first, first.body().len() + 1, true);
+    while bytes < PIECE_BYTES
+        && let Some((message, behind)) = others.split_first()
+    {
+        are_together &= last.is_followed_by(message);
+        bytes += message.body().len() + 1;
+        (last, others) = (message, behind);
+    }
+    let taken = rest.len() - others.len();
+    let copied = || rest.iter().take(taken).flat_map(|message| [message.body(), "\n"]).collect();
+    let ends = || Box::new((first.clone(), last.clone()));
+    let piece = if are_together { Piece::Composed(ends()) } else { Piece::Copied(copied()) };
+    *rest = others;
+    Some(piece)
+}
+
+impl<W: Write> Lines<W> {
+    fn write(&mut self, lines: &str) -> std::io::Result<()> {
+        if std::mem::replace(&mut self.torn, true) {
+            self.out.write_all(b"\n")?;
+        }
+        self.out.write_all(lines.as_bytes())?;
+        self.out.flush()?;
         self.torn = false;
         Ok(())
     }
 }
 
 #[async_trait]
-impl<W: AsyncWrite + Unpin + Send> Sink for StdoutSink<W> {
+impl<W: Write + Send + 'static> Sink for StdoutSink<W> {
     fn name(&self) -> &'static str {
         "stdout"
     }
@@ -136,12 +152,9 @@ impl<W: AsyncWrite + Unpin + Send> Sink for StdoutSink<W> {
 #[cfg(test)]
 mod tests {
     use std::{
-        pin::Pin,
-        sync::Arc,
-        task::{Context, Poll},
+        io::{PipeReader, Read as _, pipe},
+        sync::PoisonError,
     };
-
-    use tokio::io::{AsyncReadExt, duplex};
 
     use super::*;
 
@@ -152,35 +165,60 @@ mod tests {
     }
 
     /// Takes some bytes, then fails once, then works.
+    #[derive(Debug)]
     struct Hiccup {
         room: usize,
         failed: bool,
         got: Vec<u8>,
     }
 
-    impl AsyncWrite for Hiccup {
-        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
-            if self.failed {
-                self.got.extend_from_slice(bytes);
-                return Poll::Ready(Ok(bytes.len()));
-            }
-            let taken = bytes.len().min(self.room);
+    impl Write for Hiccup {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            let room = if self.failed { bytes.len() } else { self.room };
+            let taken = bytes.len().min(room);
             if taken == 0 {
                 self.failed = true;
-                return Poll::Ready(Err(std::io::Error::from(ErrorKind::StorageFull)));
+                return Err(ErrorKind::StorageFull.into());
             }
-            self.room -= taken;
+            self.room = room - taken;
             self.got.extend_from_slice(&bytes[..taken]);
-            Poll::Ready(Ok(taken))
+            Ok(taken)
         }
 
-        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-            Poll::Ready(Ok(()))
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Takes a few bytes at a time.
+    #[derive(Clone, Default)]
+    struct Dribble(Arc<std::sync::Mutex<String>>);
+
+    impl Write for Dribble {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            let taken = &bytes[..bytes.len().min(7)];
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).push_str(std::str::from_utf8(taken).unwrap());
+            std::thread::yield_now();
+            Ok(taken.len())
         }
 
-        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-            Poll::Ready(Ok(()))
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
         }
+    }
+
+    fn written<W: std::fmt::Debug>(sink: StdoutSink<W>) -> W {
+        Arc::try_unwrap(sink.writer).unwrap().into_inner().out
+    }
+
+    /// The first bytes that come.
+    async fn begun(mut reader: PipeReader, bytes: usize) -> (PipeReader, String) {
+        let reading = move || {
+            let mut text = vec![0; bytes];
+            reader.read_exact(&mut text).unwrap();
+            (reader, String::from_utf8(text).unwrap())
+        };
+        spawn_blocking(reading).await.unwrap()
     }
 
     #[tokio::test]
@@ -188,7 +226,7 @@ mod tests {
         let sink = StdoutSink::writing_to(Vec::new(), PATIENCE);
         let outcomes = sink.send(&[message("{1}"), message("{2}")]).await;
         assert_eq!(outcomes, [Outcome::Acknowledged, Outcome::Acknowledged]);
-        assert_eq!(sink.writer.into_inner().out, b"{1}\n{2}\n");
+        assert_eq!(written(sink), b"{1}\n{2}\n");
     }
 
     #[test]
@@ -202,15 +240,15 @@ mod tests {
         let mixed = [together(0..4), together(4..5), together(5..17), together(17..25)].concat();
         let without: Vec<Message> =
             all.iter().enumerate().filter(|(at, _)| at % 7 != 3).map(|(_, m)| m.clone()).collect();
-        for (messages, are_borrowed) in [(all, true), (mixed, false), (without, false)] {
+        for (messages, are_together) in [(all, true), (mixed, false), (without, false)] {
             let expected = messages.iter().fold(String::new(), |text, message| text + message.body() + "\n");
             let (mut rest, mut text, mut pieces) = (&messages[..], String::new(), 0);
-            while !rest.is_empty() {
-                let piece = next_piece(&mut rest);
-                assert!(piece.len() >= PIECE_BYTES || rest.is_empty(), "a piece of {} bytes", piece.len());
-                assert!(piece.len() < PIECE_BYTES + PIECE_BYTES / 9 && piece.ends_with('\n'));
-                assert!(!are_borrowed || matches!(piece, Cow::Borrowed(_)), "it was copied");
-                text.push_str(&piece);
+            while let Some(piece) = next_piece(&mut rest) {
+                let lines = piece.text();
+                assert!(lines.len() >= PIECE_BYTES || rest.is_empty(), "a piece of {} bytes", lines.len());
+                assert!(lines.len() < PIECE_BYTES + PIECE_BYTES / 9 && lines.ends_with('\n'));
+                assert!(!are_together || matches!(piece, Piece::Composed(..)), "it was copied");
+                text.push_str(lines);
                 pieces += 1;
             }
             assert_eq!((text, pieces), (expected, 3));
@@ -219,56 +257,53 @@ mod tests {
 
     #[tokio::test]
     async fn lines_of_concurrent_sends_never_mix() {
-        let (out, mut reader) = duplex(7);
-        let sink = Arc::new(StdoutSink::writing_to(out, Duration::from_secs(10)));
+        let out = Dribble::default();
+        let sink = Arc::new(StdoutSink::writing_to(out.clone(), Duration::from_secs(10)));
         let senders = ["a", "b", "c", "d"].map(|letter| {
             let sink = Arc::clone(&sink);
             tokio::spawn(async move { sink.send(&vec![message(&letter.repeat(50)); 20]).await })
         });
-        let read = tokio::spawn(async move {
-            let mut text = String::new();
-            reader.read_to_string(&mut text).await.unwrap();
-            text
-        });
         for sender in senders {
             assert_eq!(sender.await.unwrap(), vec![Outcome::Acknowledged; 20]);
         }
-        drop(sink);
-        let text = read.await.unwrap();
+        let text = out.0.lock().unwrap();
         assert_eq!(text.lines().count(), 80);
         assert!(text.lines().all(|line| line.len() == 50 && line.chars().all(|c| line.starts_with(c))));
     }
 
     #[tokio::test]
     async fn another_call_waits_for_a_piece_of_a_long_one() {
-        let (out, mut reader) = duplex(4 << 10);
+        let (reader, out) = pipe().unwrap();
         let sink = Arc::new(StdoutSink::writing_to(out, Duration::from_mins(1)));
         let body = "x".repeat(PIECE_BYTES / 4);
         let long = tokio::spawn({
             let (sink, lines) = (Arc::clone(&sink), Message::of_bodies(&[body.as_str(); 20]));
             async move { sink.send(&lines).await }
         });
-        // It has begun.
-        reader.read_exact(&mut vec![0; PIECE_BYTES / 4]).await.unwrap();
+        let (mut reader, _) = begun(reader, PIECE_BYTES / 4).await;
         let short = tokio::spawn({
             let sink = Arc::clone(&sink);
             async move { sink.send(&[message("short")]).await }
         });
         tokio::task::yield_now().await;
         drop(sink);
-        let mut rest = String::new();
-        reader.read_to_string(&mut rest).await.unwrap();
-        let before = rest.lines().position(|line| line == "short").unwrap();
-        assert!(before <= 5, "before it came {before} lines; a piece is four or five");
-        assert_eq!(rest.lines().count(), 21, "with the end of the first line");
+        let rest = spawn_blocking(move || {
+            let mut rest = String::new();
+            reader.read_to_string(&mut rest).unwrap();
+            rest
+        });
         for call in [long, short] {
             assert!(call.await.unwrap().iter().all(|outcome| *outcome == Outcome::Acknowledged));
         }
+        let rest = rest.await.unwrap();
+        let before = rest.lines().position(|line| line == "short").unwrap();
+        assert!(before <= 5, "before it came {before} lines; a piece is four or five");
+        assert_eq!(rest.lines().count(), 21, "with the end of the first line");
     }
 
     #[tokio::test]
     async fn a_closed_pipe_is_tried_again_and_fails_the_check() {
-        let (out, reader) = duplex(64);
+        let (reader, out) = pipe().unwrap();
         drop(reader);
         let sink = StdoutSink::writing_to(out, PATIENCE);
         let outcomes = sink.send(&[message("{}")]).await;
@@ -277,12 +312,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reader_that_pauses_holds_the_message_back() {
-        let (out, _reader) = duplex(4);
+    async fn a_reader_that_pauses_holds_the_message_back_and_gets_it_whole_when_it_goes_on() {
+        let (reader, out) = pipe().unwrap();
         let sink = StdoutSink::writing_to(out, PATIENCE);
-        let outcomes = sink.send(&[message("{\"long\":1}")]).await;
-        assert!(matches!(&outcomes[..], [Outcome::Retry { reason, .. }] if reason.contains("not read for 200ms")));
+        let long = "x".repeat(PIECE_BYTES);
+        for tried in ["the first", "one behind it"] {
+            let outcomes = sink.send(&[message(&long)]).await;
+            let is_late = |outcome: &Outcome| matches!(outcome, Outcome::Retry { reason, .. } if reason.contains("not read for 200ms"));
+            assert!(is_late(&outcomes[0]), "{tried}");
+        }
         assert!(sink.check().await.is_ok());
+        let (_reader, text) = begun(reader, PIECE_BYTES + 1).await;
+        assert_eq!(text, format!("{long}\n"));
+        assert_eq!(sink.send(&[message("{1}")]).await, [Outcome::Acknowledged]);
     }
 
     #[tokio::test]
@@ -292,6 +334,6 @@ mod tests {
         let outcomes = sink.send(&pending).await;
         assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Retry { .. })), "{outcomes:?}");
         assert_eq!(sink.send(&pending).await, vec![Outcome::Acknowledged; 2]);
-        assert_eq!(sink.writer.into_inner().out.got, b"{1}\n{2\n{1}\n{2}\n");
+        assert_eq!(written(sink).got, b"{1}\n{2\n{1}\n{2}\n");
     }
 }
