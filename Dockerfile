@@ -37,6 +37,9 @@ COPY abi ./abi
 ENV DATA_DIR=/var/lib/chaintap
 VOLUME /var/lib/chaintap
 
+# The C library keeps memory apart for each thread otherwise, some 8 MiB more (docs/benchmarks.md).
+ENV MALLOC_ARENA_MAX=1
+
 USER 65532:65532
 EXPOSE 3001
 STOPSIGNAL SIGTERM
