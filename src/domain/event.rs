@@ -1,33 +1,12 @@
-//! A log as a node states it, and the event that an ABI makes of it.
+//! The event that an ABI makes of a log.
 
 use std::{fmt, sync::Arc};
 
-use alloy::primitives::{Address, B256, Bytes, U256};
+use alloy::primitives::{Address, B256, U256};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::{BlockRef, Token};
-
-/// One log of a block, validated: it belongs to the block that was asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RawLog {
-    /// The contract that emitted it.
-    pub address: Address,
-    /// Up to four topics; the first is the event's signature hash, unless the event is anonymous.
-    pub topics: Vec<B256>,
-    /// The unindexed arguments, ABI-encoded.
-    pub data: Bytes,
-    /// The block it is in.
-    pub block: BlockRef,
-    /// The block's time, seconds since the Unix epoch.
-    pub timestamp: u64,
-    /// The transaction that emitted it.
-    pub transaction_hash: B256,
-    /// That transaction's place in the block.
-    pub transaction_index: u64,
-    /// The log's place in the block.
-    pub log_index: u64,
-}
 
 /// One decoded log on its way to one handler.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -166,7 +166,7 @@ fn absent(ctx: &Context, error: &RpcError) -> Result<(), StageError> {
 }
 
 async fn compare(ctx: &Context, filter: &Filter, batch: &[JournalEntry], logs: Vec<RawLog>) -> Result<(), StageError> {
-    let decoded = decode::events(&ctx.registry, logs);
+    let decoded = decode::events(&ctx.registry, &logs);
     // Whatever token it is of: the list may have changed since the block was delivered.
     let theirs: BTreeSet<(BlockRef, u64)> =
         decoded.candidates.iter().map(|found| (found.event.block, found.event.log_index)).collect();

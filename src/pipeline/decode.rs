@@ -63,28 +63,51 @@ pub(super) struct Undecodable {
 
 /// Decodes logs by every entry that matches; for one sink the first entry in the file wins (contract §7).
 #[must_use]
-pub(super) fn events(registry: &Registry, logs: Vec<RawLog>) -> Decoded {
+pub(super) fn events(registry: &Registry, logs: &[RawLog]) -> Decoded {
     let mut decoded = Decoded { candidates: Vec::with_capacity(logs.len()), ..Decoded::default() };
-    let mut served = Vec::new();
+    let (mut served, mut names) = (Vec::new(), Names::default());
     for log in logs {
         served.clear();
-        decode_one(registry, log, &mut served, &mut decoded);
+        decode_one((registry, &mut names), log, &mut served, &mut decoded);
     }
     decoded
 }
 
+/// The names of listeners, copied once for all logs of a call. What counts who holds them would be changed several times for
+/// each log otherwise, by all threads, each of which would wait for the others.
+#[derive(Default)]
+struct Names<'a>(Vec<(&'a Listener, [Arc<str>; 3])>);
+
+impl<'a> Names<'a> {
+    /// Of the contract, the event and the handler.
+    fn of(&mut self, listener: &'a Listener) -> [Arc<str>; 3] {
+        let copies = || [&listener.contract, &listener.event_name, &listener.handler].map(|name| Arc::from(&**name));
+        let (_, names) = match self.0.iter_mut().find(|(known, _)| std::ptr::eq(*known, listener)) {
+            Some(known) => known,
+            None => self.0.push_mut((listener, copies())),
+        };
+        names.clone()
+    }
+}
+
 /// Decodes one log; `served` are the sinks that have an event of it.
-fn decode_one<'a>(registry: &'a Registry, log: RawLog, served: &mut Vec<&'a SinkTarget>, decoded: &mut Decoded) {
+fn decode_one<'a>(
+    (registry, names): (&'a Registry, &mut Names<'a>),
+    log: &RawLog,
+    served: &mut Vec<&'a SinkTarget>,
+    decoded: &mut Decoded,
+) {
     let Some(topic0) = log.topics.first() else { return };
     let mut refused = None;
     for listener in registry.candidates(log.address, *topic0, log.block.number) {
         if served.contains(&&listener.target) {
             continue;
         }
-        match arguments(listener, &log) {
+        match arguments(listener, log) {
             Ok(args) => {
                 served.push(&listener.target);
-                decoded.candidates.push(candidate(listener, &log, args));
+                let event = event(names.of(listener), log, args);
+                decoded.candidates.push(Candidate { event, token_filter: listener.token_filter });
             }
             Err(reason) => refused = refused.or(Some((listener, reason))),
         }
@@ -95,7 +118,7 @@ fn decode_one<'a>(registry: &'a Registry, log: RawLog, served: &mut Vec<&'a Sink
         // An ERC-721 transfer is a different event, not a broken one.
         if reason != reject::ERC721 {
             let (handler, by_address) = (listener.handler.clone(), listener.address.is_some());
-            decoded.undecodable.push(Undecodable { log, handler, by_address, reason });
+            decoded.undecodable.push(Undecodable { log: log.clone(), handler, by_address, reason });
         }
     }
 }
@@ -137,21 +160,20 @@ fn transfer(log: &RawLog) -> Result<Args, &'static str> {
     Ok(Args::Transfer { from, to, value })
 }
 
-fn candidate(listener: &Listener, log: &RawLog, args: Args) -> Candidate {
-    let event = Event {
+fn event([contract, name, handler]: [Arc<str>; 3], log: &RawLog, args: Args) -> Event {
+    Event {
         block: log.block,
         timestamp: log.timestamp,
         transaction_hash: log.transaction_hash,
         transaction_index: log.transaction_index,
         log_index: log.log_index,
         address: log.address,
-        contract: listener.contract.clone(),
-        name: listener.event_name.clone(),
-        handler: listener.handler.clone(),
+        contract,
+        name,
+        handler,
         args,
         token: None,
-    };
-    Candidate { event, token_filter: listener.token_filter }
+    }
 }
 
 #[cfg(test)]
@@ -163,7 +185,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::domain::BlockRef;
+    use crate::domain::{BlockRef, Topics};
 
     const TOKEN: Address = Address::repeat_byte(0x11);
     const FROM: Address = Address::repeat_byte(0x22);
@@ -179,7 +201,7 @@ mod tests {
         RawLog {
             address: TOKEN,
             topics: std::iter::once(signature).chain(topics.iter().copied()).collect(),
-            data,
+            data: data.into(),
             block: BlockRef { number: 7, hash: B256::repeat_byte(0xaa) },
             timestamp: 1,
             transaction_hash: B256::ZERO,
@@ -193,7 +215,7 @@ mod tests {
     }
 
     fn rejects(log: RawLog) -> Vec<(&'static str, u64)> {
-        let decoded = events(&erc20(), vec![log]);
+        let decoded = events(&erc20(), &[log]);
         assert!(decoded.candidates.is_empty());
         decoded.rejected.into_iter().collect()
     }
@@ -201,7 +223,7 @@ mod tests {
     #[test]
     fn a_transfer_is_decoded_exactly_also_at_the_largest_amount() {
         let (from, to) = (FROM.into_word(), TO.into_word());
-        let decoded = events(&erc20(), vec![log(&[from, to], word(U256::MAX))]);
+        let decoded = events(&erc20(), &[log(&[from, to], word(U256::MAX))]);
         let event = &decoded.candidates[0].event;
         assert_eq!(event.args, Args::Transfer { from: FROM, to: TO, value: U256::MAX });
         assert_eq!((&*event.name, &*event.contract, event.log_index), ("Transfer", "Transfers", 3));
@@ -217,16 +239,16 @@ mod tests {
         for length in [0, 31, 33, 64] {
             assert_eq!(rejects(log(&[from, to], Bytes::from(vec![0; length]))), [("malformed", 1)], "{length} bytes");
         }
-        let anonymous = RawLog { topics: vec![], ..log(&[], Bytes::new()) };
+        let anonymous = RawLog { topics: Topics::new(), ..log(&[], Bytes::new()) };
         assert_eq!(rejects(anonymous), []);
     }
 
     #[test]
     fn what_cannot_be_decoded_is_kept_but_an_erc721_transfer_is_not() {
         let (from, to) = (FROM.into_word(), TO.into_word());
-        let broken = events(&erc20(), vec![log(&[from, to], Bytes::from(vec![0; 31]))]).undecodable;
+        let broken = events(&erc20(), &[log(&[from, to], Bytes::from(vec![0; 31]))]).undecodable;
         assert_eq!((broken.len(), broken[0].reason, broken[0].by_address), (1, "malformed", false));
-        assert!(events(&erc20(), vec![log(&[from, to, from], Bytes::new())]).undecodable.is_empty());
+        assert!(events(&erc20(), &[log(&[from, to, from], Bytes::new())]).undecodable.is_empty());
     }
 
     #[test]
@@ -242,12 +264,12 @@ mod tests {
             let head = [32, lines].into_iter().chain((0..lines).map(|_| lines * 32)).chain([4096]);
             let mut data: Vec<u8> = head.flat_map(|word| U256::from(word).to_be_bytes::<32>()).collect();
             data.resize(data.len() + 4096, b'x');
-            RawLog { topics: vec![other.topic0], ..log(&[], data.into()) }
+            RawLog { topics: [other.topic0].into_iter().collect(), ..log(&[], data.into()) }
         };
         let (one, many) = (said(1), said(2_000));
         let registry = Registry::new(vec![other]);
-        assert_eq!(events(&registry, vec![one]).candidates.len(), 1);
-        assert_eq!(events(&registry, vec![many]).rejected, [("malformed", 1)].into());
+        assert_eq!(events(&registry, &[one]).candidates.len(), 1);
+        assert_eq!(events(&registry, &[many]).rejected, [("malformed", 1)].into());
     }
 
     #[test]
@@ -260,7 +282,7 @@ mod tests {
             ..Listener::of_transfers("Elsewhere", None)
         };
         let registry = Registry::new(vec![one, any, elsewhere]);
-        let decoded = events(&registry, vec![log(&[FROM.into_word(), TO.into_word()], word(U256::ONE))]);
+        let decoded = events(&registry, &[log(&[FROM.into_word(), TO.into_word()], word(U256::ONE))]);
         let contracts: Vec<&str> = decoded.candidates.iter().map(|found| &*found.event.contract).collect();
         assert_eq!(contracts, ["One", "Elsewhere"]);
     }

@@ -2,13 +2,13 @@
 
 use std::sync::{Arc, OnceLock};
 
-use alloy::primitives::{Address, B256, Bytes, U256};
+use alloy::primitives::{Address, B256, U256};
 use serde_json::Value;
 
 use super::decode;
 use crate::{
     config::{Listener, Registry, Shape},
-    domain::{Args, BlockRef, Event, RawLog},
+    domain::{Args, BlockRef, Event, RawLog, Topics},
     sinks::Message,
 };
 
@@ -36,7 +36,7 @@ pub(crate) fn one(registry: &Registry, data: &[u8]) {
     let known = registry.topics();
     let count = usize::from(*count % 5);
     let mut words = rest.chunks(WORD);
-    let mut topics: Vec<B256> = words.by_ref().take(count.saturating_sub(1)).map(B256::right_padding_from).collect();
+    let mut topics: Topics = words.by_ref().take(count.saturating_sub(1)).map(B256::right_padding_from).collect();
     if count > 0 {
         let signature = known.get(usize::from(*which) % known.len().max(1)).copied().unwrap_or_default();
         topics.insert(0, signature);
@@ -44,7 +44,7 @@ pub(crate) fn one(registry: &Registry, data: &[u8]) {
     let log = RawLog {
         address: Address::repeat_byte(if *which < 128 { 0x11 } else { 0x22 }),
         topics,
-        data: Bytes::copy_from_slice(rest.get(count.saturating_sub(1) * WORD..).unwrap_or_default()),
+        data: rest.get(count.saturating_sub(1) * WORD..).unwrap_or_default().to_vec().into(),
         block: BlockRef { number: 18_500_000, hash: B256::repeat_byte(0xaa) },
         timestamp: 1_698_796_799,
         transaction_hash: B256::repeat_byte(0xbb),
@@ -55,7 +55,7 @@ pub(crate) fn one(registry: &Registry, data: &[u8]) {
 }
 
 fn decoded(registry: &Registry, log: &RawLog) {
-    let decoded = decode::events(registry, vec![log.clone()]);
+    let decoded = decode::events(registry, std::slice::from_ref(log));
     let refused: u64 = decoded.rejected.values().sum();
     assert!(decoded.candidates.is_empty() || refused == 0, "both decoded and refused");
     assert!(refused <= 1 && decoded.undecodable.len() as u64 <= refused, "one log is refused more than once");
@@ -109,7 +109,7 @@ fn says_again(listener: &Listener, log: &RawLog) {
     let Shape::Other(event) = &listener.shape else { return };
     let Ok(decoded) = decode::by_abi(event, log) else { return };
     let again = decoded.encode_log_data();
-    let again = RawLog { topics: again.topics().to_vec(), data: again.data, ..log.clone() };
+    let again = RawLog { topics: again.topics().iter().copied().collect(), data: again.data.into(), ..log.clone() };
     let same = decode::by_abi(event, &again).is_ok_and(|again| again == decoded);
     assert!(same, "what was decoded is another thing when it is encoded and decoded again");
 }

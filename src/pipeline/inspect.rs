@@ -148,7 +148,7 @@ impl<'a> Inspection<'a> {
         let mut logs = self.united(range, answer.logs, &mut findings).await?;
         // An endpoint on another fork disagrees, and what it has is not of this chain.
         logs.retain(|log| blocks.get(&log.block.number).is_none_or(|hash| *hash == log.block.hash));
-        let decoded = decode::events(&ctx.registry, logs);
+        let decoded = decode::events(&ctx.registry, &logs);
         let candidates = decoded.candidates.len();
         let wanted = filter::by_token(&self.filter, decoded);
         let before = ctx.store.snapshot().await?;

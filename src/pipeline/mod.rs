@@ -189,7 +189,7 @@ async fn one_block(
     let header = Some(view.head).filter(|head| head.number == number);
     let (header, logs) = timed("fetch", fetch::block(ctx, &ctx.log_filter, number, header)).await?;
     job.slot.fetched(logs.len(), true);
-    let wanted = wanted(ctx, filter, relevant(ctx, filter, logs));
+    let wanted = wanted(ctx, filter, &relevant(ctx, filter, logs));
     let mut delivered = timed("deliver", deliver::journaled(ctx, claim, &header, &wanted)).await?;
     loop {
         match timed("commit", commit::advance(ctx, job.track, claim, delivered)).await? {
@@ -237,20 +237,16 @@ async fn in_pieces(
 ) -> Result<u64, StageError> {
     let answered = logs.len();
     // All at once: pieces of what hardly anyone wants would make many small requests of a sink.
-    let mut left = relevant(ctx, filter, logs).into_iter();
-    job.slot.delivered(answered - left.len());
+    let logs = relevant(ctx, filter, logs);
+    job.slot.delivered(answered - logs.len());
     let mut events = 0;
-    loop {
+    for piece in logs.chunks(ctx.limits.chunk_logs.max(1)) {
         yield_now().await;
-        let piece: Vec<RawLog> = left.by_ref().take(ctx.limits.chunk_logs.max(1)).collect();
-        let count = piece.len();
         let found = wanted(ctx, filter, piece);
         events += timed("deliver", deliver::part(ctx, claim, &found)).await?;
-        job.slot.delivered(count);
-        if left.len() == 0 {
-            return Ok(events);
-        }
+        job.slot.delivered(piece.len());
     }
+    Ok(events)
 }
 
 /// The logs that someone may want, by their contracts alone.
@@ -260,7 +256,7 @@ fn relevant(ctx: &Context, filter: &Filter, logs: Vec<RawLog>) -> Vec<RawLog> {
 }
 
 /// Decodes and filters.
-fn wanted(ctx: &Context, filter: &Filter, logs: Vec<RawLog>) -> Wanted {
+fn wanted(ctx: &Context, filter: &Filter, logs: &[RawLog]) -> Wanted {
     let begun = Instant::now();
     let decoded = decode::events(&ctx.registry, logs);
     metrics::stage_seconds("decode", begun.elapsed().as_secs_f64());

@@ -92,7 +92,7 @@ impl Scan<'_> {
     }
 
     async fn deliver(&self, logs: Vec<RawLog>, are_final: bool) -> Result<u64, StageError> {
-        let decoded = self.joined.only(decode::events(&self.ctx.registry, logs));
+        let decoded = self.joined.only(decode::events(&self.ctx.registry, &logs));
         let (mut found, mut epochs) = (0, Vec::new());
         for (block, wanted) in filter::by_token(self.filter, decoded).by_block() {
             match timed("deliver", deliver::amended(self.ctx, block, &wanted, are_final)).await? {

@@ -612,8 +612,8 @@ mod tests {
         let filter = |byte| LogFilter { addresses: vec![], topics: vec![alloy::primitives::B256::repeat_byte(byte)] };
         let log = |number, hash| RawLog {
             address: alloy::primitives::Address::ZERO,
-            topics: vec![],
-            data: alloy::primitives::Bytes::new(),
+            topics: crate::domain::Topics::new(),
+            data: alloy::primitives::Bytes::new().into(),
             block: BlockRef { number, hash: alloy::primitives::B256::repeat_byte(hash) },
             timestamp: 0,
             transaction_hash: alloy::primitives::B256::ZERO,

@@ -334,7 +334,7 @@ mod tests {
         assert!(matches!(proven().of(BlockRef { number: 6, ..block }), Err(Unproven::Unknown(_))));
         let mut told = truth.clone();
         told.remove(3);
-        told[0].data = Bytes::new();
+        told[0].data = Bytes::new().into();
         told[1].timestamp = 7;
         let other = held(&told).unwrap();
         assert_eq!((other.missing, other.false_logs), (2, 1), "the time beside a log is no part of it");

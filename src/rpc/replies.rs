@@ -17,6 +17,8 @@ use super::{
 
 /// So much is gathered before logs are read from it, bytes: the one that is cut off at the end is read again.
 const ENOUGH: usize = 64 << 10;
+/// A log that is cut off is completed with so much of what comes behind it, as a part of what is enough.
+const BITE: usize = 16;
 
 /// Reads one answer.
 #[derive(Debug)]
@@ -66,18 +68,33 @@ impl<'f> Reader<'f> {
         Self { envelope, gathering: logs, stands: Stands::Around, unread, enough: at_least, at_least }
     }
 
-    /// Reads on.
+    /// Reads on. What comes is read where it stands, but for the log that is cut off at each end of it.
     ///
     /// # Errors
     ///
     /// What is not JSON, in words.
     pub(super) fn take(&mut self, piece: &[u8]) -> Result<(), String> {
-        let piece = if self.stands == Stands::Around { self.around(piece) } else { piece };
+        let mut rest = if self.stands == Stands::Around { self.around(piece) } else { piece };
         if self.stands == Stands::Around {
             return Ok(());
         }
-        self.unread.extend_from_slice(piece);
-        if self.unread.len() < self.enough { Ok(()) } else { self.read_list() }
+        if self.unread.len() + rest.len() < self.enough {
+            self.unread.extend_from_slice(rest);
+            return Ok(());
+        }
+        if !self.unread.is_empty() {
+            let cut_off = self.unread.len();
+            let mut text = std::mem::take(&mut self.unread);
+            let (bite, others) = rest.split_at(rest.len().min(self.at_least.div_ceil(BITE)));
+            text.extend_from_slice(bite);
+            let read = self.read(&text)?;
+            if read < cut_off {
+                text.extend_from_slice(others);
+                return self.go_on(text.get(read..).unwrap_or_default());
+            }
+            rest = rest.get(read - cut_off..).unwrap_or_default();
+        }
+        self.go_on(rest)
     }
 
     /// How much came besides the list, bytes.
@@ -92,7 +109,8 @@ impl<'f> Reader<'f> {
     /// What is not JSON, in words; the text that is left is not judged.
     pub(super) fn end(mut self) -> Result<Rest<'f>, String> {
         if self.stands != Stands::Around {
-            self.read_list()?;
+            let unread = std::mem::take(&mut self.unread);
+            self.go_on(&unread)?;
         }
         if self.stands != Stands::Around {
             return Err("it ends within a list".to_owned());
@@ -112,20 +130,24 @@ impl<'f> Reader<'f> {
         }
     }
 
-    /// Reads what is there of the list, but for a log that is cut off.
-    fn read_list(&mut self) -> Result<(), String> {
-        let mut unread = std::mem::take(&mut self.unread);
-        let text = whole_characters(&unread)?;
-        let read = text.len() - self.logs(text)?.len();
-        unread.drain(..read);
+    /// Reads what is there of the list, and keeps what is behind it.
+    fn go_on(&mut self, text: &[u8]) -> Result<(), String> {
+        let read = if self.stands == Stands::Around { 0 } else { self.read(text)? };
+        let unread = text.get(read..).unwrap_or_default();
         if self.stands == Stands::Around {
-            self.around(&unread);
+            self.around(unread);
         } else {
             // A log of megabytes is not tried for each piece of it.
             self.enough = self.at_least.max(unread.len() * 2);
-            self.unread = unread;
+            self.unread.extend_from_slice(unread);
         }
         Ok(())
+    }
+
+    /// Reads what is there of the list, but for a log that is cut off; answers how much that was.
+    fn read(&mut self, text: &[u8]) -> Result<usize, String> {
+        let text = whole_characters(text)?;
+        Ok(text.len() - self.logs(text)?.len())
     }
 
     /// Reads logs to the list's end or to one that is cut off; what stands behind.
@@ -186,15 +208,15 @@ fn whole_characters(bytes: &[u8]) -> Result<&str, String> {
 
 /// The first value of a text and what stands behind it; none where more must come to say what it is.
 fn first<'b, V: Deserialize<'b>>(text: &'b str) -> serde_json::Result<Option<(V, &'b str)>> {
-    let mut values = serde_json::Deserializer::from_str(text).into_iter::<V>();
-    match values.next() {
-        Some(Ok(value)) => {
-            let behind = text.get(values.byte_offset()..).unwrap_or_default();
+    let mut source = serde_json::Deserializer::from_str(text);
+    match V::deserialize(&mut source) {
+        Ok(value) => {
+            let behind = text.get(source.into_iter::<IgnoredAny>().byte_offset()..).unwrap_or_default();
             // A number may go on.
-            Ok(Some((value, behind)).filter(|_| !behind.is_empty()))
+            Ok(if behind.is_empty() { None } else { Some((value, behind)) })
         }
-        Some(Err(error)) if error.is_data() || !(error.is_eof() || may_be_cut_off(text)) => Err(error),
-        _ => Ok(None),
+        Err(error) if error.is_data() || !(error.is_eof() || may_be_cut_off(text)) => Err(error),
+        Err(_) => Ok(None),
     }
 }
 
@@ -336,15 +358,17 @@ mod tests {
         .to_string()
     }
 
-    /// Reads an answer in pieces of this size.
+    /// Reads an answer in pieces of this size, whatever is enough to be read.
     fn read(answer: impl AsRef<[u8]>, size: usize) -> Result<(usize, Vec<u8>), String> {
         let filter = filter();
-        let mut reader = Reader::eager(Gathering::new(&filter, LogIndex::Block), 1);
-        for piece in answer.as_ref().chunks(size) {
-            reader.take(piece)?;
-        }
-        let rest = reader.end()?;
-        Ok((rest.logs.told(), rest.text))
+        let mut told = [1, 50, 600].map(|enough| {
+            let mut reader = Reader::eager(Gathering::new(&filter, LogIndex::Block), enough);
+            answer.as_ref().chunks(size).try_for_each(|piece| reader.take(piece))?;
+            let rest = reader.end()?;
+            Ok((rest.logs.told(), rest.text))
+        });
+        assert!(told.iter().all(|one| one.as_ref().ok() == told[0].as_ref().ok()), "{told:?}");
+        std::mem::replace(&mut told[0], Err(String::new()))
     }
 
     #[test]

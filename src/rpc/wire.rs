@@ -8,14 +8,14 @@ use std::{borrow::Cow, fmt};
 use alloy::primitives::{Address, B256, Bloom, Bytes, Log, U64};
 use serde::{
     Deserialize, Deserializer,
-    de::{SeqAccess, Visitor},
+    de::{self, IntoDeserializer, SeqAccess, Visitor},
 };
 use serde_json::value::RawValue;
 
 use super::{LogFilter, RpcError, error::unreadable};
 use crate::{
     config::LogIndex,
-    domain::{BlockRange, BlockRef, Header, MAX_BLOCK_NUMBER, RawLog},
+    domain::{BlockRange, BlockRef, Data, Header, MAX_BLOCK_NUMBER, RawLog, Topics},
 };
 
 /// The highest number that every reader of JSON holds exactly; messages state places and times, too.
@@ -26,8 +26,6 @@ const TRANSACTION_BITS: u32 = 20;
 /// operator has to say.
 pub(super) const CLASH: &str = "two different logs with one log index; where every node says so, the chain numbers logs \
     within their transactions: write log_index = \"transaction\" at it in config/chains.toml";
-/// Most topics that the EVM gives a log (LOG0 to LOG4).
-const MAX_TOPICS: usize = 4;
 
 /// The part of a header that is read. Own type, because L2s omit fields that alloy's demands.
 #[derive(Debug, Deserialize)]
@@ -72,31 +70,72 @@ impl WireHeader {
 #[serde(rename_all = "camelCase")]
 pub(super) struct WireLog {
     address: Address,
-    topics: Vec<B256>,
-    data: Bytes,
-    block_number: Option<U64>,
+    topics: Topics,
+    data: Data,
+    #[serde(default, deserialize_with = "quantity")]
+    block_number: Option<u64>,
     block_hash: Option<B256>,
-    block_timestamp: Option<U64>,
+    #[serde(default, deserialize_with = "quantity")]
+    block_timestamp: Option<u64>,
     transaction_hash: Option<B256>,
-    transaction_index: Option<U64>,
-    log_index: Option<U64>,
+    #[serde(default, deserialize_with = "quantity")]
+    transaction_index: Option<u64>,
+    #[serde(default, deserialize_with = "quantity")]
+    log_index: Option<u64>,
     #[serde(default)]
     removed: bool,
+}
+
+/// A number as JSON-RPC has it, such as `0x1f`; whatever else alloy takes for one is one here, too.
+fn quantity<'de, D: Deserializer<'de>>(source: D) -> Result<Option<u64>, D::Error> {
+    source.deserialize_any(Quantity)
+}
+
+struct Quantity;
+
+impl Quantity {
+    /// The number, where it is written as it should be: by this way it is read in a third of the time.
+    fn usual(text: &str) -> Option<u64> {
+        let digits = text.strip_prefix("0x").filter(|digits| (1..=16).contains(&digits.len()))?;
+        digits.bytes().try_fold(0, |number, digit| Some(number << 4 | u64::from(char::from(digit).to_digit(16)?)))
+    }
+}
+
+impl Visitor<'_> for Quantity {
+    type Value = Option<u64>;
+
+    fn expecting(&self, text: &mut fmt::Formatter<'_>) -> fmt::Result {
+        text.write_str("a number in hexadecimal digits")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Option<u64>, E> {
+        Self::usual(text)
+            .map_or_else(|| U64::deserialize(text.into_deserializer()).map(|number| number.to()), Ok)
+            .map(Some)
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<Option<u64>, E> {
+        Ok(Some(number))
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<Option<u64>, E> {
+        Ok(None)
+    }
 }
 
 impl WireLog {
     /// What the chain's consensus has of it: a receipt holds no more.
     pub(super) fn consensus(&self) -> Log {
-        Log::new_unchecked(self.address, self.topics.clone(), self.data.clone())
+        Log::new_unchecked(self.address, self.topics.to_vec(), (&self.data).into())
     }
 
     /// Whether it says that it is at this place in this block.
     pub(super) fn is_at(&self, block: BlockRef, transaction: usize, log: usize) -> bool {
-        let at = |stated: Option<U64>, place: usize| stated.is_some_and(|stated| stated == U64::from(place));
+        let at = |stated: Option<u64>, place: usize| stated.is_some_and(|stated| usize::try_from(stated) == Ok(place));
         self.block_hash == Some(block.hash)
             && at(self.transaction_index, transaction)
             && at(self.log_index, log)
-            && self.block_number == Some(U64::from(block.number))
+            && self.block_number == Some(block.number)
     }
 
     /// Gives it a place in its block where the chain numbers logs within their transaction: the transaction's place times
@@ -107,10 +146,10 @@ impl WireLog {
     /// [`RpcError::Invalid`] where a transaction has 2^20 logs or more; a block's gas has no room for them.
     fn number_by_transaction(&mut self) -> Result<(), RpcError> {
         let (Some(transaction), Some(index)) = (self.transaction_index, self.log_index) else { return Ok(()) };
-        if index >= U64::from(1u64 << TRANSACTION_BITS) {
+        if index >= 1 << TRANSACTION_BITS {
             return Err(invalid("a log at a place in its transaction at or above 2^20"));
         }
-        self.log_index = Some(transaction.saturating_mul(U64::from(1u64 << TRANSACTION_BITS)).saturating_add(index));
+        self.log_index = Some(transaction.saturating_mul(1 << TRANSACTION_BITS).saturating_add(index));
         Ok(())
     }
 
@@ -127,16 +166,16 @@ impl WireLog {
         let (Some(transaction_index), Some(log_index)) = (self.transaction_index, self.log_index) else {
             return Err(invalid("a log without its place in the block"));
         };
-        if transaction_index.max(log_index) > U64::from(MAX_EXACT) {
+        if transaction_index.max(log_index) > MAX_EXACT {
             return Err(invalid("a log at a place at or above 2^53"));
         }
-        if self.topics.len() > MAX_TOPICS || !asked.for_topic_of(&self) {
+        if !asked.for_topic_of(&self) {
             return Err(invalid("a log with a topic that was not asked for"));
         }
         if !asked.for_address_of(&self) {
             return Err(invalid("a log of a contract that was not asked for"));
         }
-        let timestamp = self.block_timestamp.unwrap_or_default().to::<u64>();
+        let timestamp = self.block_timestamp.unwrap_or_default();
         if timestamp > MAX_EXACT {
             return Err(invalid("a log's block time at or above 2^53"));
         }
@@ -144,11 +183,11 @@ impl WireLog {
             address: self.address,
             topics: self.topics,
             data: self.data,
-            block: BlockRef { number: number.to(), hash },
+            block: BlockRef { number, hash },
             timestamp,
             transaction_hash,
-            transaction_index: transaction_index.to(),
-            log_index: log_index.to(),
+            transaction_index,
+            log_index,
         })
     }
 }

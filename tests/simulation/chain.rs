@@ -223,8 +223,8 @@ impl Tree {
         }
         RawLog {
             address,
-            topics,
-            data,
+            topics: topics.into_iter().collect(),
+            data: data.into(),
             block: header.block(),
             timestamp: header.timestamp,
             transaction_hash,

@@ -3,7 +3,7 @@
 
 use std::{sync::Mutex, time::Duration};
 
-use alloy::primitives::{Address, B256, Bytes, U256, keccak256};
+use alloy::primitives::{Address, B256, U256, keccak256};
 use async_trait::async_trait;
 use chaintap::{
     domain::{BlockRange, BlockRef, Header, RawLog},
@@ -107,8 +107,10 @@ impl Blocks {
 fn transfer(header: &Header, index: u64) -> RawLog {
     RawLog {
         address: Address::repeat_byte(7),
-        topics: vec![keccak256("Transfer(address,address,uint256)"), B256::ZERO, B256::with_last_byte(1)],
-        data: Bytes::from(U256::from(index).to_be_bytes::<32>()),
+        topics: [keccak256("Transfer(address,address,uint256)"), B256::ZERO, B256::with_last_byte(1)]
+            .into_iter()
+            .collect(),
+        data: U256::from(index).to_be_bytes_vec().into(),
         block: header.block(),
         timestamp: header.timestamp,
         transaction_hash: header.hash,

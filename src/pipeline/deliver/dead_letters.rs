@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use alloy::primitives::Bytes;
+use alloy::hex;
 use tracing::error;
 
 use super::super::{Context, StageError, Undecodable, count_dead_letters, persist};
@@ -89,7 +89,7 @@ pub(super) async fn bury_undecodable(ctx: &Context, logs: &[Undecodable]) -> Res
             block_number: log.block.number,
             block_hash: log.block.hash,
             body: serde_json::json!({
-                "address": log.address, "topics": log.topics, "data": shown(&log.data),
+                "address": log.address, "topics": &log.topics[..], "data": shown(&log.data),
                 "transactionHash": log.transaction_hash, "logIndex": log.log_index,
             })
             .to_string(),
@@ -136,6 +136,6 @@ fn key(id: &str, handler: &str) -> String {
 }
 
 /// The data of a log that is kept for a person to read.
-fn shown(data: &Bytes) -> Bytes {
-    data.slice(..data.len().min(DATA_SHOWN))
+fn shown(data: &[u8]) -> String {
+    hex::encode_prefixed(data.get(..DATA_SHOWN).unwrap_or(data))
 }

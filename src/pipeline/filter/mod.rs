@@ -140,6 +140,8 @@ pub(super) fn by_address(filter: &Filter, registry: &Registry, mut logs: Vec<Raw
     logs.retain(|log| {
         list.get(&log.address).is_some() || registry.listeners().iter().any(|listener| wants(listener, log))
     });
+    // What is left of some megabytes waits for the sinks.
+    logs.shrink_to_fit();
     logs
 }
 
@@ -163,7 +165,7 @@ pub(super) fn by_token(filter: &Filter, decoded: Decoded) -> Wanted {
 #[cfg(test)]
 mod tests {
     use alloy::{
-        primitives::{B256, Bytes, U256, b256},
+        primitives::{B256, U256, b256},
         sol_types::SolValue as _,
     };
     use proptest::prelude::*;
@@ -178,7 +180,7 @@ mod tests {
         RawLog {
             address: Address::repeat_byte(contract),
             topics: std::iter::once(TRANSFER).chain([B256::ZERO; 3]).take(topics).collect(),
-            data: Bytes::from(U256::from(log_index).abi_encode()),
+            data: U256::from(log_index).abi_encode().into(),
             block: BlockRef { number: 7, hash: B256::ZERO },
             timestamp: 1,
             transaction_hash: B256::ZERO,
@@ -204,8 +206,8 @@ mod tests {
             let filter = Filter { version: 1, tokens, since: -1 };
             let logs: Vec<RawLog> =
                 logs.into_iter().zip(0..).map(|((contract, topics), index)| log(contract, index, topics)).collect();
-            let of = |logs| {
-                let wanted = by_token(&filter, decode::events(&registry, logs));
+            let of = |logs: Vec<RawLog>| {
+                let wanted = by_token(&filter, decode::events(&registry, &logs));
                 let undecodable: Vec<u64> = wanted.undecodable.iter().map(|log| log.log.log_index).collect();
                 (wanted.events, undecodable)
             };
