@@ -13,8 +13,8 @@ use crate::domain::Track;
 
 /// Ranges beyond the requests in flight that may be begun and not finished.
 const BEHIND: usize = 2;
-/// Most logs that history may have at hand, those of the requests in flight among them: at some 340 bytes a log 22 MB.
-const MOST_LOGS: usize = 64_000;
+/// Most logs that history may have at hand, those of the requests in flight among them: at some 290 bytes a log 22 MB.
+const MOST_LOGS: usize = 75_000;
 /// Logs that an answer is expected to have while none is known; nodes seldom answer with more than 10,000.
 const EXPECTED_AT_FIRST: usize = 8_000;
 /// And at least, whatever the last ones had: contracts are quiet for long, and then are not.
@@ -159,13 +159,13 @@ mod tests {
             (4, 6, (0, 900, 100), 0, "also where nothing is in flight"),
             (2, 6, (4, 0, 100), 0, "the node bears less than before"),
             (0, 0, (0, 0, 100), 0, "nothing may be asked for"),
-            (16, 0, (0, 0, 8_000), 8, "16 answers of 8,000 logs would be too many"),
-            (16, 4, (4, 0, 8_000), 4, "those in flight count"),
-            (16, 4, (0, 32_000, 8_000), 4, "as those that are there"),
-            (16, 8, (4, 32_001, 8_000), 0, "one log too many"),
-            (16, 8, (4, 24_000, 8_000), 1, "room for one"),
-            (16, 1, (1, 0, 64_000), 0, "an answer may be as large as the bound"),
-            (16, 0, (0, 0, 64_001), 1, "or larger: alone it may come all the same"),
+            (16, 0, (0, 0, 8_000), 9, "16 answers of 8,000 logs would be too many"),
+            (16, 4, (4, 0, 8_000), 5, "those in flight count"),
+            (16, 4, (0, 32_000, 8_000), 5, "as those that are there"),
+            (16, 8, (4, 35_001, 8_000), 0, "one log too many"),
+            (16, 8, (4, 35_000, 8_000), 1, "room for one"),
+            (16, 1, (1, 0, 75_000), 0, "an answer may be as large as the bound"),
+            (16, 0, (0, 0, 75_001), 1, "or larger: alone it may come all the same"),
             (16, 0, (0, 0, 0), 16, "empty answers cost nothing"),
         ] {
             assert_eq!(room(parallel, begun, load), expected, "{why}");
