@@ -237,14 +237,17 @@ async fn in_pieces(
 ) -> Result<u64, StageError> {
     let answered = logs.len();
     // All at once: pieces of what hardly anyone wants would make many small requests of a sink.
-    let logs = relevant(ctx, filter, logs);
-    job.slot.delivered(answered - logs.len());
+    let mut left = relevant(ctx, filter, logs).into_iter();
+    job.slot.delivered(answered - left.len());
     let mut events = 0;
-    for piece in logs.chunks(ctx.limits.chunk_logs.max(1)) {
+    while left.len() > 0 {
         yield_now().await;
-        let found = wanted(ctx, filter, piece);
+        let count = left.len().min(ctx.limits.chunk_logs.max(1));
+        let found = wanted(ctx, filter, left.as_slice().get(..count).unwrap_or_default());
+        // What is large in them is not needed any more.
+        left.by_ref().take(count).for_each(drop);
         events += timed("deliver", deliver::part(ctx, claim, &found)).await?;
-        job.slot.delivered(piece.len());
+        job.slot.delivered(count);
     }
     Ok(events)
 }

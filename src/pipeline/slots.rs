@@ -2,8 +2,8 @@
 //!
 //! A slot stands for a range whose logs are not all there yet: it is free again with the last of them, so that the node has the
 //! next request while these are decoded and delivered. Two bounds keep what is at hand small all the same: a few ranges may
-//! wait behind a slow sink, and so many logs, counted also where they are only expected. What a log weighs is not counted:
-//! how large an answer may be is the business of `RPC_MAX_BYTES`.
+//! wait behind a slow sink, and so many logs, counted also where they are only expected. What is not counted is what a log
+//! weighs, which is the business of `RPC_MAX_BYTES`, and that an answer's room is free only with its last log.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

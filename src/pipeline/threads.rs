@@ -6,8 +6,9 @@
 //! for, connections, timers and what blocks, stays with the runtime that it was begun on: what both tracks share is not in slow
 //! hands, but for what is dropped with a range that was given up, and for locks, which are held for moments.
 //!
-//! A single block of history is worked on by all: it is soon done, and its answers are waited for no longer than a node usually
-//! takes. A thread that got no processor meanwhile would tell of a node that failed.
+//! A single block of history, which is all that there is of it above the final height, is worked on by all: it is soon done, and
+//! its answers are waited for no longer than a node usually takes. A thread that got no processor meanwhile would tell of a node
+//! that failed.
 
 use std::{io, thread::sleep, time::Duration};
 

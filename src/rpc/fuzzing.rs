@@ -129,9 +129,13 @@ async fn subscribed(socket: Socket) {
 /// An answer to this many calls, the first of them for logs, says the same whether it is read as a whole or as it arrives, in
 /// pieces of these sizes: the same logs and headers, or an error of the same kind.
 pub(super) fn told_in_pieces(body: &[u8], calls: u64, filter: &LogFilter, sizes: &[usize]) {
+    [1, 50, 600].into_iter().for_each(|enough| told_where_enough(enough, body, calls, filter, sizes));
+}
+
+fn told_where_enough(enough: usize, body: &[u8], calls: u64, filter: &LogFilter, sizes: &[usize]) {
     let is_batch = calls > 1;
     let gathering = || wire::Gathering::new(filter, LogIndex::Block);
-    let mut reader = Reader::eager(gathering(), 1);
+    let mut reader = Reader::eager(gathering(), enough);
     let mut rest = body;
     let (mut taken, mut sizes) = (Ok(()), sizes.iter().cycle());
     while taken.is_ok() && !rest.is_empty() {

@@ -89,8 +89,9 @@ impl<'f> Reader<'f> {
             text.extend_from_slice(bite);
             let read = self.read(&text)?;
             if read < cut_off {
+                text.drain(..read);
                 text.extend_from_slice(others);
-                return self.go_on(text.get(read..).unwrap_or_default());
+                return self.go_on_with(text);
             }
             rest = rest.get(read - cut_off..).unwrap_or_default();
         }
@@ -110,7 +111,7 @@ impl<'f> Reader<'f> {
     pub(super) fn end(mut self) -> Result<Rest<'f>, String> {
         if self.stands != Stands::Around {
             let unread = std::mem::take(&mut self.unread);
-            self.go_on(&unread)?;
+            self.go_on_with(unread)?;
         }
         if self.stands != Stands::Around {
             return Err("it ends within a list".to_owned());
@@ -137,11 +138,28 @@ impl<'f> Reader<'f> {
         if self.stands == Stands::Around {
             self.around(unread);
         } else {
-            // A log of megabytes is not tried for each piece of it.
-            self.enough = self.at_least.max(unread.len() * 2);
             self.unread.extend_from_slice(unread);
+            self.wait();
         }
         Ok(())
+    }
+
+    /// The same with a text of our own, which may be one huge log: there is no second one of its size.
+    fn go_on_with(&mut self, mut text: Vec<u8>) -> Result<(), String> {
+        let read = if self.stands == Stands::Around { 0 } else { self.read(&text)? };
+        text.drain(..read);
+        if self.stands == Stands::Around {
+            self.around(&text);
+        } else {
+            self.unread = text;
+            self.wait();
+        }
+        Ok(())
+    }
+
+    /// A log of megabytes is not tried for each piece of it.
+    fn wait(&mut self) {
+        self.enough = self.at_least.max(self.unread.len() * 2);
     }
 
     /// Reads what is there of the list, but for a log that is cut off; answers how much that was.

@@ -59,7 +59,7 @@ impl<W: Write + Send + 'static> StdoutSink<W> {
     }
 
     /// Writes in pieces, between which another call may write. Each goes to a thread for what blocks, and that is all the
-    /// way there is for it: neither is it copied, nor does another task stand between.
+    /// way there is for it: it is not copied.
     async fn write(&self, messages: &[Message]) -> std::io::Result<()> {
         let mut rest = messages;
         while let Some(piece) = next_piece(&mut rest) {
@@ -100,7 +100,8 @@ fn next_piece(rest: &mut &[Message]) -> Option<Piece> {
     let taken = rest.len() - others.len();
     let copied = || rest.iter().take(taken).flat_map(|message| [message.body(), "\n"]).collect();
     let ends = || Box::new((first.clone(), last.clone()));
-    let piece = if are_together { Piece::Composed(ends()) } else { Piece::Copied(copied()) };
+    let is_composed = are_together && first.lines_to(last).is_some();
+    let piece = if is_composed { Piece::Composed(ends()) } else { Piece::Copied(copied()) };
     *rest = others;
     Some(piece)
 }
