@@ -144,10 +144,10 @@ async fn hand_over(ctx: &Context, haste: Haste, queue: Queue<'_>) -> Result<(), 
     Ok(())
 }
 
-/// One call of a sink. That of history is made by the threads of everything else: it takes them a moment at a time, is no way
-/// across threads for each request in it, and holds no lock that a new block waits for in slow hands.
+/// One call of a sink. That of history is made by the threads of everything else, where it is of many requests: it takes them a
+/// moment at a time, and is no way across threads for each of these.
 async fn call(ctx: &Context, haste: Haste, sink: &Arc<dyn Sink>, pending: &Arc<[Message]>) -> Vec<Outcome> {
-    if haste == Haste::Urgent || !ctx.threads.are_apart() {
+    if haste == Haste::Urgent || !ctx.threads.are_apart() || sink.is_one_at_a_time() {
         return sink.send(pending).await;
     }
     let (sink, messages) = (sink.clone(), pending.clone());
