@@ -95,17 +95,19 @@ impl Home {
     }
 }
 
-/// Waits for a random moment: mostly after so many messages, so that the kills are spread over the catch-up; else early
-/// in the start. A listener that writes nothing for a while waits for what dead owners hold.
-async fn random_moment(dice: &mut Dice, listener: &Listener, messages: u64) {
+/// Waits for a random moment: mostly after so many messages of all listeners together, so that the kills are spread over the
+/// catch-up, whoever does most of it; else early in a start. Where nothing is written for a while they wait for what dead
+/// owners hold.
+async fn random_moment(dice: &mut Dice, listeners: &[Listener], messages: u64) {
     if dice.below(8) == 0 {
         return sleep(Duration::from_millis(dice.below(600))).await;
     }
-    let quota = listener.line_count() + usize::try_from(dice.below(2 * messages + 1)).unwrap();
+    let lines = || listeners.iter().map(Listener::line_count).sum::<usize>();
+    let quota = lines() + usize::try_from(dice.below(2 * messages + 1)).unwrap();
     let mut seen = (0, Instant::now());
-    while listener.line_count() <= quota && seen.1.elapsed() < Duration::from_secs(2) {
-        if listener.line_count() > seen.0 {
-            seen = (listener.line_count(), Instant::now());
+    while lines() <= quota && seen.1.elapsed() < Duration::from_secs(2) {
+        if lines() > seen.0 {
+            seen = (lines(), Instant::now());
         }
         sleep(Duration::from_millis(1)).await;
     }
@@ -122,7 +124,7 @@ async fn kill_and_restart(home: Home, replicas: usize) {
     let chain = Devchain::start(Options { logs_per_block: 4, ..still(blocks) }).await;
     let settings = home.settings(&chain);
     // Somewhat less than an equal share of all messages, so that the last kill comes before the catch-up ends.
-    let share = chain.transfers(1, blocks).await.len() / 2 / kills / replicas;
+    let share = chain.transfers(1, blocks).await.len() / 2 / kills;
     let (mut dice, mut ledger) = (Dice::told(), Ledger::default());
     let begun = Instant::now();
     let mut running: Vec<Listener> = (0..replicas).map(|_| settings.start()).collect();
@@ -131,7 +133,7 @@ async fn kill_and_restart(home: Home, replicas: usize) {
         let victim = kill % replicas;
         chain.mine(NEW_BLOCKS).await;
         head += NEW_BLOCKS;
-        random_moment(&mut dice, &running[victim], share as u64).await;
+        random_moment(&mut dice, &running, share as u64).await;
         let lines = running[victim].kill().await;
         let state = home.state(&settings).await;
         midway += usize::from(state.as_ref().is_none_or(|state| state.progress.watermark < head.cast_signed()));

@@ -25,7 +25,7 @@ use tracing::{debug, info, warn};
 use super::{Context, timed};
 use crate::{
     backoff::Backoff,
-    domain::{DeliveryMode, Header, Heights, Tag},
+    domain::{DeliveryMode, Header, Heights, Tag, Track},
     rpc::{At, EndpointState, RpcError},
     telemetry::{Edge, SeenProvider},
 };
@@ -109,6 +109,7 @@ async fn read_heads(ctx: &Context, publish: &watch::Sender<Option<View>>, signs:
     loop {
         let before = publish.borrow().as_ref().map(|view| view.head.number);
         let asked = Instant::now();
+        ctx.threads.make_way(Track::Realtime);
         let (latest, first_tags) =
             join!(timed("follow", newest(ctx, before)), first_tags(ctx, replace(&mut is_first, false)));
         tell_endpoints(ctx, &mut told, asked);

@@ -9,7 +9,8 @@
 //! `seal` closes what became final. Each verb is a file or a folder; beside them stand
 //!
 //! * `start`, a run from its beginning to its end, `tracks`, the loop, which decides when, `picture`, the state that it
-//!   plans from, `pauses`, what waits, `slots`, how much of history is under way at once, and `threads`, by which;
+//!   plans from, `pauses`, what waits, `slots`, how much of history is under way at once, `threads`, by which, and
+//!   `right_of_way`, when it rests for a new block;
 //! * `rescan` and `audit`, a second look at what was delivered: for what joined the filter, and at what another provider
 //!   has; `inspect`, the same for an operator, without any effect;
 //! * `extent`, how much data of a log is decoded at all, and `fuzzing`, what a hostile contract can emit.
@@ -48,6 +49,7 @@ mod pauses;
 mod picture;
 mod plan;
 mod rescan;
+mod right_of_way;
 mod slots;
 mod start;
 mod threads;
@@ -142,6 +144,7 @@ struct Job {
 /// One range through all stages. Dropping it at any await is safe: whatever was sent is sent again.
 async fn process(ctx: &Context, mut job: Job, view: &View) -> Result<Processed, StageError> {
     let (track, range) = (job.track, job.range);
+    ctx.threads.make_way(track);
     // One for the whole range: what it is committed under must be what all of it was filtered with (N25).
     let filter = ctx.filters.now()?;
     let claim = match timed("claim", claim::acquire(ctx, range)).await? {
@@ -169,6 +172,7 @@ async fn process(ctx: &Context, mut job: Job, view: &View) -> Result<Processed, 
         lost = claim::keep(ctx, &claim) => Err(lost),
         committed = work.instrument(span) => committed,
     };
+    ctx.threads.go_on(track);
     if let Err(error) = &outcome {
         debug!(%range, %error, "range not finished");
         claim::release(ctx, &claim).await;
@@ -189,6 +193,8 @@ async fn one_block(
     let header = Some(view.head).filter(|head| head.number == number);
     let (header, logs) = timed("fetch", fetch::block(ctx, &ctx.log_filter, number, header)).await?;
     job.slot.fetched(logs.len(), true);
+    // The node may have been far away.
+    ctx.threads.make_way(job.track);
     let wanted = wanted(ctx, filter, &relevant(ctx, filter, logs));
     let mut delivered = timed("deliver", deliver::journaled(ctx, claim, &header, &wanted)).await?;
     loop {

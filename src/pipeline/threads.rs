@@ -1,14 +1,14 @@
 //! Threads of history, which make way for everything else.
 //!
 //! History takes all the processor time there is. A new block goes through eight steps, and before each it would wait for a
-//! thread that is busy with a piece of history, and then for a processor. So ranges of history have threads of their own, of the
-//! lowest priority: the system takes the processor from them as soon as anything else has work. What such a range opens or waits
-//! for, connections, timers and what blocks, stays with the runtime that it was begun on: what both tracks share is not in slow
-//! hands, but for what is dropped with a range that was given up, and for locks, which are held for moments.
+//! thread that is busy with a piece of history, and then for a processor. So ranges of history have threads of their own, of a
+//! low priority, and rest while a new block is on its way. What such a range opens or waits for, connections, timers and what
+//! blocks, stays with the runtime that it was begun on: what both tracks share is not in slow hands, but for what is dropped with
+//! a range that was given up, and for locks, which are held for moments.
 //!
-//! A single block of history, which is all that there is of it above the final height, is worked on by all: it is soon done, and
-//! its answers are waited for no longer than a node usually takes. A thread that got no processor meanwhile would tell of a node
-//! that failed.
+//! A single block of history, which is all that there is of it above the final height, is worked on by all threads: it is soon
+//! done, and its answers are waited for no longer than a node usually takes. A thread that got no processor meanwhile would tell
+//! of a node that failed.
 
 use std::{io, thread::sleep, time::Duration};
 
@@ -18,12 +18,17 @@ use tokio::{
 };
 use tokio_util::context::TokioContext;
 
+use super::right_of_way::RightOfWay;
 use crate::domain::{BlockRange, Track};
 
 /// Threads for what blocks: files, names of hosts, standard output.
 const BLOCKING: usize = 16;
 /// Longer than it takes to begin all of them.
 const BEGINNING: Duration = Duration::from_millis(5);
+/// How far history stands back. It has a thirtieth of the processor time of whatever wants all of it, other processes among
+/// them: with a seventieth, the least that there is, history starves on a busy machine.
+#[cfg(target_os = "linux")]
+const NICENESS: i32 = 15;
 /// As long as anything runs.
 const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
 
@@ -49,6 +54,7 @@ pub fn runtime() -> io::Result<Runtime> {
 pub struct Threads {
     /// `None`: both tracks share those of the runtime.
     history: Option<Runtime>,
+    way: RightOfWay,
 }
 
 impl Threads {
@@ -60,15 +66,29 @@ impl Threads {
     pub fn with_some_for_history() -> io::Result<Self> {
         let mut builder = Builder::new_multi_thread();
         // What is dropped by them may need drivers, too.
-        let history = builder.enable_all().thread_name("history").on_thread_start(make_way).build();
+        let history = builder.enable_all().thread_name("history").on_thread_start(stand_back).build();
         let told =
             |error: io::Error| io::Error::new(error.kind(), format!("cannot start threads for history: {error}"));
-        Ok(Self { history: Some(history.map_err(told)?) })
+        Ok(Self { history: Some(history.map_err(told)?), way: RightOfWay::default() })
     }
 
     /// Whether history has some of its own.
     pub(super) fn are_apart(&self) -> bool {
         self.history.is_some()
+    }
+
+    /// A step of this track begins. Where it is one of a new block, history makes way for it.
+    pub(super) fn make_way(&self, track: Track) {
+        if track == Track::Realtime {
+            self.way.take();
+        }
+    }
+
+    /// The new block is delivered.
+    pub(super) fn go_on(&self, track: Track) {
+        if track == Track::Realtime {
+            self.way.give_back();
+        }
     }
 
     /// Begins work on a range of a track.
@@ -78,8 +98,13 @@ impl Threads {
         tasks: &mut JoinSet<T>,
         work: impl Future<Output = T> + Send + 'static,
     ) {
+        if track == Track::Realtime {
+            tasks.spawn(work);
+            return;
+        }
+        let work = self.way.behind(work);
         match &self.history {
-            Some(history) if track == Track::Historical && range.blocks() > 1 => {
+            Some(history) if range.blocks() > 1 => {
                 tasks.spawn_on(TokioContext::new(work, Handle::current()), history.handle())
             }
             _ => tasks.spawn(work),
@@ -96,11 +121,11 @@ impl Drop for Threads {
     }
 }
 
-/// Gives this thread the lowest priority. On Linux each thread has one of its own.
-fn make_way() {
+/// Gives this thread a low priority. On Linux each thread has one of its own.
+fn stand_back() {
     #[cfg(target_os = "linux")]
     // Where that is forbidden, history competes with new blocks, and nothing is lost by it.
-    rustix::process::nice(19).ok();
+    rustix::process::nice(NICENESS).ok();
 }
 
 #[cfg(test)]
@@ -112,7 +137,7 @@ mod tests {
         let here = || {
             let name = std::thread::current().name().unwrap_or_default().to_owned();
             #[cfg(target_os = "linux")]
-            let name = format!("{name} {}", rustix::process::nice(0).unwrap());
+            let name = format!("{name} at {}", rustix::process::nice(0).unwrap());
             name
         };
         // The timer is that of the runtime that it was begun on.
@@ -138,7 +163,7 @@ mod tests {
         let history = at(own(), Track::Historical, 2);
         assert!(history[0].starts_with("history") && history[1] == other[1], "{history:?}");
         #[cfg(target_os = "linux")]
-        assert!(history[0].ends_with(" 19") && !other[0].ends_with(" 19"), "{history:?} {other:?}");
+        assert!(history[0].ends_with(" at 15") && !other[0].ends_with(" at 15"), "{history:?} {other:?}");
     }
 
     #[test]
