@@ -5,7 +5,7 @@
 //! a node or the store takes its time it goes on, and in any case it has half of the time.
 
 use std::{
-    future::poll_fn,
+    future::{pending, poll_fn},
     pin::{Pin, pin},
     task::ready,
     time::Duration,
@@ -72,8 +72,13 @@ impl RightOfWay {
 
 /// Waits until the new block is through, but no longer than until then.
 async fn over(mut rest: watch::Receiver<Rest>, until: Instant) {
-    // Either way it is over, and where nobody can take the right of way any more, too.
-    timeout_at(until, rest.wait_for(|rest| rest.until.is_none())).await.map(drop).unwrap_or_default();
+    let through = async {
+        if rest.wait_for(|rest| rest.until.is_none()).await.is_err() {
+            // Nobody is there any more to say so.
+            pending::<()>().await;
+        }
+    };
+    timeout_at(until, through).await.unwrap_or_default();
 }
 
 #[cfg(test)]
@@ -141,7 +146,7 @@ mod tests {
         assert!((80..120).contains(&done), "{done} of 200");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn work_that_ends_gives_its_result_and_without_a_new_block_nothing_waits() {
         let way = RightOfWay::default();
         way.give_back();
