@@ -104,6 +104,11 @@ fn outcomes(records: &[Record]) -> [usize; 4] {
     counts
 }
 
+/// Whether this line of the metrics counts requests that were refused for their number.
+fn is_refusal(line: &str) -> bool {
+    line.starts_with("chaintap_rpc_requests_total{") && line.contains("outcome=\"rate_limited\"")
+}
+
 #[tokio::test]
 async fn an_incident_is_recorded_without_secrets_and_another_listener_makes_the_same_of_it() {
     let chain = chain_of(110).await;
@@ -173,14 +178,17 @@ async fn an_incident_is_recorded_without_secrets_and_another_listener_makes_the_
     assert!(!live.is_empty() && !retracted.is_empty());
     let same = || async { outcome(&again.messages())[0] == live };
     eventually("the same counts in the end", SOON, same).await;
+    let metrics = again.get("/metrics").await.unwrap().1;
     let (code, replayed, log) = again.stop().await;
     let [live_again, retracted_again] = outcome(&replayed);
     assert_eq!((code, live_again == live), (0, true), "{log}");
     // A slower listener may not have sent all of it before it left the chain.
     assert!(retracted_again.is_subset(&retracted), "{log}");
-    for words in ["gremlins", "HTTP 429: slow down", "request timed out", "invalid JSON"] {
+    for words in ["gremlins", "request timed out", "invalid JSON"] {
         assert!(log.contains(words), "nobody said {words:?} again:\n{log}");
     }
+    // The log has the words of this one only where the other endpoint did not have the block either.
+    assert!(metrics.lines().any(is_refusal), "no request was refused again:\n{metrics}");
 }
 
 #[tokio::test]
