@@ -80,15 +80,6 @@ impl Heights {
         }
     }
 
-    /// The height of the higher tag, where one is known.
-    #[must_use]
-    pub fn highest_tag(&self) -> Option<u64> {
-        match self.safe.max(self.finalized) {
-            Tag::At(height) => Some(height),
-            Tag::Unread | Tag::Absent => None,
-        }
-    }
-
     /// The highest block that `mode` may deliver; `None` where there is none yet. `safe` falls back to the final
     /// height on a chain without the tag, but not while it is unread.
     #[must_use]

@@ -110,16 +110,11 @@ async fn read_heads(ctx: &Context, publish: &watch::Sender<Option<View>>, signs:
         let before = publish.borrow().as_ref().map(|view| view.head.number);
         let asked = Instant::now();
         ctx.threads.make_way(Track::Realtime);
-        let is_first = replace(&mut is_first, false);
-        let followed = timed("follow", async {
-            let (latest, tags) = join!(latest(ctx), first_tags(ctx, is_first));
-            let before = before.or(tags.highest_tag());
-            plausible(ctx, latest?, before).await.map(|head| (head, tags))
-        });
-        let followed = followed.await;
+        let (latest, first_tags) =
+            join!(timed("follow", newest(ctx, before)), first_tags(ctx, replace(&mut is_first, false)));
         tell_endpoints(ctx, &mut told, asked);
-        match followed {
-            Ok((head, first_tags)) => {
+        match latest {
+            Ok(head) => {
                 if replace(&mut is_outage, false) {
                     info!(head = head.number, "the head is read again");
                 }
@@ -149,20 +144,11 @@ async fn read_heads(ctx: &Context, publish: &watch::Sender<Option<View>>, signs:
     }
 }
 
-/// The newest block.
-pub(super) async fn newest(ctx: &Context) -> Result<Header, RpcError> {
-    plausible(ctx, latest(ctx).await?, None).await
-}
-
-/// What a node calls the newest block.
-async fn latest(ctx: &Context) -> Result<Header, RpcError> {
-    let latest = ctx.source.header(At::Latest).await?;
-    latest.ok_or_else(|| RpcError::Behind("the node has no latest block".into()))
-}
-
-/// A head that is far above what was known `before`, or before which nothing was, must be a block that the node also knows by
+/// The newest block. One that is far above the last one, or the first one, must be a block that the node also knows by
 /// its number: a number out of thin air would make everything below it look final (R15).
-async fn plausible(ctx: &Context, head: Header, before: Option<u64>) -> Result<Header, RpcError> {
+pub(super) async fn newest(ctx: &Context, before: Option<u64>) -> Result<Header, RpcError> {
+    let latest = ctx.source.header(At::Latest).await?;
+    let head = latest.ok_or_else(|| RpcError::Behind("the node has no latest block".into()))?;
     if before.is_some_and(|before| head.number <= before.saturating_add(ctx.chain.finality_depth)) {
         return Ok(head);
     }

@@ -31,7 +31,8 @@ struct Rest {
 }
 
 impl RightOfWay {
-    /// A new block comes: history rests, unless it has just done so.
+    /// A new block comes, or is looked for: history rests, unless it has just done so. Where nobody gives it back, as where there
+    /// is no new block, that is over soon by itself.
     pub(super) fn take(&self) {
         let now = Instant::now();
         self.0.send_if_modified(|rest| {
@@ -60,8 +61,9 @@ impl RightOfWay {
                         ready!(pause.as_mut().poll(cx));
                         resting = None;
                     }
-                    let until = rest.borrow().until.filter(|end| *end > Instant::now());
-                    let Some(until) = until else { return work.as_mut().poll(cx) };
+                    // A new block waits for whoever holds this.
+                    let until = rest.borrow().until;
+                    let Some(until) = until.filter(|end| *end > Instant::now()) else { return work.as_mut().poll(cx) };
                     resting = Some(Box::pin(over(rest.clone(), until)));
                 }
             })

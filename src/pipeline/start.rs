@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use tokio::{
-    select,
     sync::watch,
     task::JoinSet,
     time::{Instant, sleep},
@@ -16,7 +15,6 @@ use super::{Context, View, filter, follow, pauses, tracks::Tracks};
 use crate::{
     backoff::Backoff,
     config::StartBlock,
-    domain::Header,
     rpc::RpcError,
     store::{HEARTBEAT_EVERY, Start, StoreError},
     telemetry::{Edge, metrics},
@@ -51,7 +49,7 @@ pub async fn run(ctx: Arc<Context>, start: StartBlock, until: Option<u64>, stop:
         ctx.filters.ready().await;
         Ok(())
     };
-    let begun = select! {
+    let begun = tokio::select! {
         biased;
         () = stop.cancelled() => Err(Ended::Stopped),
         begun = beginning => begun,
@@ -63,7 +61,7 @@ pub async fn run(ctx: Arc<Context>, start: StartBlock, until: Option<u64>, stop:
     }
     ctx.vitals.started();
     let mut tracks = Tracks::new(ctx.clone(), views, until);
-    let ended = select! {
+    let ended = tokio::select! {
         biased;
         ended = tracks.turn(stop) => ended,
         Some(died) = keepers.join_next() => Ended::Broken(format!("a keeper ended: {died:?}")),
@@ -93,12 +91,11 @@ async fn begin(ctx: &Context, start: StartBlock, views: &watch::Receiver<Option<
     let mut backoff = Backoff::new(pauses::LONGEST);
     loop {
         let asked = Instant::now();
-        // Whoever follows the head may know it sooner; what goes wrong is told by what is asked here. An endpoint proves its chain
-        // id before an answer counts.
-        let head = select! {
-            biased;
-            Some(head) = seen(views) => Ok(head),
-            newest = follow::newest(ctx) => newest,
+        // Whoever follows the head may know it already; an endpoint proves its chain id before its first answer.
+        let seen = views.borrow().as_ref().map(|view| view.head);
+        let head = match seen {
+            Some(head) => Ok(head),
+            None => follow::newest(ctx, None).await,
         };
         let opened = match head {
             Ok(head) => {
@@ -134,11 +131,6 @@ async fn begin(ctx: &Context, start: StartBlock, views: &watch::Receiver<Option<
             Err(error) => return Err(Ended::Unusable(error)),
         }
     }
-}
-
-/// The head, once whoever follows it has seen one.
-async fn seen(views: &watch::Receiver<Option<View>>) -> Option<Header> {
-    views.clone().wait_for(Option::is_some).await.ok()?.as_ref().map(|view| view.head)
 }
 
 /// Says every few seconds that this process lives, so that its claims are taken over soon after it died. It tells of the

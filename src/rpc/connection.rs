@@ -9,10 +9,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    join,
-    time::{Instant, timeout},
-};
+use tokio::time::{Instant, timeout};
 use tracing::info;
 
 use super::{RpcError, bearing::Bearing, budget::Budget, client::Node, tap::Tape};
@@ -30,8 +27,6 @@ const AGAIN: (Duration, Duration) = (Duration::from_mins(1), Duration::from_hour
 #[derive(Default)]
 pub(super) struct Connection {
     line: Arc<Mutex<Option<Line>>>,
-    /// The node behind HTTP before it proved to be of the right chain.
-    newcomer: Mutex<Option<Arc<Node>>>,
     /// Held by who connects: whoever comes meanwhile waits for that.
     connecting: tokio::sync::Mutex<()>,
 }
@@ -60,47 +55,12 @@ impl Connection {
         self.line().as_ref().map(|line| line.node.clone())
     }
 
-    /// What the node answers to a request. One that is new, and reached over HTTP, is asked beside its proof that it is of the right
-    /// chain: that saves a way there and back, and the answer counts only with the proof.
-    ///
-    /// # Errors
-    ///
-    /// Of the proof first.
-    pub(super) async fn ask<R, F>(
-        &self,
-        way: Way<'_>,
-        is_doubtful: bool,
-        request: impl FnOnce(Arc<Node>) -> F,
-    ) -> Result<R, RpcError>
-    where
-        F: Future<Output = Result<R, RpcError>>,
-    {
-        let http = way.provider.http.as_ref().filter(|_| self.node_now().is_none());
-        let Some(http) = http else { return request(self.node(way, is_doubtful).await?).await };
-        let newcomer = self.newcomer(way, http)?;
-        // Apart, for it happens once.
-        let (proof, answer) = Box::pin(async { join!(self.node(way, is_doubtful), request(newcomer)) }).await;
-        proof.and(answer)
-    }
-
-    /// The node behind HTTP, of which nothing is known yet: the same for whoever asks.
-    fn newcomer(&self, way: Way<'_>, http: &SecretUrl) -> Result<Arc<Node>, RpcError> {
-        let mut newcomer = self.newcomer.lock().unwrap_or_else(PoisonError::into_inner);
-        let node = match newcomer.take() {
-            Some(node) => node,
-            None => Arc::new(way.http(http)?),
-        };
-        *newcomer = Some(node.clone());
-        Ok(node)
-    }
-
     /// The verified node; connects where there is no connection yet. `is_doubtful`: it was away, and is verified again.
-    async fn node(&self, way: Way<'_>, is_doubtful: bool) -> Result<Arc<Node>, RpcError> {
+    pub(super) async fn node(&self, way: Way<'_>, is_doubtful: bool) -> Result<Arc<Node>, RpcError> {
         if self.node_now().is_none() {
             let _turn = self.connecting.lock().await;
             if self.node_now().is_none() {
-                let line = self.connect(way).await?;
-                *self.line() = Some(line);
+                *self.line() = Some(way.connect().await?);
             }
         }
         self.try_http_again(way, is_doubtful);
@@ -109,18 +69,6 @@ impl Connection {
             way.judge(node.chain_id().await?)?;
         }
         Ok(node)
-    }
-
-    async fn connect(&self, way: Way<'_>) -> Result<Line, RpcError> {
-        match (&way.provider.http, &way.provider.socket) {
-            (Some(http), _) => {
-                let node = self.newcomer(way, http)?;
-                way.judge(node.chain_id().await?)?;
-                Ok(Line { node, again: None })
-            }
-            (None, Some(socket)) => way.over_either(socket).await,
-            (None, None) => Err(RpcError::Fatal("it has no address".to_owned())),
-        }
     }
 
     /// Tries HTTP beside the socket that stands in for it, where it is time to: no request waits for that, and where HTTP
@@ -158,6 +106,18 @@ impl Connection {
 }
 
 impl Way<'_> {
+    async fn connect(self) -> Result<Line, RpcError> {
+        match (&self.provider.http, &self.provider.socket) {
+            (Some(http), _) => {
+                let node = self.http(http)?;
+                self.judge(node.chain_id().await?)?;
+                Ok(Line { node: Arc::new(node), again: None })
+            }
+            (None, Some(socket)) => self.over_either(socket).await,
+            (None, None) => Err(RpcError::Fatal("it has no address".to_owned())),
+        }
+    }
+
     /// Over HTTP, where the node behind the socket has it.
     async fn over_either(self, socket: &SecretUrl) -> Result<Line, RpcError> {
         let endpoint = self.provider.name.as_str();
@@ -350,27 +310,6 @@ mod tests {
         let connection = Connection::default();
         let connecting = connection.node(way(&endpoint, &limits), false);
         timeout(Duration::from_mins(1), connecting).await.unwrap().unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_new_node_is_asked_beside_its_proof_and_its_answer_counts_only_with_it() {
-        let (devchain, limits) = (devchain().await, Limits::default());
-        let url = SecretUrl::parse(&format!("http://{}/", devchain.address)).unwrap();
-        let budget = Arc::new(Budget::default());
-        let endpoint = (Provider::from(url), Arc::clone(&budget), Arc::new(Bearing::new(budget)));
-        for (chain_id, is_theirs) in [(Options::CHAIN_ID, true), (Options::CHAIN_ID + 1, false)] {
-            let connection = Connection::default();
-            let way = Way { chain_id, ..way(&endpoint, &limits) };
-            let is_new = |_| {
-                let is_new = connection.node_now().is_none();
-                async move { Ok(is_new) }
-            };
-            match connection.ask(way, false, is_new).await {
-                Ok(was_new) => assert!(is_theirs && was_new),
-                Err(error) => assert!(!is_theirs && matches!(error, RpcError::WrongChain { .. }), "{error}"),
-            }
-            assert_eq!(connection.node_now().is_some(), is_theirs);
-        }
     }
 
     #[tokio::test]

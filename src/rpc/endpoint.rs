@@ -183,7 +183,8 @@ impl Endpoint {
             (true, true) if question.is_quick() => usual.min(limits.rpc_timeout),
             _ => Duration::MAX,
         };
-        let answer = timeout(limit, self.answer((chain_id, limits), request)).await.unwrap_or(Err(RpcError::TimedOut));
+        let asked = async { request(self.node(chain_id, limits).await?).await };
+        let answer = timeout(limit, asked).await.unwrap_or(Err(RpcError::TimedOut));
         self.remember(question, begun.elapsed(), answer.as_ref().err());
         answer
     }
@@ -207,26 +208,17 @@ impl Endpoint {
         self.connection.node_now().is_some()
     }
 
-    /// What the verified node behind this endpoint answers; connects at the first call that succeeds, and verifies it again
-    /// after an outage.
-    async fn answer<R, F>(
-        &self,
-        (chain_id, limits): (u64, &Limits),
-        request: impl FnOnce(Arc<Node>) -> F,
-    ) -> Result<R, RpcError>
-    where
-        F: Future<Output = Result<R, RpcError>>,
-    {
+    /// The verified node behind this endpoint; connects at the first call that succeeds, and verifies it again after an
+    /// outage.
+    async fn node(&self, chain_id: u64, limits: &Limits) -> Result<Arc<Node>, RpcError> {
         let (provider, budget, bearing) = (&self.provider, &self.budget, &self.bearing);
         let way = Way { provider, chain_id, limits, budget, bearing, recorder: self.recorder.get() };
         let is_doubtful = self.record().doubtful;
-        let verified = |node| {
-            if is_doubtful {
-                self.record().doubtful = false;
-            }
-            request(node)
-        };
-        self.connection.ask(way, is_doubtful, verified).await
+        let node = self.connection.node(way, is_doubtful).await?;
+        if is_doubtful {
+            self.record().doubtful = false;
+        }
+        Ok(node)
     }
 
     fn remember(&self, question: Question, took: Duration, error: Option<&RpcError>) {
