@@ -9,6 +9,7 @@
 
 use std::{
     collections::HashMap,
+    future::pending,
     mem::replace,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
@@ -59,15 +60,18 @@ pub struct View {
     pub heights: Heights,
 }
 
-/// Keeps the published view fresh; never returns.
-pub(super) async fn heads(ctx: &Context, publish: &watch::Sender<Option<View>>) {
+/// Keeps the published view fresh. Returns only where there is none, because an endpoint is of another chain: that error.
+pub(super) async fn heads(ctx: &Context, publish: &watch::Sender<Option<View>>) -> RpcError {
     let signs = Signs::default();
-    join!(
-        read_heads(ctx, publish, &signs),
-        read_tags(ctx, publish, &signs),
-        keep_socket(ctx, &signs),
-        ctx.source.tend()
-    );
+    let beside = async {
+        join!(read_tags(ctx, publish, &signs), keep_socket(ctx, &signs), ctx.source.tend());
+        pending().await
+    };
+    select! {
+        biased;
+        wrong_chain = read_heads(ctx, publish, &signs) => wrong_chain,
+        never = beside => never,
+    }
 }
 
 /// What the socket tells the reader of heads.
@@ -100,8 +104,8 @@ fn silence(block_time: Duration) -> Duration {
     SILENCE.max(block_time * 3)
 }
 
-/// Reads the head whenever it is time to.
-async fn read_heads(ctx: &Context, publish: &watch::Sender<Option<View>>, signs: &Signs) {
+/// Reads the head whenever it is time to; returns as [`heads`].
+async fn read_heads(ctx: &Context, publish: &watch::Sender<Option<View>>, signs: &Signs) -> RpcError {
     let mut backoff = Backoff::new(OUTAGE);
     let mut is_outage = false;
     let mut is_first = true;
@@ -128,6 +132,7 @@ async fn read_heads(ctx: &Context, publish: &watch::Sender<Option<View>>, signs:
                 }
                 signs.next(ctx.chain.block_time).await;
             }
+            Err(error @ RpcError::WrongChain { .. }) if before.is_none() => return error,
             Err(error) => {
                 if replace(&mut is_outage, true) {
                     debug!(%error, "head not read");
@@ -146,7 +151,7 @@ async fn read_heads(ctx: &Context, publish: &watch::Sender<Option<View>>, signs:
 
 /// The newest block. One that is far above the last one, or the first one, must be a block that the node also knows by
 /// its number: a number out of thin air would make everything below it look final (R15).
-pub(super) async fn newest(ctx: &Context, before: Option<u64>) -> Result<Header, RpcError> {
+async fn newest(ctx: &Context, before: Option<u64>) -> Result<Header, RpcError> {
     let latest = ctx.source.header(At::Latest).await?;
     let head = latest.ok_or_else(|| RpcError::Behind("the node has no latest block".into()))?;
     if before.is_some_and(|before| head.number <= before.saturating_add(ctx.chain.finality_depth)) {
@@ -434,7 +439,7 @@ mod tests {
             let first = seen(&mut views, |_| true).await;
             seen(&mut views, |view| view.head.number >= first.head.number + 3).await
         };
-        let last = tokio::select! { view = look => view, () = heads(&context, &publish) => unreachable!() };
+        let last = tokio::select! { view = look => view, wrong = heads(&context, &publish) => panic!("{wrong}") };
         assert_eq!(last.heights, Heights { head: last.head.number, safe: Tag::Unread, finalized: Tag::Unread });
     }
 
@@ -452,6 +457,6 @@ mod tests {
             let later = seen(&mut views, |view| view.head.number > read.head.number + 15).await;
             assert!(later.heights.finalized >= read.heights.finalized && later.heights.safe == Tag::Absent);
         };
-        tokio::select! { () = look => {}, () = heads(&context, &publish) => unreachable!() }
+        tokio::select! { () = look => {}, wrong = heads(&context, &publish) => panic!("{wrong}") }
     }
 }

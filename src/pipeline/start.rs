@@ -1,9 +1,10 @@
 //! A run, from its start to its end: the state is opened once the node proved to be of the right chain, the keepers of
 //! head, filter and heartbeat go on beside the loop, and what is in flight at the end is finished or given back.
 
-use std::sync::Arc;
+use std::{convert::Infallible, future::pending, sync::Arc};
 
 use tokio::{
+    select,
     sync::watch,
     task::JoinSet,
     time::{Instant, sleep},
@@ -40,16 +41,20 @@ pub async fn run(ctx: Arc<Context>, start: StartBlock, until: Option<u64>, stop:
     let (publish, views) = watch::channel(None);
     let mut keepers = JoinSet::new();
     let (head_ctx, beat_ctx, filter_ctx) = (ctx.clone(), ctx.clone(), ctx.clone());
-    keepers.spawn(async move { follow::heads(&head_ctx, &publish).await });
+    keepers.spawn(async move { Ended::WrongChain(follow::heads(&head_ctx, &publish).await) });
     let filter_views = views.clone();
     let beginning = async {
-        begin(&ctx, start, &views).await?;
-        keepers.spawn(async move { beat(&beat_ctx).await });
-        keepers.spawn(async move { filter::keep_published(&filter_ctx, filter_views).await });
+        select! {
+            biased;
+            begun = begin(&ctx, start, views.clone()) => begun?,
+            ended = ended(&mut keepers) => return Err(ended),
+        }
+        keepers.spawn(async move { match beat(&beat_ctx).await {} });
+        keepers.spawn(async move { match filter::keep_published(&filter_ctx, filter_views).await {} });
         ctx.filters.ready().await;
         Ok(())
     };
-    let begun = tokio::select! {
+    let begun = select! {
         biased;
         () = stop.cancelled() => Err(Ended::Stopped),
         begun = beginning => begun,
@@ -61,10 +66,10 @@ pub async fn run(ctx: Arc<Context>, start: StartBlock, until: Option<u64>, stop:
     }
     ctx.vitals.started();
     let mut tracks = Tracks::new(ctx.clone(), views, until);
-    let ended = tokio::select! {
+    let ended = select! {
         biased;
         ended = tracks.turn(stop) => ended,
-        Some(died) = keepers.join_next() => Ended::Broken(format!("a keeper ended: {died:?}")),
+        ended = ended(&mut keepers) => ended,
     };
     if let Ended::Unusable(StoreError::Vanished(reason)) = &ended {
         let (chain, watermark) = (ctx.chain.id, tracks.watermark);
@@ -86,34 +91,28 @@ pub async fn run(ctx: Arc<Context>, start: StartBlock, until: Option<u64>, stop:
     ended
 }
 
-/// Opens the state; waits for the store and, where the start depends on it, for the node.
-async fn begin(ctx: &Context, start: StartBlock, views: &watch::Receiver<Option<View>>) -> Result<(), Ended> {
+/// Why the first of the keepers ended.
+async fn ended(keepers: &mut JoinSet<Ended>) -> Ended {
+    match keepers.join_next().await {
+        Some(Ok(ended)) => ended,
+        died => Ended::Broken(format!("a keeper ended: {died:?}")),
+    }
+}
+
+/// Opens the state; waits for the store and for the node, which proved its chain id before its head was seen.
+async fn begin(ctx: &Context, start: StartBlock, mut views: watch::Receiver<Option<View>>) -> Result<(), Ended> {
     let mut backoff = Backoff::new(pauses::LONGEST);
     loop {
+        let seen = views.wait_for(Option::is_some).await.map(|view| view.as_ref().map(|view| view.head.number));
+        // Whoever follows the head tells why it ended.
+        let Ok(Some(head)) = seen else { return pending().await };
+        let start = match start {
+            StartBlock::Latest => Start::Latest(head),
+            StartBlock::At(first) => Start::At(first),
+            StartBlock::Expected => Start::Expected,
+        };
         let asked = Instant::now();
-        // Whoever follows the head may know it already; an endpoint proves its chain id before its first answer.
-        let seen = views.borrow().as_ref().map(|view| view.head);
-        let head = match seen {
-            Some(head) => Ok(head),
-            None => follow::newest(ctx, None).await,
-        };
-        let opened = match head {
-            Ok(head) => {
-                let start = match start {
-                    StartBlock::Latest => Start::Latest(head.number),
-                    StartBlock::At(first) => Start::At(first),
-                    StartBlock::Expected => Start::Expected,
-                };
-                ctx.store.init(start).await
-            }
-            Err(error @ RpcError::WrongChain { .. }) => return Err(Ended::WrongChain(error)),
-            Err(error) => {
-                warn!(%error, "waiting for the node");
-                backoff.wait(None).await;
-                continue;
-            }
-        };
-        match opened {
+        match ctx.store.init(start).await {
             Ok(state) => {
                 ctx.vitals.edge(Edge::Store, Ok(()));
                 let at = &state.progress;
@@ -135,7 +134,7 @@ async fn begin(ctx: &Context, start: StartBlock, views: &watch::Receiver<Option<
 
 /// Says every few seconds that this process lives, so that its claims are taken over soon after it died. It tells of the
 /// store, because it writes: a store that is full answers questions and takes nothing.
-async fn beat(ctx: &Context) {
+async fn beat(ctx: &Context) -> Infallible {
     loop {
         let asked = Instant::now();
         match ctx.store.heartbeat().await {

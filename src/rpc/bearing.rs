@@ -109,9 +109,20 @@ impl Bearing {
     }
 
     /// For how long it wants to be left alone.
-    pub(super) fn wait(&self) -> Option<Duration> {
+    fn wait(&self) -> Option<Duration> {
         let wait = self.state().waits_until?.saturating_duration_since(Instant::now());
         (!wait.is_zero()).then_some(wait)
+    }
+
+    /// Whether it may be asked now.
+    ///
+    /// # Errors
+    ///
+    /// [`RpcError::Throttled`] while it wants to be left alone.
+    pub(super) fn may_be_asked(&self) -> Result<(), RpcError> {
+        let Some(wait) = self.wait() else { return Ok(()) };
+        let message = "the endpoint asked to be left alone for a while".to_owned();
+        Err(RpcError::Throttled { message, retry_after: Some(wait) })
     }
 
     /// It asked to be left alone for so long (`Retry-After`).

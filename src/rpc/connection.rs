@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, timeout};
+use tokio::{
+    time::{Instant, timeout},
+    try_join,
+};
 use tracing::info;
 
 use super::{RpcError, bearing::Bearing, budget::Budget, client::Node, tap::Tape};
@@ -42,6 +45,14 @@ pub(super) struct Way<'a> {
     pub(super) recorder: Option<&'a Recorder>,
 }
 
+/// A node that is not verified yet, and the turn to do that.
+pub(super) struct Newcomer<'a> {
+    pub(super) node: Arc<Node>,
+    line: &'a Mutex<Option<Line>>,
+    turn: tokio::sync::MutexGuard<'a, ()>,
+    way: Way<'a>,
+}
+
 #[derive(Clone)]
 struct Line {
     node: Arc<Node>,
@@ -55,11 +66,28 @@ impl Connection {
         self.line().as_ref().map(|line| line.node.clone())
     }
 
+    /// The node behind HTTP, where there is no connection yet and nobody else is about to verify it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::node`].
+    pub(super) async fn newcomer<'a>(&'a self, way: Way<'a>) -> Result<Option<Newcomer<'a>>, RpcError> {
+        let Some(http) = way.provider.http.as_ref().filter(|_| self.node_now().is_none()) else { return Ok(None) };
+        let turn = self.connecting.lock().await;
+        if self.node_now().is_some() {
+            return Ok(None);
+        }
+        way.bearing.may_be_asked()?;
+        Ok(Some(Newcomer { node: Arc::new(way.http(http)?), line: &self.line, turn, way }))
+    }
+
     /// The verified node; connects where there is no connection yet. `is_doubtful`: it was away, and is verified again.
     pub(super) async fn node(&self, way: Way<'_>, is_doubtful: bool) -> Result<Arc<Node>, RpcError> {
         if self.node_now().is_none() {
             let _turn = self.connecting.lock().await;
             if self.node_now().is_none() {
+                // Whoever tried before may have been told to wait.
+                way.bearing.may_be_asked()?;
                 *self.line() = Some(way.connect().await?);
             }
         }
@@ -102,6 +130,27 @@ impl Connection {
 
     fn line(&self) -> MutexGuard<'_, Option<Line>> {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Newcomer<'_> {
+    /// What it answers to a request while it is asked for its chain: that saves a way there and back. The answer counts only
+    /// where the chain is the right one, and is not waited for where it is not.
+    ///
+    /// # Errors
+    ///
+    /// Why it is not verified, or else the error of the request.
+    pub(super) async fn answer<R>(self, request: impl Future<Output = Result<R, RpcError>>) -> Result<R, RpcError> {
+        let Self { node, line, turn, way } = self;
+        let proof = async {
+            way.judge(node.chain_id().await?)?;
+            *line.lock().unwrap_or_else(PoisonError::into_inner) = Some(Line { node, again: None });
+            // Nobody else waits for the answer.
+            drop(turn);
+            Ok(())
+        };
+        let ((), answer) = try_join!(proof, async { Ok(request.await) })?;
+        answer
     }
 }
 
@@ -193,7 +242,16 @@ mod tests {
 
     /// The endpoint of this name, of which only the socket is told.
     fn endpoint(devchain: &Serving, name: &str) -> (Provider, Arc<Budget>, Arc<Bearing>) {
-        let url = SecretUrl::parse(&format!("ws://{}/{name}", devchain.address)).unwrap();
+        endpoint_at(&format!("ws://{}/{name}", devchain.address))
+    }
+
+    /// The endpoint of this name, which has no socket.
+    fn over_http_only(devchain: &Serving, name: &str) -> (Provider, Arc<Budget>, Arc<Bearing>) {
+        endpoint_at(&format!("http://{}/{name}", devchain.address))
+    }
+
+    fn endpoint_at(url: &str) -> (Provider, Arc<Budget>, Arc<Bearing>) {
+        let url = SecretUrl::parse(url).unwrap();
         let budget = Arc::new(Budget::default());
         (Provider::from(url), Arc::clone(&budget), Arc::new(Bearing::new(budget)))
     }
@@ -219,6 +277,10 @@ mod tests {
 
     fn status(status: u16) -> Value {
         json!([{ "on": ["eth_chainId"], "do": { "http": { "status": status } } }])
+    }
+
+    fn busy() -> Value {
+        json!([{ "on": ["eth_chainId"], "do": { "http": { "status": 429, "headers": { "retry-after": "7" } } } }])
     }
 
     /// Whether requests go over HTTP, at which this endpoint now refuses everything.
@@ -313,12 +375,50 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_newcomer_is_asked_beside_its_proof_and_its_answer_counts_only_with_it() {
+        let (devchain, limits) = (devchain().await, Limits::default());
+        let endpoint = over_http_only(&devchain, "new");
+        let way = way(&endpoint, &limits);
+        let other = Way { chain_id: Options::CHAIN_ID + 1, ..way };
+        let connection = Connection::default();
+        let newcomer = connection.newcomer(other).await.unwrap().unwrap();
+        let never = std::future::pending::<Result<(), RpcError>>();
+        assert!(matches!(newcomer.answer(never).await, Err(RpcError::WrongChain { .. })), "at once");
+        assert!(connection.node_now().is_none());
+        let newcomer = connection.newcomer(way).await.unwrap().unwrap();
+        // It is asked before it is verified, and others need not wait for its answer.
+        let waits_for_its_proof = async {
+            assert!(connection.node_now().is_none());
+            connection.node(way, false).await.map(drop)
+        };
+        Box::pin(newcomer.answer(waits_for_its_proof)).await.unwrap();
+        assert!(connection.node_now().is_some());
+        assert!(connection.newcomer(way).await.unwrap().is_none(), "it is none any more");
+        let another = Connection::default();
+        let newcomer = another.newcomer(way).await.unwrap().unwrap();
+        let answer = newcomer.answer::<()>(async { Err(RpcError::Behind("no head".to_owned())) }).await;
+        assert!(matches!(answer, Err(RpcError::Behind(_))) && another.node_now().is_some(), "it is verified");
+    }
+
+    #[tokio::test]
+    async fn who_waited_for_another_s_try_does_not_ask_an_endpoint_that_wants_to_be_left_alone() {
+        let (devchain, limits) = (devchain().await, Limits::default());
+        let (endpoint, connection) = (over_http_only(&devchain, "busy"), Connection::default());
+        let way = way(&endpoint, &limits);
+        over_http(&devchain, "busy", busy()).await;
+        let newcomer = connection.newcomer(way).await.unwrap().unwrap();
+        let (first, second) = tokio::join!(newcomer.answer(async { Ok(()) }), connection.node(way, false));
+        assert!(matches!(first, Err(RpcError::Throttled { .. })), "{first:?}");
+        over_http(&devchain, "busy", json!([])).await;
+        assert!(matches!(second, Err(RpcError::Throttled { message, .. }) if message.contains("left alone")));
+        assert!(connection.newcomer(way).await.is_err(), "not yet");
+    }
+
+    #[tokio::test]
     async fn who_asks_to_be_left_alone_over_http_is_not_asked_over_its_socket() {
         let (devchain, limits) = (devchain().await, Limits::default());
         let (endpoint, connection) = (endpoint(&devchain, "busy"), Connection::default());
-        let busy =
-            json!([{ "on": ["eth_chainId"], "do": { "http": { "status": 429, "headers": { "retry-after": "7" } } } }]);
-        over_http(&devchain, "busy", busy).await;
+        over_http(&devchain, "busy", busy()).await;
         let asked = connection.node(way(&endpoint, &limits), false).await;
         assert!(
             matches!(asked, Err(RpcError::Throttled { retry_after: Some(_), .. })) && connection.node_now().is_none()

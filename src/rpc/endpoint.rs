@@ -161,10 +161,7 @@ impl Endpoint {
         if limited && question.is_of_history() {
             self.still_serves(Instant::now())?;
         }
-        if let Some(wait) = self.bearing.wait() {
-            let message = "the endpoint asked to be left alone for a while".to_owned();
-            return Err(RpcError::Throttled { message, retry_after: Some(wait) });
-        }
+        self.bearing.may_be_asked()?;
         // What the plan does not allow is not asked, and no failure of the endpoint.
         match self.budget.turn(question.method(), Instant::now()) {
             // A sleep of no time lasts until the clock's next millisecond.
@@ -183,7 +180,18 @@ impl Endpoint {
             (true, true) if question.is_quick() => usual.min(limits.rpc_timeout),
             _ => Duration::MAX,
         };
-        let asked = async { request(self.node(chain_id, limits).await?).await };
+        let way = self.way(chain_id, limits);
+        let asked = async {
+            // What is asked beside the proof is not more than a look at the head.
+            let newcomer = if question.kind == Kind::Header { self.connection.newcomer(way).await? } else { None };
+            match newcomer {
+                Some(newcomer) => {
+                    let request = request(newcomer.node.clone());
+                    Box::pin(newcomer.answer(request)).await
+                }
+                None => request(self.node(way).await?).await,
+            }
+        };
         let answer = timeout(limit, asked).await.unwrap_or(Err(RpcError::TimedOut));
         self.remember(question, begun.elapsed(), answer.as_ref().err());
         answer
@@ -208,11 +216,14 @@ impl Endpoint {
         self.connection.node_now().is_some()
     }
 
+    fn way<'a>(&'a self, chain_id: u64, limits: &'a Limits) -> Way<'a> {
+        let (provider, budget, bearing) = (&self.provider, &self.budget, &self.bearing);
+        Way { provider, chain_id, limits, budget, bearing, recorder: self.recorder.get() }
+    }
+
     /// The verified node behind this endpoint; connects at the first call that succeeds, and verifies it again after an
     /// outage.
-    async fn node(&self, chain_id: u64, limits: &Limits) -> Result<Arc<Node>, RpcError> {
-        let (provider, budget, bearing) = (&self.provider, &self.budget, &self.bearing);
-        let way = Way { provider, chain_id, limits, budget, bearing, recorder: self.recorder.get() };
+    async fn node(&self, way: Way<'_>) -> Result<Arc<Node>, RpcError> {
         let is_doubtful = self.record().doubtful;
         let node = self.connection.node(way, is_doubtful).await?;
         if is_doubtful {
@@ -251,7 +262,10 @@ impl Endpoint {
         };
         record.last_kind = failure.kind();
         // Complaints about a request come from a node that runs.
-        record.doubtful |= matches!(failure, RpcError::Transient(_) | RpcError::TimedOut | RpcError::Unclear { .. });
+        record.doubtful |= matches!(
+            failure,
+            RpcError::Transient(_) | RpcError::TimedOut | RpcError::Unclear { .. } | RpcError::WrongChain { .. }
+        );
         let has_opened = match failure {
             RpcError::Throttled { retry_after, .. } => {
                 record.breaker.throttled(now, *retry_after);

@@ -9,7 +9,7 @@
 //! directory does not have, is **superseded**: a newer deployment is taking its place. It delivers nothing and waits,
 //! unless for minutes nobody delivers what could be.
 
-use std::{fmt::Display, mem::replace, sync::Arc, time::Duration};
+use std::{convert::Infallible, fmt::Display, mem::replace, sync::Arc, time::Duration};
 
 use tokio::{
     sync::watch,
@@ -39,8 +39,8 @@ const RELOAD_WITHIN: Duration = LOAD_TIMEOUT.saturating_add(Duration::from_secs(
 /// This many others may publish in between before the matter is looked at anew, after a pause.
 const ROUNDS: usize = 5;
 
-/// Keeps the filter in use the published one; never returns.
-pub(in crate::pipeline) async fn keep_published(ctx: &Context, views: watch::Receiver<Option<View>>) {
+/// Keeps the filter in use the published one.
+pub(in crate::pipeline) async fn keep_published(ctx: &Context, views: watch::Receiver<Option<View>>) -> Infallible {
     let mut publisher = Publisher::new(ctx, views);
     let mut tokens = ctx.filters.tokens();
     let mut backoff = Backoff::new(LONGEST);
