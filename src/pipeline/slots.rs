@@ -37,11 +37,15 @@ impl Load {
     fn room(self, parallel: usize, begun: usize) -> usize {
         let by_requests = parallel.saturating_sub(self.fetching);
         let by_ranges = parallel.saturating_add(BEHIND).saturating_sub(begun);
+        let least = usize::from(begun == 0 && parallel > 0);
+        by_requests.min(by_ranges).min(self.room_by_logs()).max(least)
+    }
+
+    /// Ranges for whose logs there is room.
+    fn room_by_logs(self) -> usize {
         let expected = self.expected.max(1);
         let logs = self.at_hand.saturating_add(self.fetching.saturating_mul(expected));
-        let by_logs = MOST_LOGS.saturating_sub(logs) / expected;
-        let least = usize::from(begun == 0 && parallel > 0);
-        by_requests.min(by_ranges).min(by_logs).max(least)
+        MOST_LOGS.saturating_sub(logs) / expected
     }
 
     /// An answer came. A larger one is expected again at once; smaller ones are believed little by little.
@@ -82,6 +86,19 @@ impl Slots {
         self.freed.notified().await;
     }
 
+    /// Tells of a change that makes room for the logs of another range, and of no other: they come with every few logs that are
+    /// delivered.
+    fn change(&self, change: impl FnOnce(&mut Load)) {
+        let mut load = self.load();
+        let room = load.room_by_logs();
+        change(&mut load);
+        let is_more = load.room_by_logs() > room;
+        drop(load);
+        if is_more {
+            self.freed.notify_one();
+        }
+    }
+
     fn load(&self) -> MutexGuard<'_, Load> {
         // Each change is whole: a panic while the lock was held leaves numbers that can be used.
         self.load.lock().unwrap_or_else(PoisonError::into_inner)
@@ -100,9 +117,7 @@ impl Slot {
     /// An answer came, perhaps the last one of the range.
     pub(super) fn fetched(&mut self, logs: usize, is_last: bool) {
         let Some(slots) = &self.slots else { return };
-        let mut load = slots.load();
-        load.came(logs);
-        drop(load);
+        slots.change(|load| load.came(logs));
         self.at_hand = self.at_hand.saturating_add(logs);
         if is_last {
             self.free();
@@ -124,10 +139,7 @@ impl Slot {
         let logs = logs.min(self.at_hand);
         let Some(slots) = self.slots.as_ref().filter(|_| logs > 0) else { return };
         self.at_hand -= logs;
-        let mut load = slots.load();
-        load.at_hand = load.at_hand.saturating_sub(logs);
-        drop(load);
-        slots.freed.notify_one();
+        slots.change(|load| load.at_hand = load.at_hand.saturating_sub(logs));
     }
 }
 
@@ -193,9 +205,11 @@ mod tests {
     fn a_slot_is_free_once_the_last_logs_are_there_and_the_logs_once_they_are_delivered() {
         let slots = Slots::new();
         let mut slot = slots.take(Track::Historical);
-        slot.fetched(10, false);
-        assert_eq!((under_way(&slots), slots.freed().now_or_never()), ((1, 10), None), "more is to be asked for");
-        slot.delivered(10);
+        slot.fetched(30_000, false);
+        assert_eq!((under_way(&slots), slots.freed().now_or_never()), ((1, 30_000), None), "more is to be asked for");
+        slot.delivered(10_000);
+        assert_eq!(slots.freed().now_or_never(), None, "of another 30,000 logs there is no room yet");
+        slot.delivered(20_000);
         assert!(slots.freed().now_or_never().is_some());
         slot.fetched(30, true);
         assert!(slots.freed().now_or_never().is_some(), "the next range may begin");
@@ -205,6 +219,16 @@ mod tests {
         drop(slot);
         assert_eq!(under_way(&slots), (0, 0), "each counts once");
         assert_eq!(slots.load().expected, expected, "the end of a range is no answer");
+    }
+
+    #[test]
+    fn smaller_answers_make_room_for_more() {
+        let slots = Slots::new();
+        let (mut empty, mut large) = (slots.take(Track::Historical), slots.take(Track::Historical));
+        empty.fetched(0, false);
+        assert!(slots.freed().now_or_never().is_some(), "fewer logs are expected of the others, too");
+        large.fetched(60_000, false);
+        assert_eq!(slots.freed().now_or_never(), None);
     }
 
     #[test]

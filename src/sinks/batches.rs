@@ -4,21 +4,25 @@
 //! of each: a partial failure could otherwise put a later message of a group before an earlier one.
 //! Pure; works on positions in the caller's list.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap},
+};
 
 /// The messages of one call that are not in a batch yet.
 #[derive(Debug)]
 pub(super) struct Batches {
     max_entries: usize,
     max_bytes: usize,
-    waiting: BTreeMap<usize, Waiting>,
-    /// What may be sent now: nothing of its group is before it.
-    ready: BTreeSet<usize>,
+    /// By position; none where nothing more is to be done.
+    waiting: Vec<Option<Waiting>>,
+    /// What may be sent now, the first on top: nothing of its group is before it.
+    ready: BinaryHeap<Reverse<usize>>,
     /// The last message of each group so far.
     last: HashMap<String, usize>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Waiting {
     size: usize,
     /// The message that stands behind it in its group.
@@ -27,17 +31,18 @@ struct Waiting {
 
 impl Batches {
     pub(super) fn new(max_entries: usize, max_bytes: usize) -> Self {
-        let (waiting, ready, last) = (BTreeMap::new(), BTreeSet::new(), HashMap::new());
+        let (waiting, ready, last) = (Vec::new(), BinaryHeap::new(), HashMap::new());
         Self { max_entries, max_bytes, waiting, ready, last }
     }
 
     /// Adds the message at `position`, behind what is there of its group. Positions ascend.
     pub(super) fn push(&mut self, position: usize, size: usize, group: Option<String>) {
-        self.waiting.insert(position, Waiting { size, behind: None });
+        self.waiting.resize(position, None);
+        self.waiting.push(Some(Waiting { size, behind: None }));
         let before = group.and_then(|group| self.last.insert(group, position));
-        match before.and_then(|before| self.waiting.get_mut(&before)) {
+        match before.and_then(|before| self.message(before)) {
             Some(before) => before.behind = Some(position),
-            None => drop(self.ready.insert(position)),
+            None => self.ready.push(Reverse(position)),
         }
     }
 
@@ -45,29 +50,30 @@ impl Batches {
     /// alone: the server has the last word on it.
     pub(super) fn take(&mut self) -> Vec<usize> {
         let (mut batch, mut bytes) = (Vec::new(), 0_usize);
-        for &position in &self.ready {
-            bytes = bytes.saturating_add(self.waiting.get(&position).map_or(0, |message| message.size));
+        while let Some(&Reverse(position)) = self.ready.peek() {
+            bytes = bytes.saturating_add(self.message(position).map_or(0, |message| message.size));
             if batch.len() >= self.max_entries || (bytes > self.max_bytes && !batch.is_empty()) {
                 break;
             }
+            self.ready.pop();
             batch.push(position);
-        }
-        for position in &batch {
-            self.ready.remove(position);
         }
         batch
     }
 
     /// Nothing more is to be done about this message of a batch, so what stands behind it may go.
     pub(super) fn settle(&mut self, position: usize) {
-        if let Some(behind) = self.waiting.remove(&position).and_then(|message| message.behind) {
-            self.ready.insert(behind);
-        }
+        let settled = self.waiting.get_mut(position).and_then(Option::take);
+        self.ready.extend(settled.and_then(|message| message.behind).map(Reverse));
+    }
+
+    fn message(&mut self, position: usize) -> Option<&mut Waiting> {
+        self.waiting.get_mut(position).and_then(Option::as_mut)
     }
 
     /// Takes a batch back; from now on each message goes alone, so that the one that spoils the batch shows.
     pub(super) fn isolate(&mut self, batch: Vec<usize>) {
-        self.ready.extend(batch);
+        self.ready.extend(batch.into_iter().map(Reverse));
         self.max_entries = 1;
     }
 }

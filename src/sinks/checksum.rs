@@ -30,17 +30,19 @@ impl Checksummed {
     /// The text of an address.
     #[must_use]
     pub fn of(address: Address) -> Self {
-        Self::of_parties(once(address)).remove(0)
+        let mut texts = Vec::with_capacity(1);
+        Self::of_parties(once(address), &mut texts);
+        texts.remove(0)
     }
 
-    /// The texts of senders and receivers.
-    pub(super) fn of_parties(addresses: impl Iterator<Item = Address>) -> Vec<Self> {
-        KNOWN_PARTIES.with_borrow_mut(|known| known.texts(addresses))
+    /// The texts of senders and receivers, instead of what `texts` were.
+    pub(super) fn of_parties(addresses: impl Iterator<Item = Address>, texts: &mut Vec<Self>) {
+        KNOWN_PARTIES.with_borrow_mut(|known| known.write(addresses, texts));
     }
 
-    /// The texts of addresses that emit events.
-    pub(super) fn of_contracts(addresses: impl Iterator<Item = Address>) -> Vec<Self> {
-        KNOWN_CONTRACTS.with_borrow_mut(|known| known.texts(addresses))
+    /// The texts of addresses that emit events, instead of what `texts` were.
+    pub(super) fn of_contracts(addresses: impl Iterator<Item = Address>, texts: &mut Vec<Self>) {
+        KNOWN_CONTRACTS.with_borrow_mut(|known| known.write(addresses, texts));
     }
 
     /// Letters are capitals where the digit of the hash at their place is 8 or more.
@@ -96,9 +98,9 @@ impl Known {
         &mut self.places[usize::from(u16::from_le_bytes([low, high])) & mask]
     }
 
-    /// The text of each.
-    fn texts(&mut self, addresses: impl Iterator<Item = Address>) -> Vec<Checksummed> {
-        let mut texts = Vec::with_capacity(addresses.size_hint().0);
+    /// Writes the text of each.
+    fn write(&mut self, addresses: impl Iterator<Item = Address>, texts: &mut Vec<Checksummed>) {
+        texts.clear();
         let mut unknown: ArrayVec<_, AT_ONCE> = ArrayVec::new();
         for address in addresses {
             let (known, text) = *self.place_of(address);
@@ -107,11 +109,10 @@ impl Known {
                 unknown.push((address, texts.len() - 1));
             }
             if unknown.is_full() {
-                self.work_out(&mut unknown, &mut texts);
+                self.work_out(&mut unknown, texts);
             }
         }
-        self.work_out(&mut unknown, &mut texts);
-        texts
+        self.work_out(&mut unknown, texts);
     }
 
     /// Hashes these addresses, remembers their texts, and writes them at their places among the `texts`.
@@ -138,14 +139,21 @@ fn lower_case(address: &Address) -> Text {
 mod tests {
     use super::*;
 
+    fn of_parties(addresses: impl Iterator<Item = Address>) -> Vec<Checksummed> {
+        let mut texts = vec![Checksummed::of(Address::repeat_byte(0xee))];
+        Checksummed::of_parties(addresses, &mut texts);
+        texts
+    }
+
     #[test]
     fn more_addresses_than_are_remembered_are_all_written_right() {
         let addresses = || (0..2 * CONTRACTS).map(|number| Address::left_padding_from(&number.to_be_bytes()));
         let right: Vec<String> = addresses().map(|address| address.to_checksum(None)).collect();
         for _ in 0..2 {
-            let of_parties = Checksummed::of_parties(addresses());
+            let (of_parties, mut of_contracts) = (of_parties(addresses()), Vec::new());
             assert!(of_parties.iter().map(Checksummed::as_str).eq(right.iter().map(String::as_str)));
-            assert!(of_parties == Checksummed::of_contracts(addresses()), "they are remembered apart");
+            Checksummed::of_contracts(addresses(), &mut of_contracts);
+            assert!(of_parties == of_contracts, "they are remembered apart");
             assert!(addresses().map(Checksummed::of).eq(of_parties));
         }
     }
@@ -154,7 +162,7 @@ mod tests {
     fn few_addresses_of_which_some_come_again_are_written_right() {
         for count in 0..3 * AT_ONCE {
             let address = |number: usize| Address::repeat_byte((count * 7 + number % 5).to_le_bytes()[0]);
-            let texts = Checksummed::of_parties((0..count).map(address));
+            let texts = of_parties((0..count).map(address));
             assert!(
                 texts.iter().map(Checksummed::as_str).eq((0..count).map(|number| address(number).to_checksum(None)))
             );

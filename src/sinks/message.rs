@@ -165,6 +165,9 @@ pub struct Composer<'e> {
     chain_id: u64,
     /// What is not written yet.
     sayings: Vec<Saying<'e>>,
+    /// The addresses of these. Their room is used again: above a kilobyte the allocator serves one thread at a time.
+    contracts: Vec<Checksummed>,
+    parties: Vec<Checksummed>,
     text: String,
     drafts: Vec<Draft>,
 }
@@ -218,8 +221,15 @@ impl<'e> Composer<'e> {
     pub fn new(chain_id: u64, messages: usize) -> Self {
         let messages = messages.min(USUAL_MESSAGES);
         let text = String::with_capacity(messages.saturating_mul(USUAL_BODY_BYTES));
-        let sayings = Vec::with_capacity(messages.min(TOGETHER));
-        Self { chain_id, sayings, text, drafts: Vec::with_capacity(messages) }
+        let together = messages.min(TOGETHER);
+        Self {
+            chain_id,
+            sayings: Vec::with_capacity(together),
+            contracts: Vec::with_capacity(together),
+            parties: Vec::with_capacity(2 * together),
+            text,
+            drafts: Vec::with_capacity(messages),
+        }
     }
 
     /// Adds what [`Message::apply`] gives.
@@ -249,10 +259,11 @@ impl<'e> Composer<'e> {
 
     /// Writes what was added. The checksums of its addresses are worked out together.
     fn write(&mut self) {
-        let contracts = Checksummed::of_contracts(self.sayings.iter().map(|saying| saying.event.address));
-        let parties = Checksummed::of_parties(self.sayings.iter().flat_map(Saying::parties));
-        for ((saying, contract), parties) in self.sayings.drain(..).zip(contracts).zip(parties.as_chunks().0) {
-            self.drafts.push(compose(&mut self.text, saying, self.chain_id, contract, parties));
+        Checksummed::of_contracts(self.sayings.iter().map(|saying| saying.event.address), &mut self.contracts);
+        Checksummed::of_parties(self.sayings.iter().flat_map(Saying::parties), &mut self.parties);
+        let addresses = self.contracts.iter().zip(self.parties.as_chunks().0);
+        for (saying, (contract, parties)) in self.sayings.drain(..).zip(addresses) {
+            self.drafts.push(compose(&mut self.text, saying, self.chain_id, *contract, parties));
         }
     }
 }

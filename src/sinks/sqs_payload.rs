@@ -3,8 +3,6 @@
 //! The client would hold a dozen texts and a map for each message before it writes the same; of millions of messages that
 //! is most of what sending them costs. Names and forms: Amazon SQS API reference, `SendMessageBatch`, AWS JSON 1.0.
 
-use std::borrow::Cow;
-
 use super::{
     Message,
     json::{Object, key},
@@ -16,18 +14,19 @@ const STRING: &str = "String";
 const USUAL_FRAME_BYTES: usize = 768;
 
 /// Name and value of each attribute (contract §8).
-fn attributes(message: &Message) -> [(&'static str, Cow<'_, str>); 4] {
+fn attributes<'m>(message: &'m Message, digits: &'m mut itoa::Buffer) -> [(&'static str, &'m str); 4] {
     [
-        ("eventType", Cow::Borrowed(&*message.event_type)),
-        ("chainId", Cow::Owned(message.chain_id.to_string())),
-        ("contractAddress", Cow::Borrowed(message.contract_address.as_str())),
-        ("id", Cow::Borrowed(message.id())),
+        ("eventType", &message.event_type),
+        ("chainId", digits.format(message.chain_id)),
+        ("contractAddress", message.contract_address.as_str()),
+        ("id", message.id()),
     ]
 }
 
 /// What counts for the queue's limit: the body, and name, type and value of each attribute.
 pub(super) fn size(message: &Message) -> usize {
-    let attributes = attributes(message);
+    let mut digits = itoa::Buffer::new();
+    let attributes = attributes(message, &mut digits);
     message.body().len() + attributes.iter().map(|(name, value)| name.len() + STRING.len() + value.len()).sum::<usize>()
 }
 
@@ -56,10 +55,10 @@ fn write_entry(out: &mut String, place: usize, message: &Message, fifo: bool) {
     entry.plain(key!("Id"), itoa::Buffer::new().format(place));
     entry.text(key!("MessageBody"), message.body());
     let mut all = Object::open(entry.member(key!("MessageAttributes")));
-    for (name, value) in attributes(message) {
+    for (name, value) in attributes(message, &mut itoa::Buffer::new()) {
         let mut attribute = Object::open(all.named(name));
         attribute.plain(key!("DataType"), STRING);
-        attribute.text(key!("StringValue"), &value);
+        attribute.text(key!("StringValue"), value);
         attribute.close();
     }
     all.close();
