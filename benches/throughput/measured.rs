@@ -80,7 +80,7 @@ pub fn median(figures: impl Iterator<Item = f64>) -> f64 {
 
 /// Counts lines, and reads no more of them than that.
 pub fn lines(output: &mut dyn Read) -> u64 {
-    let mut buffer = vec![0; 1 << 16];
+    let mut buffer = vec![0; 1 << 18];
     let mut lines = 0;
     loop {
         match output.read(&mut buffer).unwrap() {
