@@ -1,9 +1,10 @@
 # syntax=docker/dockerfile:1
 
-# The build: the compiler that Cargo.toml asks for, on the Debian that the final image is made of (same C library).
-FROM rust:1.95-slim-bookworm AS build
+# The build: the compiler that Cargo.toml asks for, and make, on the Debian that the final image is made of (same C library).
+FROM rust:1.95-bookworm AS build
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
+COPY .cargo ./.cargo
 COPY src ./src
 # Built in as the defaults.
 COPY config ./config
@@ -34,8 +35,7 @@ COPY config ./config
 COPY abi ./abi
 
 # Only the embedded store writes, and only here; with REDIS_URL the whole file system may be read-only.
-# With one arena the C library keeps no memory apart for each thread, some 8 MiB less (docs/benchmarks.md).
-ENV DATA_DIR=/var/lib/chaintap MALLOC_ARENA_MAX=1
+ENV DATA_DIR=/var/lib/chaintap
 VOLUME /var/lib/chaintap
 
 USER 65532:65532

@@ -386,11 +386,18 @@ mod image {
         assert_eq!(final_instruction("CMD"), r#"["run"]"#);
         assert!(final_instruction("HEALTHCHECK").ends_with(r#"CMD ["/usr/local/bin/chaintap", "healthcheck"]"#));
         let data = final_instruction("VOLUME");
-        // The second is glibc's.
-        assert_eq!(final_instruction("ENV"), format!("DATA_DIR={data} MALLOC_ARENA_MAX=1"));
+        assert_eq!(final_instruction("ENV"), format!("DATA_DIR={data}"));
         assert_is_a_variable("DATA_DIR");
         let final_from = final_instruction("FROM");
         assert!(final_from.contains("/distroless/") && final_from.ends_with(":nonroot"), "{final_from}");
+    }
+
+    #[test]
+    fn the_allocator_is_built_with_its_settings() {
+        let settings: toml::Table = read(".cargo/config.toml").parse().unwrap();
+        let settings = settings["env"]["JEMALLOC_SYS_WITH_MALLOC_CONF"].as_str().unwrap();
+        let program = fs::read(env!("CARGO_BIN_EXE_chaintap")).unwrap();
+        assert!(program.windows(settings.len()).any(|part| part == settings.as_bytes()), "{settings}");
     }
 
     #[test]

@@ -161,13 +161,10 @@ pub fn this() -> Command {
     Command::new(std::env::current_exe().unwrap())
 }
 
-/// What the image sets (`Dockerfile`).
-const OF_IMAGE: (&str, &str) = ("MALLOC_ARENA_MAX", "1");
-
-/// The listener, in this directory, with what the image sets and nothing of this process's environment.
+/// The listener, in this directory, with nothing of this process's environment.
 pub fn listener(home: &Path, environment: &[(&str, String)]) -> Command {
     let mut command = Command::new(binary());
-    command.env_clear().envs([OF_IMAGE]).envs(environment.iter().map(|(name, value)| (name, value)));
+    command.env_clear().envs(environment.iter().map(|(name, value)| (name, value)));
     command.current_dir(home);
     command
 }

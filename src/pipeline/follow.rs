@@ -60,7 +60,7 @@ pub struct View {
     pub heights: Heights,
 }
 
-/// Keeps the published view fresh. Returns only where there is none, because an endpoint is of another chain: that error.
+/// Keeps the published view fresh. Returns only before the first one, where an endpoint is of another chain: that error.
 pub(super) async fn heads(ctx: &Context, publish: &watch::Sender<Option<View>>) -> RpcError {
     let signs = Signs::default();
     let beside = async {

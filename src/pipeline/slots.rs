@@ -86,8 +86,7 @@ impl Slots {
         self.freed.notified().await;
     }
 
-    /// Tells of a change that makes room for the logs of another range, and of no other: they come with every few logs that are
-    /// delivered.
+    /// Wakes who waits only where there is room for one more range's logs: deliveries are too frequent to wake for each.
     fn change(&self, change: impl FnOnce(&mut Load)) {
         let mut load = self.load();
         let room = load.room_by_logs();

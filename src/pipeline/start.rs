@@ -44,15 +44,10 @@ pub async fn run(ctx: Arc<Context>, start: StartBlock, until: Option<u64>, stop:
     keepers.spawn(async move { Ended::WrongChain(follow::heads(&head_ctx, &publish).await) });
     let filter_views = views.clone();
     let beginning = async {
-        select! {
-            biased;
-            begun = begin(&ctx, start, views.clone()) => begun?,
-            ended = ended(&mut keepers) => return Err(ended),
-        }
+        while_kept(&mut keepers, begin(&ctx, start, views.clone())).await??;
         keepers.spawn(async move { match beat(&beat_ctx).await {} });
         keepers.spawn(async move { match filter::keep_published(&filter_ctx, filter_views).await {} });
-        ctx.filters.ready().await;
-        Ok(())
+        while_kept(&mut keepers, ctx.filters.ready()).await
     };
     let begun = select! {
         biased;
@@ -66,11 +61,7 @@ pub async fn run(ctx: Arc<Context>, start: StartBlock, until: Option<u64>, stop:
     }
     ctx.vitals.started();
     let mut tracks = Tracks::new(ctx.clone(), views, until);
-    let ended = select! {
-        biased;
-        ended = tracks.turn(stop) => ended,
-        ended = ended(&mut keepers) => ended,
-    };
+    let (Ok(ended) | Err(ended)) = while_kept(&mut keepers, tracks.turn(stop)).await;
     if let Ended::Unusable(StoreError::Vanished(reason)) = &ended {
         let (chain, watermark) = (ctx.chain.id, tracks.watermark);
         let (next, allow) = match start {
@@ -91,11 +82,15 @@ pub async fn run(ctx: Arc<Context>, start: StartBlock, until: Option<u64>, stop:
     ended
 }
 
-/// Why the first of the keepers ended.
-async fn ended(keepers: &mut JoinSet<Ended>) -> Ended {
-    match keepers.join_next().await {
-        Some(Ok(ended)) => ended,
-        died => Ended::Broken(format!("a keeper ended: {died:?}")),
+/// What `work` comes to, or why one of the keepers ended before: without it the work may wait for ever.
+async fn while_kept<T>(keepers: &mut JoinSet<Ended>, work: impl Future<Output = T>) -> Result<T, Ended> {
+    select! {
+        biased;
+        done = work => Ok(done),
+        ended = keepers.join_next() => Err(match ended {
+            Some(Ok(ended)) => ended,
+            died => Ended::Broken(format!("a keeper ended: {died:?}")),
+        }),
     }
 }
 
@@ -146,5 +141,20 @@ async fn beat(ctx: &Context) -> Infallible {
             }
         }
         sleep(HEARTBEAT_EVERY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_waits_for_a_keeper_that_died_does_not_wait_for_ever() {
+        let mut keepers = JoinSet::new();
+        keepers.spawn(pending::<Ended>());
+        assert!(matches!(while_kept(&mut keepers, async { 7 }).await, Ok(7)));
+        keepers.spawn(async { panic!("planted") });
+        let ended = while_kept(&mut keepers, pending::<()>()).await;
+        assert!(matches!(ended, Err(Ended::Broken(reason)) if reason.contains("planted")));
     }
 }

@@ -1,4 +1,5 @@
-//! How one endpoint is reached: over HTTP, or over its WebSocket where there is no HTTP.
+//! How one endpoint is reached: over HTTP, or over its WebSocket where there is no HTTP. Nothing of it counts before it proved to
+//! be of the right chain; a first look at the head may be asked for beside that proof ([`Newcomer`]).
 //!
 //! Where only a socket is given, its HTTP twin is a guess. Where nobody speaks JSON-RPC there, everything goes over the
 //! socket. A node that is merely unwell over HTTP, or a firewall that swallows what is sent there, says nothing for ever: the
@@ -66,7 +67,8 @@ impl Connection {
         self.line().as_ref().map(|line| line.node.clone())
     }
 
-    /// The node behind HTTP, where there is no connection yet and nobody else is about to verify it.
+    /// The node behind HTTP and the turn to verify it, where there is no connection yet. Waits for whoever is about to verify it,
+    /// and is none where that succeeds.
     ///
     /// # Errors
     ///

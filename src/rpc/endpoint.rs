@@ -182,12 +182,15 @@ impl Endpoint {
         };
         let way = self.way(chain_id, limits);
         let asked = async {
-            // What is asked beside the proof is not more than a look at the head.
-            let newcomer = if question.kind == Kind::Header { self.connection.newcomer(way).await? } else { None };
+            // Only a look at the head is asked for beside the proof of the chain: what follows from it is asked for again.
+            let newcomer = if question.is_for_head { self.connection.newcomer(way).await? } else { None };
             match newcomer {
                 Some(newcomer) => {
                     let request = request(newcomer.node.clone());
-                    Box::pin(newcomer.answer(request)).await
+                    let answer = Box::pin(newcomer.answer(request)).await;
+                    // It is connected only where it was verified.
+                    self.record().doubtful &= !self.is_connected();
+                    answer
                 }
                 None => request(self.node(way).await?).await,
             }

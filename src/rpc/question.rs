@@ -22,25 +22,27 @@ pub(super) struct Question {
     pub(super) height: Option<u64>,
     /// The lowest block that it is about, which an endpoint may have dropped.
     pub(super) lowest: Option<u64>,
+    /// Whether it is for the newest block, of which nothing is believed but that there is one.
+    pub(super) is_for_head: bool,
 }
 
 impl Question {
     /// The chain's id.
-    pub(super) const CHAIN_ID: Self = Self { kind: Kind::Header, height: None, lowest: None };
+    pub(super) const CHAIN_ID: Self = Self { kind: Kind::Header, height: None, lowest: None, is_for_head: false };
 
     pub(super) fn header(at: At) -> Self {
         let height = if let At::Number(number) = at { Some(number) } else { None };
-        Self { kind: Kind::Header, height, lowest: height }
+        Self { kind: Kind::Header, height, lowest: height, is_for_head: at == At::Latest }
     }
 
     /// The logs of the block of this height.
     pub(super) fn block(height: u64) -> Self {
-        Self { kind: Kind::BlockLogs, height: Some(height), lowest: Some(height) }
+        Self { kind: Kind::BlockLogs, height: Some(height), lowest: Some(height), is_for_head: false }
     }
 
     /// The logs of a range.
     pub(super) fn range(range: BlockRange) -> Self {
-        Self { kind: Kind::RangeLogs, height: Some(range.to), lowest: Some(range.from) }
+        Self { kind: Kind::RangeLogs, height: Some(range.to), lowest: Some(range.from), is_for_head: false }
     }
 
     /// The method that costs most of what it takes to answer it, and whether it is about history, which can wait.

@@ -37,6 +37,7 @@ impl Batches {
 
     /// Adds the message at `position`, behind what is there of its group. Positions ascend.
     pub(super) fn push(&mut self, position: usize, size: usize, group: Option<String>) {
+        debug_assert!(position >= self.waiting.len(), "positions ascend");
         self.waiting.resize(position, None);
         self.waiting.push(Some(Waiting { size, behind: None }));
         let before = group.and_then(|group| self.last.insert(group, position));

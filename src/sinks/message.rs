@@ -165,7 +165,7 @@ pub struct Composer<'e> {
     chain_id: u64,
     /// What is not written yet.
     sayings: Vec<Saying<'e>>,
-    /// The addresses of these. Their room is used again: above a kilobyte the allocator serves one thread at a time.
+    /// The addresses of these. Their room is used again.
     contracts: Vec<Checksummed>,
     parties: Vec<Checksummed>,
     text: String,
