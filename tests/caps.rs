@@ -135,7 +135,7 @@ async fn an_endpoint_is_left_alone_for_as_long_as_it_said_even_over_a_restart_an
     set(&waits, &json!({ "on": ["eth_getBlockByNumber"], "do": { "http": fault } })).await;
     let alone = endpoints(&[&waits.url]);
     let RpcError::Throttled { retry_after, .. } = alone.header(At::Latest).await.unwrap_err() else { panic!() };
-    assert_eq!(retry_after, Some(Duration::from_mins(1)));
+    assert!(is_about(retry_after, 60), "{retry_after:?}");
     let requests = report(&waits).await["requests"].clone();
     let restarted = endpoints(&[&waits.url]);
     restarted.resume(&alone.learned());
@@ -154,6 +154,35 @@ async fn an_endpoint_is_left_alone_for_as_long_as_it_said_even_over_a_restart_an
     both.resume(&alone.learned());
     assert_eq!(both.header(At::Latest).await.unwrap().unwrap().number, HEAD);
     assert_eq!(report(&waits).await["requests"], requests, "another one was asked");
+}
+
+/// Whether somebody may be asked again after so many seconds, of which a moment is over.
+fn is_about(wait: Option<Duration>, seconds: u64) -> bool {
+    let all = Duration::from_secs(seconds);
+    wait.is_some_and(|wait| wait <= all && wait + Duration::from_secs(1) > all)
+}
+
+#[tokio::test]
+async fn how_long_one_endpoint_wants_to_be_left_alone_says_nothing_of_the_others() {
+    let chain = chain().await;
+    let waits = chain.endpoint("waits");
+    let fault = |status: u16, headers: Value| json!({ "on": ["eth_getBlockByNumber"], "do": { "http": { "status": status, "headers": headers } } });
+    set(&waits, &fault(429, json!({ "retry-after": "60" }))).await;
+    for (name, answer, expected) in
+        [("fails", fault(500, json!({})), None), ("soon", fault(429, json!({ "retry-after": "7" })), Some(7))]
+    {
+        // Under another host, for names are those of hosts.
+        let other = chain.endpoint(name);
+        set(&other, &answer).await;
+        let known = endpoints(&[&waits.url, &format!("http://localhost:{}/{name}", chain.address.port())]);
+        let error = known.header(At::Latest).await.unwrap_err();
+        let RpcError::Throttled { retry_after, .. } = error else { panic!("{error}") };
+        assert!(
+            expected.map_or(retry_after.is_none(), |seconds| is_about(retry_after, seconds)),
+            "{name}: {retry_after:?}"
+        );
+        assert_ne!(report(&other).await["requests"], json!(0), "{name} was asked");
+    }
 }
 
 #[tokio::test]

@@ -60,8 +60,10 @@ async fn a_batch_that_is_rate_limited_is_throttled_for_as_long_as_the_node_says_
             (StatusCode::TOO_MANY_REQUESTS, [(RETRY_AFTER, said)], body).into_response()
         });
         let refused = refused.await;
-        let RpcError::Throttled { retry_after, .. } = &refused else { panic!("{refused:?}") };
-        assert_eq!(*retry_after, Some(Duration::from_secs(expected)));
+        let RpcError::Throttled { retry_after: Some(wait), .. } = &refused else { panic!("{refused:?}") };
+        // A moment of it is over.
+        let said = Duration::from_secs(expected);
+        assert!(*wait <= said && *wait + Duration::from_secs(1) > said, "{wait:?}");
     }
 }
 

@@ -138,12 +138,16 @@ impl Endpoints {
             Route::Wait(until) => return Err(left_alone(until)),
         };
         let mut reason: Option<RpcError> = None;
+        let mut waits = Vec::new();
         for (step, place) in places.iter().enumerate() {
             let Some(endpoint) = self.by_preference.get(*place) else { continue };
             let is_last = step + 1 == places.len();
             let answer = self.ask_one(endpoint, question, !is_last, |node| request(*place, node)).await;
             if answer.as_ref().err().is_none_or(|error| !error.is_failure()) {
                 self.served(*place);
+            }
+            if let Err(RpcError::Throttled { retry_after: Some(wait), .. }) = &answer {
+                waits.push((*place, *wait));
             }
             match answer {
                 Ok(answer) => {
@@ -157,7 +161,25 @@ impl Endpoints {
                 Err(error) => debug!(endpoint = endpoint.name(), %error, "not served"),
             }
         }
-        Err(reason.unwrap_or_else(|| RpcError::Fatal("no endpoint is configured".into())))
+        Err(match reason {
+            Some(RpcError::Throttled { message, .. }) => {
+                RpcError::Throttled { message, retry_after: self.again_after(question, &waits) }
+            }
+            Some(reason) => reason,
+            None => RpcError::Fatal("no endpoint is configured".into()),
+        })
+    }
+
+    /// After how long somebody may be asked again, where everybody who could be said so: how long one of them wants to be left
+    /// alone says nothing of the others.
+    fn again_after(&self, question: Question, waits: &[(usize, Duration)]) -> Option<Duration> {
+        match self.route(question) {
+            Route::Wait(until) => Some(until.saturating_duration_since(Instant::now())),
+            Route::Ask(places) => {
+                let wait = |place: &usize| waits.iter().find(|(asked, _)| asked == place).map(|(_, wait)| *wait);
+                places.iter().map(wait).collect::<Option<Vec<_>>>()?.into_iter().min()
+            }
+        }
     }
 
     pub(super) async fn ask_one<R, F>(
