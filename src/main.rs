@@ -5,6 +5,12 @@
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
+/// A build that did not see that file would need more memory than is promised, and say nothing of it.
+const _: &str = env!(
+    "JEMALLOC_SYS_WITH_MALLOC_CONF",
+    "the allocator's settings are missing: build in the repository's folder, or set it as .cargo/config.toml there does"
+);
+
 fn main() -> std::process::ExitCode {
     chaintap::cli::main()
 }

@@ -182,15 +182,14 @@ impl Endpoint {
         };
         let way = self.way(chain_id, limits);
         let asked = async {
-            // Only a look at the head is asked for beside the proof of the chain: what follows from it is asked for again.
+            // A look at the head goes beside the proof of the chain: without that its answer is dropped.
             let newcomer = if question.is_for_head { self.connection.newcomer(way).await? } else { None };
             match newcomer {
                 Some(newcomer) => {
+                    // It is connected only once it is verified; whatever fails from now on is a new doubt.
+                    self.record().doubtful = false;
                     let request = request(newcomer.node.clone());
-                    let answer = Box::pin(newcomer.answer(request)).await;
-                    // It is connected only where it was verified.
-                    self.record().doubtful &= !self.is_connected();
-                    answer
+                    Box::pin(newcomer.answer(request)).await
                 }
                 None => request(self.node(way).await?).await,
             }

@@ -22,7 +22,7 @@ pub(super) struct Question {
     pub(super) height: Option<u64>,
     /// The lowest block that it is about, which an endpoint may have dropped.
     pub(super) lowest: Option<u64>,
-    /// Whether it is for the newest block, of which nothing is believed but that there is one.
+    /// Whether it is a look at the head, which is sent beside the proof of the chain where there is none yet.
     pub(super) is_for_head: bool,
 }
 
