@@ -25,6 +25,7 @@ use alloy::{
 use chain::{CHAIN_ID, Chain, FIRST, Shape};
 use chaintap::{
     domain::{Args, BlockRange, BlockRef, Event, Track},
+    rpc::{LogFilter, count_logs},
     sinks::{Composer, Message},
     store::{ClaimReply, CommitReply, FinalCommit, Grant, Start, StateStore, embedded::Embedded},
 };
@@ -53,6 +54,16 @@ fn parse(criterion: &mut Criterion) {
     group.bench_function("alloy", |bencher| {
         bencher.iter(|| serde_json::from_slice::<Vec<Log>>(black_box(&answer)).unwrap().len());
     });
+    // As nodes write them; and with a member more in each log, which leaves them to serde.
+    let usual = String::from_utf8(answer).unwrap();
+    let strange = usual.replace("{\"", "{\"type\":\"mined\",\"");
+    let filter = LogFilter { addresses: Vec::new(), topics: vec![chain::TRANSFER.parse().unwrap()] };
+    for (name, list) in [("in the usual form", usual), ("by serde", strange)] {
+        let answer = format!(r#"{{"jsonrpc":"2.0","id":0,"result":{list}}}"#);
+        let count = || count_logs(black_box(answer.as_bytes()), &filter).unwrap();
+        assert_eq!(u64::try_from(count()).unwrap(), logs);
+        group.bench_function(name, |bencher| bencher.iter(count));
+    }
     group.finish();
 }
 

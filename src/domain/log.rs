@@ -63,6 +63,22 @@ impl Deref for Data {
     }
 }
 
+impl Data {
+    /// Those of hexadecimal digits, with or without `0x` before them.
+    ///
+    /// # Errors
+    ///
+    /// Where something else is among them, or their number is odd.
+    pub fn from_digits(text: &str) -> Result<Self, hex::FromHexError> {
+        if text.len() == WORD_DIGITS && text.starts_with("0x") {
+            let mut word = B256::ZERO;
+            hex::decode_to_slice(text, word.as_mut_slice())?;
+            return Ok(Self(Held::Word(word)));
+        }
+        hex::decode(text).map(Self::from)
+    }
+}
+
 impl From<Bytes> for Data {
     fn from(bytes: Bytes) -> Self {
         Self(B256::try_from(&bytes[..]).map_or(Held::Other(bytes), Held::Word))
@@ -106,13 +122,7 @@ impl Visitor<'_> for Hexadecimal {
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<Data, E> {
-        let mut word = B256::ZERO;
-        let held = if text.len() == WORD_DIGITS && text.starts_with("0x") {
-            hex::decode_to_slice(text, word.as_mut_slice()).map(|()| Data(Held::Word(word)))
-        } else {
-            hex::decode(text).map(Data::from)
-        };
-        held.map_err(|_| E::invalid_value(Unexpected::Str(text), &self))
+        Data::from_digits(text).map_err(|_| E::invalid_value(Unexpected::Str(text), &self))
     }
 }
 

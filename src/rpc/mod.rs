@@ -23,6 +23,7 @@ mod endpoint;
 mod endpoints;
 mod error;
 mod floor;
+mod form;
 pub(crate) mod fuzzing;
 mod heads;
 mod masked;
@@ -46,6 +47,7 @@ pub use bearing::described;
 pub use caps::{Allowance, Bounds, Caps, Learned};
 pub use endpoints::Endpoints;
 pub use quorum::{QUORUM_OF, Votes};
+pub use replies::count_logs;
 pub use tap::keys;
 
 /// Which block to read.

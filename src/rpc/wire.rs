@@ -69,21 +69,21 @@ impl WireHeader {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct WireLog {
-    address: Address,
-    topics: Topics,
-    data: Data,
+    pub(super) address: Address,
+    pub(super) topics: Topics,
+    pub(super) data: Data,
     #[serde(default, deserialize_with = "quantity")]
-    block_number: Option<u64>,
-    block_hash: Option<B256>,
+    pub(super) block_number: Option<u64>,
+    pub(super) block_hash: Option<B256>,
     #[serde(default, deserialize_with = "quantity")]
-    block_timestamp: Option<u64>,
-    transaction_hash: Option<B256>,
+    pub(super) block_timestamp: Option<u64>,
+    pub(super) transaction_hash: Option<B256>,
     #[serde(default, deserialize_with = "quantity")]
-    transaction_index: Option<u64>,
+    pub(super) transaction_index: Option<u64>,
     #[serde(default, deserialize_with = "quantity")]
-    log_index: Option<u64>,
+    pub(super) log_index: Option<u64>,
     #[serde(default)]
-    removed: bool,
+    pub(super) removed: bool,
 }
 
 /// A number as JSON-RPC has it, such as `0x1f`; whatever else alloy takes for one is one here, too.
@@ -91,12 +91,15 @@ fn quantity<'de, D: Deserializer<'de>>(source: D) -> Result<Option<u64>, D::Erro
     source.deserialize_any(Quantity)
 }
 
-struct Quantity;
+pub(super) struct Quantity;
 
 impl Quantity {
+    /// The longest one, bytes: a sixteenth digit is the last that fits 64 bits.
+    pub(super) const LONGEST: usize = 2 + 16;
+
     /// The number, where it is written as it should be: by this way it is read in a third of the time.
-    fn usual(text: &str) -> Option<u64> {
-        let digits = text.strip_prefix("0x").filter(|digits| (1..=16).contains(&digits.len()))?;
+    pub(super) fn usual(text: &str) -> Option<u64> {
+        let digits = text.strip_prefix("0x").filter(|digits| !digits.is_empty() && text.len() <= Self::LONGEST)?;
         digits.bytes().try_fold(0, |number, digit| Some(number << 4 | u64::from(char::from(digit).to_digit(16)?)))
     }
 }
