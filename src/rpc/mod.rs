@@ -34,6 +34,7 @@ mod proofs;
 mod proving;
 mod question;
 mod quorum;
+mod readers;
 mod receipts;
 mod replies;
 mod route;

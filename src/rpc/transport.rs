@@ -6,6 +6,7 @@
 
 use std::{
     fmt,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -20,6 +21,7 @@ use tower_service::Service;
 
 use super::{
     error::{NoAnswerInTime, NobodyThere},
+    readers::Readers,
     replies::{Reader, Rest},
     wire::Gathering,
 };
@@ -45,6 +47,7 @@ pub(super) struct Capped {
     client: reqwest::Client,
     url: SecretUrl,
     max_bytes: usize,
+    readers: Arc<Readers>,
 }
 
 impl Capped {
@@ -61,7 +64,7 @@ impl Capped {
             .redirect(reqwest::redirect::Policy::none())
             .build()
             .map_err(|error| error.without_url().to_string())?;
-        Ok(Self { client, url, max_bytes })
+        Ok(Self { client, url, max_bytes, readers: Readers::new() })
     }
 
     async fn post(self, packet: RequestPacket) -> Result<ResponsePacket, TransportError> {
@@ -70,8 +73,8 @@ impl Capped {
         read_page(&response, &body, is_batch(&packet))
     }
 
-    /// Asks for logs, and reads what is answered as it arrives. An answer that says by its status that it is none is read as
-    /// a whole: its beginning is told.
+    /// Asks for logs, and reads what is answered as it arrives; where it is a batch, with logs of many blocks, in its turn. An
+    /// answer that says by its status that it is none is read as a whole: its beginning is told.
     pub(super) async fn ask_for_logs<'f>(
         &self,
         packet: &RequestPacket,
@@ -84,9 +87,14 @@ impl Capped {
             return Ok(Replies { packet, place: None, logs });
         }
         let (mut reader, mut read) = (Reader::new(logs), 0);
+        let number = is_batch(packet).then(|| self.readers.begin());
         while let Some(chunk) = response.chunk().await.map_err(without_url)? {
             read += chunk.len();
             bear(read, self.max_bytes)?;
+            let _turn = match number {
+                Some(number) => Some(self.readers.turn(number).await),
+                None => None,
+            };
             for piece in chunk.chunks(PIECE) {
                 reader.take(piece).map_err(not_json)?;
                 bear(reader.besides(), self.max_bytes.min(MOST_BESIDES))?;
