@@ -34,7 +34,7 @@ use crate::{
 /// Entries of a batch (Amazon SQS quotas).
 const BATCH: u64 = 10;
 /// Blocks that are sent to the stub, and to the emulator, which is slower.
-const BLOCKS: [u64; 2] = [4_000, 1_000];
+const BLOCKS: [u64; 2] = [4_000, 2_000];
 /// Requests to the node at once, to begin with; up to four times as many where it serves them well. How many calls of
 /// the queue follow from that is counted.
 const PARALLEL: usize = 1;
