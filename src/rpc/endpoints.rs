@@ -147,7 +147,7 @@ impl Endpoints {
                 self.served(*place);
             }
             if let Err(RpcError::Throttled { retry_after: Some(wait), .. }) = &answer {
-                waits.push((*place, *wait));
+                waits.push((*place, Instant::now() + *wait));
             }
             match answer {
                 Ok(answer) => {
@@ -170,16 +170,18 @@ impl Endpoints {
         })
     }
 
-    /// After how long somebody may be asked again, where everybody who could be said so: how long one of them wants to be left
-    /// alone says nothing of the others.
-    fn again_after(&self, question: Question, waits: &[(usize, Duration)]) -> Option<Duration> {
-        match self.route(question) {
-            Route::Wait(until) => Some(until.saturating_duration_since(Instant::now())),
+    /// After how long somebody may be asked again, where everybody who may be asked said so: until when one of them wants to be
+    /// left alone says nothing of the others.
+    fn again_after(&self, question: Question, waits: &[(usize, Instant)]) -> Option<Duration> {
+        let now = Instant::now();
+        let until = match self.route_at(now, question) {
+            Route::Wait(until) => until,
             Route::Ask(places) => {
-                let wait = |place: &usize| waits.iter().find(|(asked, _)| asked == place).map(|(_, wait)| *wait);
-                places.iter().map(wait).collect::<Option<Vec<_>>>()?.into_iter().min()
+                let until = |place: &usize| waits.iter().find(|(asked, _)| asked == place).map(|(_, until)| *until);
+                places.iter().map(until).collect::<Option<Vec<_>>>()?.into_iter().min()?
             }
-        }
+        };
+        Some(until.saturating_duration_since(now))
     }
 
     pub(super) async fn ask_one<R, F>(
@@ -203,6 +205,10 @@ impl Endpoints {
         if let Some(place) = preferred {
             self.move_to(place, "returned");
         }
+        self.route_at(now, question)
+    }
+
+    fn route_at(&self, now: Instant, question: Question) -> Route {
         let standings: Vec<_> = self.by_preference.iter().map(|endpoint| endpoint.standing(question, now)).collect();
         route(&standings, self.current())
     }

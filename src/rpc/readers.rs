@@ -1,9 +1,10 @@
-//! Whose turn it is to read what came of an answer.
+//! Whose turn it is to read what came of a large answer.
 //!
 //! Answers with the logs of history come beside each other, and each is of use only as a whole. Read side by side, all of
-//! them are nearly there for a long time, and in memory. So only some are read at a time, and the one that began to come
-//! first goes first: it is delivered and gone while the others wait where they are, in the system's buffers. Turns are for
-//! as long as something is there to be read: who waits for the network holds up nobody.
+//! them are nearly there for a long time, and in memory. So only some are read at a time, and of those who wait the one that
+//! began first is the next: it is delivered and gone while the others wait where they are, in the connections' buffers, and
+//! their sender with them. A turn is for what is there to be read, some pieces at most: who waits for the network holds up
+//! nobody.
 
 use std::{
     collections::BTreeMap,
@@ -39,16 +40,16 @@ pub(super) struct Number(u64);
 pub(super) struct Turn(Arc<Readers>);
 
 impl Readers {
-    /// Half as many at once as there are processors: reading is less than half of the work.
+    /// Half as many at once as there are processors: reading is less than half of the work, and most of it is of one endpoint.
     pub(super) fn new() -> Arc<Self> {
         Self::at_once(std::thread::available_parallelism().map_or(1, |processors| processors.get().div_ceil(2)))
     }
 
-    fn at_once(at_once: usize) -> Arc<Self> {
+    pub(super) fn at_once(at_once: usize) -> Arc<Self> {
         Arc::new(Self { at_once, next: AtomicU64::new(0), state: Mutex::default() })
     }
 
-    /// An answer begins to come.
+    /// An answer turns out to be large.
     pub(super) fn begin(&self) -> Number {
         Number(self.next.fetch_add(1, Ordering::Relaxed))
     }
@@ -70,6 +71,7 @@ impl Readers {
                 state.waiting.insert(number.0, tell);
                 told
             };
+            // Whoever is taken from the waiting is given the turn; forgotten, this one would ask again.
             if let Ok(turn) = told.await {
                 return turn;
             }

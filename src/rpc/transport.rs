@@ -35,6 +35,8 @@ const ERROR_PAGE: usize = 64 << 10;
 const USUAL_BYTES: usize = 8 << 20;
 /// So much of an answer with logs is read at a stretch, bytes.
 const PIECE: usize = 64 << 10;
+/// An answer with logs up to this size is read without waiting for others, bytes: that of a block, but for the largest.
+const SMALL: usize = 256 << 10;
 /// An answer has at most so much besides its logs, bytes: two headers, of which each names its block's transactions. As a
 /// million small replies it would be many times as large in memory.
 const MOST_BESIDES: usize = 4 << 20;
@@ -73,8 +75,8 @@ impl Capped {
         read_page(&response, &body, is_batch(&packet))
     }
 
-    /// Asks for logs, and reads what is answered as it arrives; where it is a batch, with logs of many blocks, in its turn. An
-    /// answer that says by its status that it is none is read as a whole: its beginning is told.
+    /// Asks for logs, and reads what is answered as it arrives; where it is large, in its turn. An answer that says by its
+    /// status that it is none is read as a whole: its beginning is told.
     pub(super) async fn ask_for_logs<'f>(
         &self,
         packet: &RequestPacket,
@@ -86,20 +88,22 @@ impl Capped {
             let packet = read_page(&response, &body, is_batch(packet))?;
             return Ok(Replies { packet, place: None, logs });
         }
-        let (mut reader, mut read) = (Reader::new(logs), 0);
-        let number = is_batch(packet).then(|| self.readers.begin());
+        let (mut reader, mut read, mut number) = (Reader::new(logs), 0, None);
         while let Some(chunk) = response.chunk().await.map_err(without_url)? {
             read += chunk.len();
             bear(read, self.max_bytes)?;
-            let _turn = match number {
-                Some(number) => Some(self.readers.turn(number).await),
-                None => None,
-            };
+            if read > SMALL {
+                number.get_or_insert_with(|| self.readers.begin());
+            }
+            let mut turn = None;
             for piece in chunk.chunks(PIECE) {
-                reader.take(piece).map_err(not_json)?;
-                bear(reader.besides(), self.max_bytes.min(MOST_BESIDES))?;
                 // Whatever waits on this thread does not wait for the whole answer.
                 tokio::task::yield_now().await;
+                if let (Some(number), None, true) = (number, &turn, reader.will_read(piece)) {
+                    turn = Some(self.readers.turn(number).await);
+                }
+                reader.take(piece).map_err(not_json)?;
+                bear(reader.besides(), self.max_bytes.min(MOST_BESIDES))?;
             }
         }
         read_logs(reader, is_batch(packet))
@@ -263,7 +267,42 @@ fn wait(header: &[u8]) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::pin::pin;
+
+    use alloy::rpc::json_rpc::Request;
+    use axum::{Router, extract::Path, routing::post};
+    use tokio::{net::TcpListener, time::timeout};
+
+    use super::{super::LogFilter, *};
+    use crate::config::LogIndex;
+
+    #[tokio::test]
+    async fn a_large_answer_is_read_in_its_turn_and_a_small_one_at_once() {
+        let answer = async |Path(spaces): Path<usize>| {
+            format!(r#"{{"jsonrpc":"2.0","id":1,"result":[{}]}}"#, " ".repeat(spaces))
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move { axum::serve(listener, Router::new().route("/{spaces}", post(answer))).await });
+        let limit = Duration::from_mins(1);
+        let readers = Readers::at_once(1);
+        let node = |spaces: usize| {
+            let url = SecretUrl::parse(&format!("http://{address}/{spaces}")).unwrap();
+            Capped { readers: readers.clone(), ..Capped::new(url, limit, 4 * SMALL).unwrap() }
+        };
+        let packet = RequestPacket::Single(Request::new("eth_getLogs", Id::Number(1), ()).serialize().unwrap());
+        let filter = LogFilter::default();
+        let ask = async |node: Capped| {
+            let answered = node.ask_for_logs(&packet, Gathering::new(&filter, LogIndex::Block)).await;
+            answered.map(|replies| replies.place.is_some()).map_err(|error| error.to_string())
+        };
+        let turn = readers.turn(readers.begin()).await;
+        assert_eq!(timeout(limit, ask(node(SMALL / 2))).await.unwrap(), Ok(true));
+        let mut large = pin!(ask(node(2 * SMALL)));
+        assert!(timeout(Duration::from_millis(500), large.as_mut()).await.is_err(), "it is another one's turn");
+        drop(turn);
+        assert_eq!(timeout(limit, large).await.unwrap(), Ok(true));
+    }
 
     #[test]
     fn no_provider_can_ask_for_a_wait_beyond_a_minute() {
