@@ -172,7 +172,11 @@ async fn listen(
     keepers: &mut Keepers,
 ) -> Result<(), Failure> {
     let Wired { context, directory, learned, recorder } = wired;
-    wait_for_tokens(&context, &stop).await;
+    tokio::select! {
+        () = wait_for_tokens(&context, &stop) => {}
+        // However long that takes, none of them ends unseen.
+        died = death(keepers) => return Err(died),
+    }
     announce(settings, &context);
     keepers.spawn(keeping("the summary", summarise(context.vitals.clone(), options.summary_every)));
     let stop = stop.child_token();

@@ -668,6 +668,40 @@ async fn f11_another_chain_behind_the_same_address_is_not_listened_to() {
     assert_delivered(&listener.stop().await.1, &transfers(&chain.rpc(), 100, 108, None).await, 0);
 }
 
+/// A socket that breaks is opened again, and may then lead to another node: behind a load balancer, or after a mistake.
+#[tokio::test]
+async fn f11_another_chain_behind_a_socket_that_was_cut_is_not_listened_to() {
+    let (chain, other) =
+        tokio::join!(chain_of(105), Devchain::start(Options { chain_id: Some(4_242), seed: 7, ..still(300) }));
+    let proxy = Proxy::for_sockets(&chain.address.to_string()).await;
+    let listener = listener_of(&format!("ws://{}", proxy.address)).set("START_BLOCK", 100).start();
+    listener.wait_watermark(105, SOON).await;
+    proxy.lead_to(&other.address.to_string());
+    proxy.cut().await;
+    proxy.restore();
+    assert_unready(&listener, "4242").await;
+    chain.rpc().call("devchain_mine", json!([3])).await;
+    proxy.lead_to(&chain.address.to_string());
+    proxy.cut().await;
+    proxy.restore();
+    listener.wait_ready(true, SOON).await;
+    listener.wait_watermark(108, SOON).await;
+    assert_delivered(&listener.stop().await.1, &transfers(&chain.rpc(), 100, 108, None).await, 0);
+}
+
+/// Such an answer ends the socket, and nothing says why: no time limit has to pass before less is asked for.
+#[tokio::test]
+async fn a_range_that_is_more_than_a_socket_takes_is_asked_for_in_parts() {
+    let chain = Devchain::start(Options { logs_per_block: 100, ..still(300) }).await;
+    let proxy = Proxy::for_sockets(&chain.address.to_string()).await;
+    let settings = listener_of(&format!("ws://{}", proxy.address)).set("START_BLOCK", 1);
+    let listener = settings.set("RPC_MAX_BYTES", "1MiB").set("RPC_TIMEOUT", "90s").start();
+    listener.wait_watermark(300, SOON).await;
+    let (_, messages, log) = listener.stop().await;
+    assert!(log.contains("ended before the answer"), "{log}");
+    assert_delivered(&messages, &transfers(&chain.rpc(), 1, 300, None).await, 0);
+}
+
 /// A node whose answers may hold as many logs as twelve blocks have.
 #[tokio::test]
 async fn r11_a_range_that_is_too_large_is_halved_until_it_fits_and_grows_back() {

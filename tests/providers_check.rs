@@ -103,15 +103,23 @@ async fn what_an_endpoint_cannot_do_is_told_and_not_held_against_it() {
     let without = |method: &str| json!([{ "on": [method], "do": { "error": { "code": -32601, "message": "no" } } }]);
     let no_bloom = json!([{ "do": { "replace": { "at": "/logsBloom", "with": format!("0x{}", "0".repeat(512)) } } }]);
     let slow = json!([{ "do": { "rateLimit": { "perSecond": 3, "burst": 4, "retryAfter": 2 } } }]);
+    // An answer that is more than is read ends its socket, and that is all that there is.
+    let by_socket_alone = json!([
+        { "on": ["eth_chainId"], "do": { "http": { "status": 404 } } },
+        { "on": ["eth_getLogs"], "rangeOver": 10, "do": { "pad": { "bytes": 5 << 20 } } },
+    ]);
     let providers = [
         faulty(&chain, "ten", plan(10, "alchemy")).await,
         faulty(&chain, "five", plan(5, "quicknode")).await,
         faulty(&chain, "receipts", without("eth_getBlockReceipts")).await,
         faulty(&chain, "bloom", no_bloom).await,
         faulty(&chain, "slow", slow).await,
+        faulty(&chain, "ws-alone", by_socket_alone).await,
     ];
-    let (code, found) = check(&settings(&providers)).await;
+    let (code, found) = check(&settings(&providers).set("RPC_MAX_BYTES", "4MiB")).await;
     assert!(code == 0 && found.iter().all(is_clean), "{found:#?}");
+    let alone = &found[5]["range"];
+    assert!(alone["blocks"] == 10 && alone["limit"].as_str().unwrap().contains("ended"), "{alone}");
     for (endpoint, blocks) in [(&found[0], 10), (&found[1], 5)] {
         assert_eq!(endpoint["range"]["blocks"], blocks);
         assert!(endpoint["range"]["limit"].as_str().unwrap().contains(&format!("a {blocks} ")), "{endpoint}");

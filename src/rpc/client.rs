@@ -29,9 +29,10 @@ use super::{
     blooms::Blooms,
     budget::{Budget, Charged},
     direct::{Direct, Told},
-    error::{classify, has_no_http, tag_is_unknown},
+    error::{classify, classify_of_range, has_no_http, tag_is_unknown},
     masked::Masked,
     receipts::{self, Proven, Unproven, WireReceipt},
+    socket::{Once, in_time},
     tap::{Tape, Taped},
     transport::Capped,
     unknown::UnknownMessages,
@@ -43,8 +44,6 @@ use crate::{
     telemetry::metrics,
 };
 
-/// First pause before a broken socket is opened again; alloy doubles it up to 30 s.
-const SOCKET_RETRY: Duration = Duration::from_millis(200);
 /// Headers asked for in one batch.
 const HEADERS_PER_BATCH: usize = 100;
 /// Numbers of logs at which nodes and providers were seen to cut answers off, or say that they do.
@@ -99,8 +98,8 @@ impl Node {
         Ok(Self { direct, ..Self::over(Taped::new(Masked::new(transport, url), tape), limits, budget) })
     }
 
-    /// A node that only has a WebSocket. Frames are allowed up to the size limit of answers: above alloy's default of
-    /// 16 MiB a large answer would close the socket, and be asked for again, for ever.
+    /// A node that only has a WebSocket; it answers no more once that ends. Frames are allowed up to the size limit of
+    /// answers: larger ones, above 16 MiB where nothing is said, end the socket.
     pub(super) async fn socket(
         url: &SecretUrl,
         tape: Tape,
@@ -110,12 +109,8 @@ impl Node {
         let frames = WebSocketConfig::default()
             .max_message_size(Some(limits.rpc_max_bytes))
             .max_frame_size(Some(limits.rpc_max_bytes));
-        let connect = WsConnect::new(url.expose())
-            .with_config(frames)
-            .with_max_retries(u32::MAX)
-            .with_retry_interval(SOCKET_RETRY);
-        let connected = timeout(limits.rpc_timeout, connect.into_service()).await;
-        let socket = connected.map_err(|_| not_open_in_time())?.map_err(classify)?;
+        let connect = Once(WsConnect::new(url.expose()).with_config(frames));
+        let socket = in_time(limits.rpc_timeout, connect.into_service()).await?.map_err(classify)?;
         Ok(Self::over(Taped::new(Masked::new(socket, url), tape), limits, budget))
     }
 
@@ -216,7 +211,7 @@ impl Node {
         let mut batch = self.rpc.new_batch();
         let header = add::<Option<types::Header>>(&mut batch, method, &params)?;
         let receipts = add::<Option<Vec<WireReceipt>>>(&mut batch, RECEIPTS, &json!([block]))?;
-        self.send(RECEIPTS, batch).await?;
+        self.send(RECEIPTS, batch, classify).await?;
         let told = |error| self.classify(error);
         let (header, receipts) = (header.await.map_err(told)?, receipts.await.map_err(told)?);
         let (Some(header), Some(receipts)) = (header, receipts) else {
@@ -298,7 +293,7 @@ impl Node {
         let mut batch = self.rpc.new_batch();
         let waiters = calls.iter().map(|(method, params)| add::<Box<RawValue>>(&mut batch, method, params));
         let waiters = waiters.collect::<Result<Vec<_>, _>>()?;
-        self.send(LOGS, batch).await?;
+        self.send(LOGS, batch, classify_of_range).await?;
         Ok(join_all(waiters).await)
     }
 
@@ -338,7 +333,7 @@ impl Node {
             let mut batch = self.rpc.new_batch();
             let waiters =
                 hashes.iter().map(|hash| add_header(&mut batch, At::Hash(*hash))).collect::<Result<Vec<_>, _>>()?;
-            self.send("eth_getBlockByHash", batch).await?;
+            self.send("eth_getBlockByHash", batch, classify).await?;
             for (waiter, hash) in waiters.into_iter().zip(hashes) {
                 let found = waiter.await.map_err(|error| self.classify(error))?;
                 let wire =
@@ -361,19 +356,27 @@ impl Node {
         self.timed(method, async { call.await.map_err(|error| self.classify(error)) }).await
     }
 
-    async fn send(&self, method: &'static str, batch: BatchRequest<'_>) -> Result<(), RpcError> {
-        self.timed(method, async { batch.send().await.map_err(|error| self.classify(error)) }).await
+    async fn send(
+        &self,
+        method: &'static str,
+        batch: BatchRequest<'_>,
+        classify: fn(TransportError) -> RpcError,
+    ) -> Result<(), RpcError> {
+        self.timed(method, async { batch.send().await.map_err(|error| self.noted(classify(error))) }).await
     }
 
     fn classify(&self, error: TransportError) -> RpcError {
-        let error = classify(error);
+        self.noted(classify(error))
+    }
+
+    fn noted(&self, error: RpcError) -> RpcError {
         if let RpcError::Unclear { message, is_known: false } = &error {
             self.unknown.note(&self.name, message);
         }
         error
     }
 
-    /// A deadline of our own: requests over a socket have none, and wait through its outages.
+    /// A deadline of our own: requests over a socket have none.
     async fn timed<R>(
         &self,
         method: &'static str,
@@ -388,11 +391,6 @@ impl Node {
         }
         answer
     }
-}
-
-/// A socket that could not be opened: the node is down or far, whatever it would be asked for.
-pub(super) fn not_open_in_time() -> RpcError {
-    RpcError::Transient("the WebSocket did not open in time".into())
 }
 
 fn add<R>(batch: &mut BatchRequest<'_>, method: &'static str, params: &Value) -> Result<Waiter<R>, RpcError>

@@ -3,7 +3,8 @@
 //!
 //! Where only a socket is given, its HTTP twin is a guess. Where nobody speaks JSON-RPC there, everything goes over the
 //! socket. A node that is merely unwell over HTTP, or a firewall that swallows what is sent there, says nothing for ever: the
-//! socket stands in, and HTTP is tried again at the next reconnection, and now and then.
+//! socket stands in, and HTTP is tried again at the next reconnection, and now and then. A socket ends once, and a guess may
+//! stop being true: then all of this is found out anew.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -85,6 +86,9 @@ impl Connection {
 
     /// The verified node; connects where there is no connection yet. `is_doubtful`: it was away, and is verified again.
     pub(super) async fn node(&self, way: Way<'_>, is_doubtful: bool) -> Result<Arc<Node>, RpcError> {
+        if is_doubtful {
+            self.verify(way).await?;
+        }
         if self.node_now().is_none() {
             let _turn = self.connecting.lock().await;
             if self.node_now().is_none() {
@@ -94,11 +98,21 @@ impl Connection {
             }
         }
         self.try_http_again(way, is_doubtful);
-        let node = self.node_now().ok_or_else(|| RpcError::Transient("it is not connected".to_owned()))?;
-        if is_doubtful {
-            way.judge(node.chain_id().await?)?;
+        self.node_now().ok_or_else(|| RpcError::Transient("it is not connected".to_owned()))
+    }
+
+    /// Asks the node for its chain again, where there is a connection. A socket that ended and a twin that is gone are given
+    /// up: whatever stands there now is connected anew.
+    async fn verify(&self, way: Way<'_>) -> Result<(), RpcError> {
+        let Some(node) = self.node_now() else { return Ok(()) };
+        match node.chain_id().await {
+            Ok(told) => way.judge(told),
+            Err(error) if way.provider.http.is_some() || matches!(error, RpcError::Throttled { .. }) => Err(error),
+            Err(_) => {
+                self.line().take_if(|line| Arc::ptr_eq(&line.node, &node));
+                Ok(())
+            }
         }
-        Ok(node)
     }
 
     /// Tries HTTP beside the socket that stands in for it, where it is time to: no request waits for that, and where HTTP
@@ -197,6 +211,7 @@ impl Way<'_> {
                 info!(endpoint, error, "no HTTP beside the WebSocket: everything goes over the socket");
                 Ok(Line { node: Arc::new(node), again: None })
             }
+            Err(wrong @ RpcError::WrongChain { .. }) => Err(wrong),
             Err(_) if stands_in && error.is_none() => {
                 self.judge(answer.await.map_err(|(error, _)| error)?)?;
                 Ok(over_http())
@@ -342,6 +357,20 @@ mod tests {
         passes(AGAIN.0).await;
         asked(&connection, way(&endpoint, &limits), false).await;
         assert!(goes_over_http(&devchain, "unwell", &connection).await);
+    }
+
+    #[tokio::test]
+    async fn a_socket_stands_in_again_where_http_serves_no_longer() {
+        let (devchain, limits) = (devchain().await, Limits::default());
+        let (endpoint, connection) = (endpoint(&devchain, "late"), Connection::default());
+        asked(&connection, way(&endpoint, &limits), false).await;
+        assert!(goes_over_http(&devchain, "late", &connection).await);
+        over_http(&devchain, "late", status(429)).await;
+        let left_alone = connection.node(way(&endpoint, &limits), true).await;
+        assert!(matches!(left_alone, Err(RpcError::Throttled { .. })), "it serves: nothing is opened for that");
+        over_http(&devchain, "late", status(503)).await;
+        asked(&connection, way(&endpoint, &limits), true).await;
+        assert!(!goes_over_http(&devchain, "late", &connection).await);
     }
 
     /// Takes connections for a devchain; passes on those that ask for a socket, and never answers the others.

@@ -212,7 +212,7 @@ impl Endpoint {
         }
     }
 
-    /// Whether it was ever connected. Where not, someone has to wait for as long as it takes: a try that is given up every
+    /// Whether there is a connection. Where not, someone has to wait for as long as it takes: a try that is given up every
     /// time would never succeed.
     pub(super) fn is_connected(&self) -> bool {
         self.connection.node_now().is_some()

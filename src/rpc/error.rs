@@ -73,6 +73,16 @@ pub(super) fn classify(error: TransportError) -> RpcError {
     }
 }
 
+/// The same of a request for a range, whose answer may be more than a socket takes: that ends it, as an outage does.
+pub(super) fn classify_of_range(error: TransportError) -> RpcError {
+    match error {
+        AlloyError::Transport(TransportErrorKind::BackendGone) => {
+            RpcError::Unclear { message: "the WebSocket ended before the answer".into(), is_known: true }
+        }
+        other => classify(other),
+    }
+}
+
 /// An answer that is JSON, and not what was asked for.
 pub(super) fn unreadable(error: serde_json::Error) -> RpcError {
     classify(TransportError::deser_err(error, ""))
@@ -239,6 +249,9 @@ mod tests {
         assert!(matches!(http(502, "<html><h1>502 Bad Gateway</h1>"), RpcError::Transient(_)));
         assert!(matches!(classify(TransportErrorKind::custom_str("connection reset")), RpcError::Transient(_)));
         assert!(matches!(classify(TransportErrorKind::backend_gone()), RpcError::Transient(_)));
+        let of_range = classify_of_range(TransportErrorKind::backend_gone());
+        assert!(matches!(of_range, RpcError::Unclear { is_known: true, .. }), "by its answer, perhaps");
+        assert!(matches!(classify_of_range(TransportErrorKind::custom_str("reset")), RpcError::Transient(_)));
     }
 
     #[test]

@@ -8,34 +8,22 @@ use std::time::Duration;
 
 use alloy::{
     providers::{Provider, ProviderBuilder},
-    pubsub::{ConnectionHandle, PubSubConnect},
+    pubsub::PubSubConnect,
     rpc::client::RpcClient,
-    transports::{TransportErrorKind, TransportResult, ws::WsConnect},
+    transports::ws::WsConnect,
 };
 use futures_util::{StreamExt, stream, stream::BoxStream};
 use serde_json::value::RawValue;
-use tokio::{sync::broadcast::error::RecvError, time::timeout};
+use tokio::sync::broadcast::error::RecvError;
 
-use super::{RpcError, client::not_open_in_time, error::classify, masked::Keys, tap::Tape};
+use super::{
+    RpcError,
+    error::classify,
+    masked::Keys,
+    socket::{Once, in_time},
+    tap::Tape,
+};
 use crate::{config::SecretUrl, recording::Event};
-
-/// A connection that is not made again. alloy would make it once more even with no retries, and a node whose frames are
-/// refused would be asked for the next one for ever, behind a stream that stays open and says nothing.
-struct Once<C>(C);
-
-impl<C: PubSubConnect> PubSubConnect for Once<C> {
-    fn is_local(&self) -> bool {
-        self.0.is_local()
-    }
-
-    async fn connect(&self) -> TransportResult<ConnectionHandle> {
-        self.0.connect().await
-    }
-
-    async fn try_reconnect(&self) -> TransportResult<ConnectionHandle> {
-        Err(TransportErrorKind::non_retryable_str("the socket ended"))
-    }
-}
 
 /// A new socket with a subscription to `newHeads`. The stream ends when the socket does; the caller decides when to
 /// connect again.
@@ -60,12 +48,11 @@ pub(super) async fn signs(
         let signs = provider.subscribe::<_, Box<RawValue>>(("newHeads",)).await?.into_raw();
         Ok((provider, signs))
     };
-    let connected = timeout(limit, connecting).await;
     let told = |mut error| {
         keys.hide_in(&mut error);
         classify(error)
     };
-    let connected = connected.map_err(|_| not_open_in_time()).and_then(|connected| connected.map_err(told));
+    let connected = in_time(limit, connecting).await.and_then(|connected| connected.map_err(told));
     tape.note(|| connected.as_ref().map_or_else(|error| Event::Refused(error.to_string()), |_| Event::Opened));
     let (provider, signs) = connected?;
     // The provider travels with the stream: dropping it would close the socket.

@@ -38,6 +38,7 @@ mod readers;
 mod receipts;
 mod replies;
 mod route;
+mod socket;
 mod tap;
 mod transport;
 mod unknown;

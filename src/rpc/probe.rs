@@ -196,8 +196,12 @@ fn behind(head: &Header, newest: &Header) -> Option<(u64, u64)> {
 
 /// One endpoint while it is asked.
 struct Probe<'a> {
+    provider: &'a Provider,
+    budget: Arc<Budget>,
     survey: &'a Survey,
     node: Option<Node>,
+    /// Where there is no HTTP, and the socket is opened again after it ended.
+    socket: Option<&'a SecretUrl>,
     /// What it bears, learned as the listener learns it.
     caps: Caps,
     times: Vec<Duration>,
@@ -220,11 +224,13 @@ struct Receipt {
 }
 
 impl<'a> Probe<'a> {
-    async fn ask_all(provider: &Provider, survey: &'a Survey) -> (Self, Findings) {
+    async fn ask_all(provider: &'a Provider, survey: &'a Survey) -> (Self, Findings) {
         let caps = Caps::new(Bounds { blocks: survey.most_blocks, ..Bounds::default() });
-        let mut probe = Self { survey, node: None, caps, times: Vec::new(), requests: 0, throttled: 0 };
+        let budget = Arc::new(Budget::of(provider));
+        let (node, socket, times) = (None, None, Vec::new());
+        let mut probe = Self { provider, budget, survey, node, socket, caps, times, requests: 0, throttled: 0 };
         let mut found = Findings { endpoint: provider.name.clone(), ..Findings::default() };
-        let questions = timeout(ALL, probe.questions(provider, &mut found));
+        let questions = timeout(ALL, probe.questions(&mut found));
         let (asked, announced) = tokio::join!(questions, listen(provider, survey));
         match asked {
             Err(_) => found.suspect(format!("not all questions were answered within {} s", ALL.as_secs())),
@@ -241,11 +247,11 @@ impl<'a> Probe<'a> {
     /// # Errors
     ///
     /// Why the endpoint cannot be used.
-    async fn questions(&mut self, provider: &Provider, found: &mut Findings) -> Result<(), RpcError> {
-        let told = self.open(provider).await?;
+    async fn questions(&mut self, found: &mut Findings) -> Result<(), RpcError> {
+        let told = self.open().await?;
         found.chain_id = Some(told);
         if told != self.survey.chain_id {
-            let endpoint = provider.name.clone();
+            let endpoint = self.provider.name.clone();
             return Err(RpcError::WrongChain { endpoint, expected: self.survey.chain_id, told });
         }
         let head = self.header(At::Latest).await?;
@@ -264,30 +270,43 @@ impl<'a> Probe<'a> {
     }
 
     /// Opens the endpoint as the listener does, over HTTP where there is HTTP; its chain id.
-    async fn open(&mut self, provider: &Provider) -> Result<u64, RpcError> {
-        let (limits, budget) = (&self.survey.limits, Arc::new(Budget::of(provider)));
-        let twin = || provider.socket.as_ref().map(SecretUrl::http_twin);
-        let address = provider.http.clone().or_else(twin).ok_or_else(|| RpcError::Fatal("it has no address".into()))?;
-        self.node = Some(Node::http(&address, Tape::new(&provider.name, None), limits, Arc::clone(&budget))?);
+    async fn open(&mut self) -> Result<u64, RpcError> {
+        let Provider { name, http, socket, .. } = self.provider;
+        let twin = || socket.as_ref().map(SecretUrl::http_twin);
+        let address = http.clone().or_else(twin).ok_or_else(|| RpcError::Fatal("it has no address".into()))?;
+        let budget = Arc::clone(&self.budget);
+        self.node = Some(Node::http(&address, Tape::new(name, None), &self.survey.limits, budget)?);
         let told = self.ask(async |node| node.chain_id().await).await;
-        match (&provider.http, &provider.socket) {
+        match (http, socket) {
             (None, Some(socket)) if told.is_err() => {
-                self.node = Some(Node::socket(socket, Tape::new(&provider.name, None), limits, budget).await?);
+                self.node = Some(self.over(socket).await?);
+                self.socket = Some(socket);
                 self.ask(async |node| node.chain_id().await).await
             }
             _ => told,
         }
     }
 
+    async fn over(&self, socket: &SecretUrl) -> Result<Node, RpcError> {
+        let tape = Tape::new(&self.provider.name, None);
+        Node::socket(socket, tape, &self.survey.limits, Arc::clone(&self.budget)).await
+    }
+
     /// Puts a question, again where the endpoint asks for patience.
     async fn ask<R>(&mut self, question: impl AsyncFn(&Node) -> Result<R, RpcError>) -> Result<R, RpcError> {
-        let Some(node) = &self.node else { return Err(RpcError::Transient("it was not opened".into())) };
         let (mut again, longest) = PATIENCE;
         loop {
+            let Some(node) = &self.node else { return Err(RpcError::Transient("it was not opened".into())) };
             let begun = Instant::now();
             self.requests += 1;
             let answer = question(node).await;
             self.times.push(begun.elapsed());
+            // An answer that is more than a socket takes ends it.
+            if let Some(socket) = self.socket.filter(|_| answer.as_ref().is_err_and(RpcError::is_failure))
+                && let Ok(node) = self.over(socket).await
+            {
+                self.node = Some(node);
+            }
             match answer {
                 Err(RpcError::Throttled { retry_after, .. }) if again > 0 => {
                     self.throttled += 1;

@@ -262,14 +262,18 @@ impl Listener {
         Some((answer.status().as_u16(), answer.text().await.ok()?))
     }
 
-    /// `/health`, once it answers.
+    /// `/health`, once it answers, as it should within a minute of its start.
     pub async fn health(&self) -> Value {
-        let mut body = None;
-        while body.is_none() {
-            body = self.get("/health").await;
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        serde_json::from_str(&body.unwrap().1).unwrap()
+        let answered = async {
+            loop {
+                if let Some((_, body)) = self.get("/health").await {
+                    return body;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let body = timeout(Duration::from_mins(1), answered).await;
+        serde_json::from_str(&body.unwrap_or_else(|_| panic!("/health does not answer\n{}", self.log()))).unwrap()
     }
 
     /// Waits until `/readyz` answers with this status.
