@@ -88,8 +88,9 @@ doc: ## build the documentation, warnings as errors
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --locked --no-deps --document-private-items
 
 .PHONY: deny
-deny: $(cargo_deny) ## dependencies: bans, licences, sources
+deny: $(cargo_deny) ## dependencies: bans, licences, sources, and that the fuzz targets' lock file has them all
 	$(cargo_deny) --locked check --hide-inclusion-graph bans licenses sources
+	@cargo metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml > /dev/null
 
 # One target after the other; what they find new is kept beside what they build, and a failing input with it.
 .PHONY: fuzz

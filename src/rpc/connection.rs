@@ -101,12 +101,12 @@ impl Connection {
         self.node_now().ok_or_else(|| RpcError::Transient("it is not connected".to_owned()))
     }
 
-    /// Asks the node for its chain again, where there is a connection. A socket that ended and a twin that is gone are given
-    /// up: whatever stands there now is connected anew.
+    /// Asks the node for its chain again, where there is a connection. A socket that ended and a twin that is gone, or of
+    /// another chain by now, are given up: whatever stands there is connected anew.
     async fn verify(&self, way: Way<'_>) -> Result<(), RpcError> {
         let Some(node) = self.node_now() else { return Ok(()) };
-        match node.chain_id().await {
-            Ok(told) => way.judge(told),
+        match node.chain_id().await.and_then(|told| way.judge(told)) {
+            Ok(()) => Ok(()),
             Err(error) if way.provider.http.is_some() || matches!(error, RpcError::Throttled { .. }) => Err(error),
             Err(_) => {
                 self.line().take_if(|line| Arc::ptr_eq(&line.node, &node));
