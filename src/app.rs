@@ -172,11 +172,7 @@ async fn listen(
     keepers: &mut Keepers,
 ) -> Result<(), Failure> {
     let Wired { context, directory, learned, recorder } = wired;
-    tokio::select! {
-        () = wait_for_tokens(&context, &stop) => {}
-        // However long that takes, none of them ends unseen.
-        died = death(keepers) => return Err(died),
-    }
+    wait_for_tokens(&context, &stop, keepers).await?;
     announce(settings, &context);
     keepers.spawn(keeping("the summary", summarise(context.vitals.clone(), options.summary_every)));
     let stop = stop.child_token();
@@ -375,7 +371,7 @@ fn filters(
 }
 
 /// Nothing is delivered before the first list is there (contract §6).
-async fn wait_for_tokens(context: &Context, stop: &CancellationToken) {
+async fn wait_for_tokens(context: &Context, stop: &CancellationToken, keepers: &mut Keepers) -> Result<(), Failure> {
     let mut lists = context.filters.tokens();
     if matches!(*lists.borrow(), Tokens::Waiting) {
         info!("waiting for the token list");
@@ -383,9 +379,10 @@ async fn wait_for_tokens(context: &Context, stop: &CancellationToken) {
     let known = lists.wait_for(|tokens| !matches!(tokens, Tokens::Waiting));
     tokio::select! {
         biased;
-        () = stop.cancelled() => {}
+        () = stop.cancelled() => Ok(()),
+        died = death(keepers) => Err(died),
         // An error says that the refresh ended, which is seen as any task's death is.
-        _ = beating(&context.vitals, known) => {}
+        _ = beating(&context.vitals, known) => Ok(()),
     }
 }
 
