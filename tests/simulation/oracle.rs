@@ -120,6 +120,8 @@ impl Oracle {
             self.rewound.entry(block.hash).or_default().insert(epoch);
             if let Some(hashes) = self.committed.get_mut(&block.number) {
                 hashes.remove(&block.hash);
+                // It may stand there by a fail-over's word, which took back that it was taken back.
+                hashes.remove(&B256::ZERO);
             }
         }
         self.watermark = self.watermark.min(watermark);
